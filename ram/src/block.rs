@@ -1,0 +1,319 @@
+//! A named piece of guest RAM.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use paguro_sys::{Advice, HUGE_PAGE_BYTES, MapError, Mapping, page_size};
+
+/// What is behind a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Private anonymous memory.
+    Anonymous,
+    /// A memfd (or tmpfs file), mapped shared.
+    Memfd,
+    /// A private mapping of a file: pages that were not written are the file's.
+    PrivateFile,
+}
+
+/// Which pages a block wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// The host's base pages.
+    Small,
+    /// Base pages that the kernel may join into huge ones.
+    Thp,
+    /// 2 MiB pages of hugetlbfs.
+    Huge,
+}
+
+/// A block could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RamError {
+    /// The host has no memory like that.
+    #[error("no memory for RAM block {id}")]
+    Map {
+        /// The block.
+        id: String,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// The host makes no memfd.
+    #[error("no memfd of {bytes} bytes for RAM block {id}")]
+    Memfd {
+        /// The block.
+        id: String,
+        /// Its length.
+        bytes: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The caller asked for a length that no block can have.
+    #[error("RAM block {id}: used length {used} is not within its maximum {max}")]
+    Length {
+        /// The block.
+        id: String,
+        /// Asked for, bytes.
+        used: usize,
+        /// Its maximum, bytes.
+        max: usize,
+    },
+}
+
+/// What a new block shall be.
+#[derive(Clone, Debug)]
+pub struct BlockConfig {
+    /// Its name in streams and files.
+    pub id: String,
+    /// Guest-physical address of its first byte.
+    pub guest_address: u64,
+    /// Bytes; a multiple of the page size.
+    pub bytes: usize,
+    /// What is behind it ([`Backing::PrivateFile`] is made by [`RamBlock::of_file`]).
+    pub backing: Backing,
+    /// Which pages.
+    pub pages: PageKind,
+}
+
+/// A named piece of guest RAM. Its maximum length is that of its mapping; its used length may
+/// change below that.
+#[derive(Debug)]
+pub struct RamBlock {
+    id: String,
+    guest_address: u64,
+    mapping: Arc<Mapping>,
+    used_bytes: AtomicUsize,
+    backing: Backing,
+    pages: PageKind,
+    file: Option<OwnedFd>,
+    read_only: bool,
+}
+
+impl RamBlock {
+    /// Makes fresh memory: all zero, nothing present.
+    ///
+    /// # Errors
+    ///
+    /// [`RamError::Map`] and [`RamError::Memfd`]: the host has no such memory.
+    pub fn new(config: BlockConfig) -> Result<Self, RamError> {
+        let BlockConfig {
+            id,
+            guest_address,
+            bytes,
+            backing,
+            pages,
+        } = config;
+        let huge = pages == PageKind::Huge;
+        let map = |source| RamError::Map {
+            id: id.clone(),
+            source,
+        };
+        let (mapping, file) = match backing {
+            Backing::Memfd => {
+                let file = memfd(&id, bytes, huge).map_err(|source| RamError::Memfd {
+                    id: id.clone(),
+                    bytes,
+                    source,
+                })?;
+                (
+                    Mapping::shared(file.as_fd(), bytes, huge).map_err(map)?,
+                    Some(file),
+                )
+            }
+            _ => (Mapping::anonymous(bytes, huge).map_err(map)?, None),
+        };
+        // A kernel without huge pages refuses the advice, and there is nothing to lose by it.
+        let advice = match pages {
+            PageKind::Thp => Some(Advice::Huge),
+            PageKind::Small => Some(Advice::NoHuge),
+            PageKind::Huge => None,
+        };
+        if let Some(advice) = advice
+            && let Err(error) = mapping.advise(0, bytes, advice)
+        {
+            tracing::debug!(block = %id, %error, "page size advice has no effect");
+        }
+        Ok(Self {
+            id,
+            guest_address,
+            mapping: Arc::new(mapping),
+            used_bytes: AtomicUsize::new(bytes),
+            backing: if file.is_some() {
+                Backing::Memfd
+            } else {
+                Backing::Anonymous
+            },
+            pages,
+            file,
+            read_only: false,
+        })
+    }
+
+    /// A private mapping of `bytes` bytes of `file` at `offset`: reads come from the file as they
+    /// are needed, writes stay here.
+    ///
+    /// # Errors
+    ///
+    /// [`RamError::Map`].
+    pub fn of_file(
+        id: &str,
+        guest_address: u64,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<Self, RamError> {
+        let mapping =
+            Mapping::private_file(file, offset, bytes).map_err(|source| RamError::Map {
+                id: id.to_owned(),
+                source,
+            })?;
+        Ok(Self::adopt(
+            id,
+            guest_address,
+            Arc::new(mapping),
+            Backing::PrivateFile,
+        ))
+    }
+
+    /// A block over memory that somebody else made.
+    pub fn adopt(id: &str, guest_address: u64, mapping: Arc<Mapping>, backing: Backing) -> Self {
+        let pages = if mapping.page_bytes() > page_size() {
+            PageKind::Huge
+        } else {
+            PageKind::Small
+        };
+        Self {
+            id: id.to_owned(),
+            guest_address,
+            used_bytes: AtomicUsize::new(mapping.len()),
+            mapping,
+            backing,
+            pages,
+            file: None,
+            read_only: false,
+        }
+    }
+
+    /// The same block with the file behind its shared mapping (for [`Backing::Memfd`]).
+    pub fn with_file(mut self, file: OwnedFd) -> Self {
+        self.file = Some(file);
+        self
+    }
+
+    /// The same block, which the guest cannot write: never populated, armed, or registered.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Guest-physical address of its first byte.
+    pub fn guest_address(&self) -> u64 {
+        self.guest_address
+    }
+
+    /// The memory.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// What is behind it.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Which pages it wants.
+    pub fn page_kind(&self) -> PageKind {
+        self.pages
+    }
+
+    /// The file behind a shared mapping.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the guest cannot write it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Bytes in use now.
+    pub fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Ordering::Acquire)
+    }
+
+    /// Bytes it may grow to.
+    pub fn max_bytes(&self) -> usize {
+        self.mapping.len()
+    }
+
+    /// Changes the used length.
+    ///
+    /// # Errors
+    ///
+    /// [`RamError::Length`]: not a multiple of the page size, or more than the maximum.
+    pub fn resize(&self, used: usize) -> Result<(), RamError> {
+        if used > self.max_bytes() || !used.is_multiple_of(self.mapping.page_bytes()) {
+            return Err(RamError::Length {
+                id: self.id.clone(),
+                used,
+                max: self.max_bytes(),
+            });
+        }
+        self.used_bytes.store(used, Ordering::Release);
+        Ok(())
+    }
+
+    /// Pages in use now.
+    pub fn pages(&self) -> usize {
+        self.used_bytes() / page_size()
+    }
+
+    /// Pages it may grow to: the size of its sets.
+    pub fn max_pages(&self) -> usize {
+        self.max_bytes() / page_size()
+    }
+
+    /// Pages that can only be protected or placed together: 1, or 512 on hugetlbfs.
+    pub fn unit_pages(&self) -> usize {
+        self.mapping.page_bytes() / page_size()
+    }
+
+    /// Bytes of a range of pages.
+    pub fn bytes_of(&self, pages: &Range<usize>) -> Range<usize> {
+        pages.start * page_size()..pages.end * page_size()
+    }
+
+    /// Host virtual addresses of a range of pages.
+    pub fn addresses_of(&self, pages: &Range<usize>) -> Range<usize> {
+        let bytes = self.bytes_of(pages);
+        self.mapping.range(bytes.start, bytes.len())
+    }
+
+    /// Whether it can be frozen by write-protection: a private file mapping cannot (the kernel
+    /// protects anonymous and shared memory only).
+    pub fn can_be_protected(&self) -> bool {
+        self.backing != Backing::PrivateFile
+    }
+}
+
+fn memfd(id: &str, bytes: usize, huge: bool) -> std::io::Result<OwnedFd> {
+    use rustix::fs::MemfdFlags;
+    let mut flags = MemfdFlags::CLOEXEC;
+    if huge {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = rustix::fs::memfd_create(id, flags)?;
+    debug_assert!(!huge || bytes.is_multiple_of(HUGE_PAGE_BYTES));
+    rustix::fs::ftruncate(&file, bytes as u64)?;
+    Ok(file)
+}

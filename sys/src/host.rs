@@ -1,0 +1,153 @@
+//! What the kernel of this host can do, probed once.
+
+use std::os::fd::AsFd;
+
+use crate::uffd::{Features, Uffd, UffdError};
+use crate::{Advice, Mapping, page_size, presence};
+
+/// Fallbacks to take although the kernel could do better: each makes a test on a new kernel run
+/// the path of an old one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fallbacks {
+    /// As if absent anonymous pages could not be protected (before Linux 6.4): populate them.
+    pub no_wp_unpopulated: bool,
+    /// As if `PAGEMAP_SCAN` were missing (before Linux 6.7): read `/proc/self/pagemap`.
+    pub no_pagemap_scan: bool,
+    /// As if `MADV_POPULATE_READ` were missing (before Linux 5.14): read a byte a page.
+    pub no_populate_read: bool,
+    /// As if only faults in user mode could be handled (no privileges).
+    pub user_mode_only: bool,
+    /// As if there were no userfaultfd at all.
+    pub no_userfaultfd: bool,
+}
+
+/// A name, and what it switches.
+pub type Named = (&'static str, fn(&mut Fallbacks));
+
+impl Fallbacks {
+    /// The names under which a program offers them, with what each does.
+    pub const NAMES: [Named; 5] = [
+        ("no-wp-unpopulated", |f| f.no_wp_unpopulated = true),
+        ("no-pagemap-scan", |f| f.no_pagemap_scan = true),
+        ("no-populate-read", |f| f.no_populate_read = true),
+        ("user-mode-only", |f| f.user_mode_only = true),
+        ("no-userfaultfd", |f| f.no_userfaultfd = true),
+    ];
+
+    /// Forces the fallback of that name; false if there is none.
+    pub fn force(&mut self, name: &str) -> bool {
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        if let Some((_, set)) = found {
+            set(self);
+        }
+        found.is_some()
+    }
+}
+
+/// How much of userfaultfd this process may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Userfault {
+    /// Nothing: not in this kernel, or not allowed.
+    None,
+    /// Only faults taken in user mode: enough for threads, not for KVM or read(2).
+    UserMode,
+    /// All.
+    Full,
+}
+
+/// What this host can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// How much of userfaultfd may be used.
+    pub userfault: Userfault,
+    /// Its features.
+    pub features: Features,
+    /// Whether `PAGEMAP_SCAN` works.
+    pub pagemap_scan: bool,
+    /// Whether `MADV_POPULATE_READ` works.
+    pub populate_read: bool,
+    /// Whether pages may be swapped out: then a page that looks swapped may hold content.
+    pub swap: bool,
+}
+
+impl Host {
+    /// Asks the kernel, then forgets what `forced` denies.
+    pub fn probe(forced: &Fallbacks) -> Self {
+        let (userfault, features) = match Uffd::supported(forced.user_mode_only) {
+            _ if forced.no_userfaultfd => (Userfault::None, Features::default()),
+            Ok((features, true)) => (Userfault::UserMode, features),
+            Ok((features, false)) => (Userfault::Full, features),
+            Err(error) => {
+                tracing::debug!(%error, "no userfaultfd");
+                (Userfault::None, Features::default())
+            }
+        };
+        let denied = if forced.no_wp_unpopulated {
+            Features::WP_UNPOPULATED
+        } else {
+            Features::default()
+        };
+        let page = Mapping::anonymous(page_size(), false).ok();
+        let host = Self {
+            userfault,
+            features: features.without(denied),
+            pagemap_scan: !forced.no_pagemap_scan
+                && page.as_ref().is_some_and(presence::has_pagemap_scan),
+            populate_read: !forced.no_populate_read
+                && page
+                    .as_ref()
+                    .is_some_and(|page| page.advise(0, page.len(), Advice::PopulateRead).is_ok()),
+            swap: has_swap(),
+        };
+        tracing::debug!(?host, "probed");
+        host
+    }
+
+    /// Whether anonymous memory can be frozen.
+    pub fn can_freeze(&self) -> bool {
+        self.userfault != Userfault::None && self.features.has(Features::WP)
+    }
+
+    /// Whether shared memory (memfd, hugetlbfs) can be frozen.
+    pub fn can_freeze_shared(&self) -> bool {
+        self.can_freeze() && self.features.has(Features::WP_SHARED)
+    }
+
+    /// Opens a userfaultfd with all that the engine uses of what is there.
+    ///
+    /// # Errors
+    ///
+    /// [`UffdError::Denied`] without the right to.
+    pub fn open_uffd(&self) -> Result<Uffd, UffdError> {
+        let wanted = Features::WP
+            .and(Features::WP_SHARED)
+            .and(Features::WP_UNPOPULATED)
+            .and(Features::MISSING_HUGETLB)
+            .and(Features::MISSING_SHARED)
+            .and(Features::EVENT_REMOVE);
+        if self.userfault == Userfault::None {
+            return Err(UffdError::Denied(rustix::io::Errno::PERM));
+        }
+        Uffd::open(
+            wanted.common(self.features),
+            self.userfault == Userfault::UserMode,
+        )
+    }
+}
+
+/// Whether any swap is in use. Unreadable counts as yes: the careful answer.
+fn has_swap() -> bool {
+    let Ok(file) = rustix::fs::open(
+        "/proc/swaps",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    ) else {
+        return true;
+    };
+    let mut text = [0u8; 4096];
+    match rustix::io::read(file.as_fd(), &mut text) {
+        // One line is the heading.
+        Ok(len) => text[..len].iter().filter(|&&byte| byte == b'\n').count() > 1,
+        Err(_) => true,
+    }
+}

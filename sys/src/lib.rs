@@ -1,0 +1,37 @@
+//! The one room with `unsafe`: what the engine asks of the kernel, as safe types.
+//!
+//! Three things live here and nowhere else in the engine: the *mappings* that back guest RAM
+//! ([`Mapping`]), the *userfaultfd* that watches them ([`Uffd`]), and the *queries* that tell
+//! which pages exist ([`presence`]). Every other crate above this one forbids `unsafe`.
+//!
+//! What the kernel of this host can do is probed once ([`Host::probe`]) and then only looked up.
+//! Every fallback can be forced through [`Fallbacks`], so that a test on a new kernel runs the
+//! path of an old one. Nothing here reads the environment: the program fills [`Fallbacks`].
+//!
+//! Memory of a running guest is not memory in the sense of the language: other CPUs change it at
+//! any time. It is therefore only ever touched through raw copies ([`Mapping::copy_out`],
+//! [`Mapping::is_zero`]), never through a reference.
+
+mod arena;
+mod bus_error;
+mod host;
+mod mapping;
+mod memory;
+pub mod presence;
+mod thread;
+mod uffd;
+
+pub use arena::Unit;
+pub use bus_error::{BusErrors, catch_bus_errors};
+pub use host::{Fallbacks, Host, Named, Userfault};
+pub use mapping::{Advice, MapError, Mapping};
+pub use thread::{boost_timer, lower_priority, raise_priority};
+pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
+
+/// Bytes in a page of this host (4096 on x86-64), asked once.
+pub fn page_size() -> usize {
+    rustix::param::page_size()
+}
+
+/// Bytes in a huge page as far as this engine uses them: 2 MiB.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;

@@ -1,0 +1,247 @@
+//! Which pages of a mapping exist.
+//!
+//! A page that is absent is zero by definition and must not be read: reading makes it resident.
+//! Each kind of memory is asked in its own way, and only *before* it is write-protected: a
+//! protected absent page leaves a marker that looks like a swapped page.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use linux_raw_sys::general as raw;
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, ioctl};
+
+use crate::{Host, Mapping, page_size};
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`. Not in linux-raw-sys.
+const PAGEMAP_SCAN: Opcode = 0xC060_6610;
+const _: () = assert!(size_of::<raw::pm_scan_arg>() == 0x60);
+
+/// Which pages count as existing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// In memory, or swapped out (or, after protecting, marked).
+    PresentOrSwapped,
+    /// In memory.
+    Present,
+}
+
+/// A view of this process' page tables.
+#[derive(Debug)]
+pub struct Pagemap {
+    file: File,
+    scan: bool,
+}
+
+impl Pagemap {
+    /// Opens it; by `PAGEMAP_SCAN` where the host has it, else entry by entry.
+    ///
+    /// # Errors
+    ///
+    /// The host's: `/proc` is not mounted.
+    pub fn open(host: &Host) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open("/proc/self/pagemap")?,
+            scan: host.pagemap_scan,
+        })
+    }
+
+    /// Calls `found` with the byte ranges (offsets in the mapping, ascending) whose pages exist in
+    /// this process' page tables. Right for anonymous memory; for shared memory a page may be in
+    /// the file and not here.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn scan(
+        &self,
+        mapping: &Mapping,
+        part: Range<usize>,
+        which: Which,
+        mut found: impl FnMut(Range<usize>),
+    ) -> io::Result<()> {
+        let range = mapping.range(part.start, part.len());
+        let base = mapping.addr();
+        let mut found = |start: usize, end: usize| found(start - base..end - base);
+        if self.scan {
+            scan(self.file.as_fd(), range, which, &mut found)
+        } else {
+            self.read_entries(range, which, &mut found)
+        }
+    }
+
+    fn read_entries(
+        &self,
+        range: Range<usize>,
+        which: Which,
+        found: &mut dyn FnMut(usize, usize),
+    ) -> io::Result<()> {
+        let wanted = match which {
+            Which::PresentOrSwapped => 3u64 << 62,
+            Which::Present => 1u64 << 63,
+        };
+        let page = page_size();
+        let mut bytes = [0u8; 4096];
+        let mut at = range.start;
+        while at < range.end {
+            let pages = ((range.end - at) / page).min(bytes.len() / 8);
+            self.file
+                .read_exact_at(&mut bytes[..pages * 8], (at / page * 8) as u64)?;
+            let mut run = None;
+            for (index, entry) in bytes[..pages * 8].chunks_exact(8).enumerate() {
+                let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
+                let here = at + index * page;
+                match (entry & wanted != 0, run) {
+                    (true, None) => run = Some(here),
+                    (false, Some(start)) => {
+                        found(start, here);
+                        run = None;
+                    }
+                    _ => {}
+                }
+            }
+            at += pages * page;
+            if let Some(start) = run {
+                found(start, at);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn scan(
+    pagemap: BorrowedFd<'_>,
+    range: Range<usize>,
+    which: Which,
+    found: &mut dyn FnMut(usize, usize),
+) -> io::Result<()> {
+    const REGIONS: usize = 256;
+    let mask = match which {
+        Which::PresentOrSwapped => raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED,
+        Which::Present => raw::PAGE_IS_PRESENT,
+    };
+    let mut regions = [raw::page_region {
+        start: 0,
+        end: 0,
+        categories: 0,
+    }; REGIONS];
+    let mut start = range.start as u64;
+    while start < range.end as u64 {
+        let mut arg = raw::pm_scan_arg {
+            size: size_of::<raw::pm_scan_arg>() as u64,
+            flags: 0,
+            start,
+            end: range.end as u64,
+            walk_end: 0,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: REGIONS as u64,
+            max_pages: 0,
+            category_inverted: 0,
+            category_mask: 0,
+            category_anyof_mask: u64::from(mask),
+            // Nothing but the fact is asked for, so that neighbours join into one region.
+            return_mask: u64::from(raw::PAGE_IS_PRESENT & mask),
+        };
+        // SAFETY: the kernel reads and writes one `pm_scan_arg` and at most `vec_len` regions at
+        // `vec`, which outlive the call.
+        let filled = unsafe { ioctl(pagemap, CountingScan(Updater::new(&mut arg)))? };
+        for region in &regions[..filled] {
+            found(region.start as usize, region.end as usize);
+        }
+        if arg.walk_end <= start {
+            return Err(Errno::IO.into());
+        }
+        start = arg.walk_end;
+    }
+    Ok(())
+}
+
+/// `Updater` drops the number that the ioctl returns; this keeps it.
+struct CountingScan<'a>(Updater<'a, PAGEMAP_SCAN, raw::pm_scan_arg>);
+
+// SAFETY: all is delegated to `Updater`, which passes a pointer to a live `pm_scan_arg`; only the
+// return value, a count of regions bounded by `vec_len`, is read in addition.
+unsafe impl rustix::ioctl::Ioctl for CountingScan<'_> {
+    type Output = usize;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.0.opcode()
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        self.0.as_ptr()
+    }
+
+    unsafe fn output_from_ptr(
+        out: rustix::ioctl::IoctlOutput,
+        _: *mut std::ffi::c_void,
+    ) -> rustix::io::Result<usize> {
+        Ok(out as usize)
+    }
+}
+
+pub(crate) fn has_pagemap_scan(page: &Mapping) -> bool {
+    File::open("/proc/self/pagemap").is_ok_and(|file| {
+        let range = page.range(0, page.len());
+        scan(file.as_fd(), range, Which::Present, &mut |_, _| {}).is_ok()
+    })
+}
+
+/// Calls `found` with the byte ranges of a file (memfd, tmpfs, a sparse file) that hold data.
+///
+/// # Errors
+///
+/// The file's.
+pub fn file_data(
+    file: BorrowedFd<'_>,
+    part: Range<u64>,
+    mut found: impl FnMut(Range<u64>),
+) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    let mut at = part.start;
+    while at < part.end {
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // No data behind `at`.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        if data >= part.end {
+            break;
+        }
+        let hole = seek(file, SeekFrom::Hole(data))?.min(part.end);
+        found(data..hole);
+        at = hole;
+    }
+    Ok(())
+}
+
+/// Calls `found` with the byte ranges of a hugetlbfs mapping that are present here.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn hugetlb(
+    mapping: &Mapping,
+    part: Range<usize>,
+    mut found: impl FnMut(Range<usize>),
+) -> io::Result<()> {
+    let huge = mapping.page_bytes();
+    for start in part.clone().step_by(huge) {
+        let range = mapping.range(start, huge);
+        let mut one = 0u8;
+        // SAFETY: asks about one page of a live mapping and writes one byte.
+        let done = unsafe { libc::mincore(range.start as *mut _, page_size(), &mut one) };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if one & 1 != 0 {
+            found(start..start + huge);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,438 @@
+//! userfaultfd(2), as the kernel has it.
+//!
+//! This is a thin layer: one method an ioctl, kernel answers turned into meaning. Policy (which
+//! answer is success, who waits) belongs to the crate `faults`. See the kernel's
+//! `Documentation/admin-guide/mm/userfaultfd.rst`.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use linux_raw_sys::general as raw;
+use linux_raw_sys::ioctl as op;
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, ioctl};
+
+/// Protect (1) or release (0) in `UFFDIO_WRITEPROTECT`. Not in linux-raw-sys.
+const WRITEPROTECT_MODE_WP: u64 = 1;
+/// Place protected, in `UFFDIO_CONTINUE`.
+const CONTINUE_MODE_WP: u64 = 2;
+
+const _: () = assert!(size_of::<raw::uffd_msg>() == 32);
+const _: () = assert!(size_of::<raw::uffdio_copy>() == 40);
+
+/// Optional abilities of a userfaultfd, as bits of `UFFD_FEATURE_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// Write-protect faults on anonymous memory.
+    pub const WP: Self = Self(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64);
+    /// Write-protect on hugetlbfs and shared memory.
+    pub const WP_SHARED: Self = Self(raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64);
+    /// Absent anonymous pages can be protected too.
+    pub const WP_UNPOPULATED: Self = Self(raw::UFFD_FEATURE_WP_UNPOPULATED as u64);
+    /// Missing faults on hugetlbfs.
+    pub const MISSING_HUGETLB: Self = Self(raw::UFFD_FEATURE_MISSING_HUGETLBFS as u64);
+    /// Missing faults on shared memory.
+    pub const MISSING_SHARED: Self = Self(raw::UFFD_FEATURE_MISSING_SHMEM as u64);
+    /// An event when a part is given back by `madvise`.
+    pub const EVENT_REMOVE: Self = Self(raw::UFFD_FEATURE_EVENT_REMOVE as u64);
+    /// The thread id of who faulted.
+    pub const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
+
+    /// Whether all of `other` is in it.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both.
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What both have.
+    pub fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// All of it but `other`.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// What a range is registered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterMode {
+    /// Faults on absent pages.
+    Missing,
+    /// Faults on protected pages.
+    WriteProtect,
+    /// Both.
+    Both,
+}
+
+/// What kind of fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The page is absent.
+    Missing,
+    /// The page is in the page cache but not mapped.
+    Minor,
+    /// The page is protected and somebody wants to write.
+    WriteProtect,
+}
+
+/// A thread waits on an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The host virtual address, aligned to the page.
+    pub address: usize,
+    /// What is in the way.
+    pub kind: FaultKind,
+    /// Whether the access is a write.
+    pub write: bool,
+}
+
+/// What a userfaultfd reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A thread waits.
+    Fault(Fault),
+    /// A part was given back (`MADV_DONTNEED`, `MADV_REMOVE`).
+    Removed {
+        /// First host virtual address.
+        start: usize,
+        /// The one after the last.
+        end: usize,
+    },
+    /// Something this engine did not ask for.
+    Other(u8),
+}
+
+/// The kernel's answer, as meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UffdError {
+    /// Unread events or a changing address space are in the way: drain them and try again.
+    #[error("the address space is changing: try again")]
+    Again,
+    /// Something is there already.
+    #[error("the page is there already")]
+    Exists,
+    /// The range is not (or no more) registered, or not mapped.
+    #[error("the range is not registered any more")]
+    Gone,
+    /// The process whose memory this is has ended.
+    #[error("the process has ended")]
+    Ended,
+    /// Another userfaultfd watches this mapping.
+    #[error("another userfaultfd watches this memory")]
+    Busy,
+    /// The right is missing.
+    #[error("not allowed: {0}")]
+    Denied(Errno),
+    /// Something else.
+    #[error("{call} failed: {errno}")]
+    Other {
+        /// The ioctl.
+        call: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+impl UffdError {
+    fn of(call: &'static str, errno: Errno) -> Self {
+        match errno {
+            Errno::AGAIN => Self::Again,
+            Errno::EXIST => Self::Exists,
+            Errno::NOENT | Errno::FAULT => Self::Gone,
+            Errno::SRCH => Self::Ended,
+            Errno::BUSY => Self::Busy,
+            Errno::PERM | Errno::ACCESS => Self::Denied(errno),
+            errno => Self::Other { call, errno },
+        }
+    }
+}
+
+/// A userfaultfd. Non-blocking and close-on-exec.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+    features: Features,
+    user_mode_only: bool,
+}
+
+impl Uffd {
+    /// Opens one through `/dev/userfaultfd`, then the system call, then (only faults taken in user
+    /// mode) the unprivileged form, and asks for no features: only [`Uffd::supported`] is of use
+    /// on the result. With `user_mode_only` the last form is used at once.
+    fn open_raw(user_mode_only: bool) -> Result<(OwnedFd, bool), UffdError> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        if !user_mode_only {
+            if let Some(fd) = open_device(flags) {
+                return Ok((fd, false));
+            }
+            if let Ok(fd) = open_syscall(flags) {
+                return Ok((fd, false));
+            }
+        }
+        open_syscall(flags | raw::UFFD_USER_MODE_ONLY as i32)
+            .map(|fd| (fd, true))
+            .map_err(|errno| UffdError::of("userfaultfd", errno))
+    }
+
+    /// Which features this kernel has, and whether only faults in user mode can be handled.
+    pub(crate) fn supported(user_mode_only: bool) -> Result<(Features, bool), UffdError> {
+        let (fd, user_mode_only) = Self::open_raw(user_mode_only)?;
+        let features = handshake(fd.as_fd(), Features::default())?;
+        Ok((features, user_mode_only))
+    }
+
+    /// Opens one with exactly these features (ask [`crate::Host`] which there are).
+    ///
+    /// # Errors
+    ///
+    /// [`UffdError::Denied`] without the right, `Other(EINVAL)` for a feature that is not there.
+    pub fn open(features: Features, user_mode_only: bool) -> Result<Self, UffdError> {
+        let (fd, user_mode_only) = Self::open_raw(user_mode_only)?;
+        handshake(fd.as_fd(), features)?;
+        Ok(Self {
+            fd,
+            features,
+            user_mode_only,
+        })
+    }
+
+    /// The features it was opened with.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Whether faults taken inside the kernel (KVM, read(2)) are *not* delivered.
+    pub fn is_user_mode_only(&self) -> bool {
+        self.user_mode_only
+    }
+
+    /// Registers a page-aligned range. Modes add up over calls.
+    pub fn register(&self, range: Range<usize>, mode: RegisterMode) -> Result<(), UffdError> {
+        let mode = match mode {
+            RegisterMode::Missing => raw::UFFDIO_REGISTER_MODE_MISSING,
+            RegisterMode::WriteProtect => raw::UFFDIO_REGISTER_MODE_WP,
+            RegisterMode::Both => raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_WP,
+        };
+        let mut arg = raw::uffdio_register {
+            range: raw_range(range),
+            mode: u64::from(mode),
+            ioctls: 0,
+        };
+        self.call::<{ op::UFFDIO_REGISTER as Opcode }, _>("UFFDIO_REGISTER", &mut arg)
+    }
+
+    /// Unregisters a range, whatever of it is still registered, and wakes who waits in it.
+    pub fn unregister(&self, range: Range<usize>) -> Result<(), UffdError> {
+        let mut arg = raw_range(range);
+        self.call::<{ op::UFFDIO_UNREGISTER as Opcode }, _>("UFFDIO_UNREGISTER", &mut arg)
+    }
+
+    /// Protects a registered range against writing.
+    pub fn protect(&self, range: Range<usize>) -> Result<(), UffdError> {
+        self.write_protect(range, WRITEPROTECT_MODE_WP)
+    }
+
+    /// Takes the protection away and wakes who waits in the range.
+    pub fn release(&self, range: Range<usize>) -> Result<(), UffdError> {
+        self.write_protect(range, 0)
+    }
+
+    fn write_protect(&self, range: Range<usize>, mode: u64) -> Result<(), UffdError> {
+        let mut arg = raw::uffdio_writeprotect {
+            range: raw_range(range),
+            mode,
+        };
+        self.call::<{ op::UFFDIO_WRITEPROTECT as Opcode }, _>("UFFDIO_WRITEPROTECT", &mut arg)
+    }
+
+    /// Places `content` on an absent range at `to` and wakes who waits there; with `protected`,
+    /// write-protected from its first moment. Returns the bytes placed before an error, with it.
+    pub fn copy(&self, to: usize, content: &[u8], protected: bool) -> Placed {
+        let mut arg = raw::uffdio_copy {
+            dst: to as u64,
+            src: content.as_ptr() as u64,
+            len: content.len() as u64,
+            mode: if protected {
+                u64::from(raw::UFFDIO_COPY_MODE_WP)
+            } else {
+                0
+            },
+            copy: 0,
+        };
+        let answer = self.call::<{ op::UFFDIO_COPY as Opcode }, _>("UFFDIO_COPY", &mut arg);
+        Placed {
+            bytes: arg.copy.max(0) as usize,
+            answer,
+        }
+    }
+
+    /// Places zeros on an absent range, unprotected.
+    pub fn zero(&self, range: Range<usize>) -> Placed {
+        let mut arg = raw::uffdio_zeropage {
+            range: raw_range(range),
+            mode: 0,
+            zeropage: 0,
+        };
+        let answer = self.call::<{ op::UFFDIO_ZEROPAGE as Opcode }, _>("UFFDIO_ZEROPAGE", &mut arg);
+        Placed {
+            bytes: arg.zeropage.max(0) as usize,
+            answer,
+        }
+    }
+
+    /// Maps what is in the page cache already.
+    pub fn map_cached(&self, range: Range<usize>, protected: bool) -> Placed {
+        let mut arg = raw::uffdio_continue {
+            range: raw_range(range),
+            mode: if protected { CONTINUE_MODE_WP } else { 0 },
+            mapped: 0,
+        };
+        let answer = self.call::<{ op::UFFDIO_CONTINUE as Opcode }, _>("UFFDIO_CONTINUE", &mut arg);
+        Placed {
+            bytes: arg.mapped.max(0) as usize,
+            answer,
+        }
+    }
+
+    /// Wakes who waits in the range; they look again.
+    pub fn wake(&self, range: Range<usize>) -> Result<(), UffdError> {
+        let mut arg = raw_range(range);
+        self.call::<{ op::UFFDIO_WAKE as Opcode }, _>("UFFDIO_WAKE", &mut arg)
+    }
+
+    /// Reads up to `events.len()` events without waiting; the number read.
+    pub fn read(&self, events: &mut [Event]) -> Result<usize, UffdError> {
+        const MOST: usize = 16;
+        let mut bytes = [0u8; MOST * size_of::<raw::uffd_msg>()];
+        let want = events.len().min(MOST) * size_of::<raw::uffd_msg>();
+        let got = match rustix::io::read(&self.fd, &mut bytes[..want]) {
+            Ok(got) => got,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(errno) => return Err(UffdError::of("read", errno)),
+        };
+        let messages = bytes[..got].chunks_exact(size_of::<raw::uffd_msg>());
+        let count = messages.len();
+        for (event, message) in events.iter_mut().zip(messages) {
+            *event = decode(message);
+        }
+        Ok(count)
+    }
+
+    fn call<const OP: Opcode, T>(&self, name: &'static str, arg: &mut T) -> Result<(), UffdError> {
+        loop {
+            // SAFETY: every caller pairs the opcode with the structure that the kernel reads and
+            // writes for it. The addresses inside name memory of this process: a range that is
+            // registered guest RAM (which is reached by raw copies only, so that pages may appear
+            // or become writable at any time), or a source slice that outlives the call.
+            match unsafe { ioctl(self.fd.as_fd(), Updater::<OP, T>::new(arg)) } {
+                Err(Errno::INTR) => {}
+                answer => return answer.map_err(|errno| UffdError::of(name, errno)),
+            }
+        }
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Uffd {
+    fn as_raw_fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// How a placement went: `bytes` are there even if `answer` is an error.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Placed {
+    /// Bytes placed from the start of the range.
+    pub bytes: usize,
+    /// The kernel's answer for the rest.
+    pub answer: Result<(), UffdError>,
+}
+
+fn raw_range(range: Range<usize>) -> raw::uffdio_range {
+    raw::uffdio_range {
+        start: range.start as u64,
+        len: range.len() as u64,
+    }
+}
+
+fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Features, UffdError> {
+    let mut api = raw::uffdio_api {
+        api: u64::from(raw::UFFD_API),
+        features: features.0,
+        ioctls: 0,
+    };
+    // SAFETY: UFFDIO_API reads and writes one `uffdio_api`.
+    unsafe {
+        ioctl(
+            fd,
+            Updater::<{ op::UFFDIO_API as Opcode }, _>::new(&mut api),
+        )
+    }
+    .map_err(|errno| UffdError::of("UFFDIO_API", errno))?;
+    Ok(Features(api.features))
+}
+
+fn open_device(flags: i32) -> Option<OwnedFd> {
+    /// `_IO(0xAA, 0)`: a new userfaultfd from the device. Not in linux-raw-sys.
+    const NEW: libc::c_ulong = 0xAA00;
+    let device = std::fs::File::open("/dev/userfaultfd").ok()?;
+    // SAFETY: the ioctl takes flags by value and returns a new descriptor or -1.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW as _, flags as libc::c_ulong) };
+    // SAFETY: a descriptor that is not negative was just made for us.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn open_syscall(flags: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: userfaultfd(2) takes flags by value.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    if fd < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::NOSYS));
+    }
+    // SAFETY: just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn decode(message: &[u8]) -> Event {
+    let word = |at: usize| {
+        let bytes: [u8; 8] = message[at..at + 8].try_into().expect("eight bytes");
+        u64::from_ne_bytes(bytes)
+    };
+    match u32::from(message[0]) {
+        raw::UFFD_EVENT_PAGEFAULT => {
+            let flags = word(8);
+            let kind = if flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WP) != 0 {
+                FaultKind::WriteProtect
+            } else if flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_MINOR) != 0 {
+                FaultKind::Minor
+            } else {
+                FaultKind::Missing
+            };
+            Event::Fault(Fault {
+                address: word(16) as usize,
+                kind,
+                write: flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
+            })
+        }
+        raw::UFFD_EVENT_REMOVE => Event::Removed {
+            start: word(8) as usize,
+            end: word(16) as usize,
+        },
+        _ => Event::Other(message[0]),
+    }
+}
