@@ -1,0 +1,147 @@
+//! The body of section `ram`: records of an offset and flags, and the list of RAM blocks.
+//!
+//! Every record begins with a `u64`: an offset, with flags in the bits below the page size.
+//! START carries the block list: a record MEM_SIZE with the sum of all lengths, then for each
+//! block `str8` name and `u64` used length, and in a mapped-ram file a [`MappedRamHeader`].
+//! A body ends with the record EOS.
+
+use crate::DecodeError;
+use crate::input::Input;
+
+use super::put_str8;
+
+/// The section's name.
+pub const NAME: &str = "ram";
+/// The section's version.
+pub const VERSION: u32 = 4;
+
+/// Flags of a record.
+pub mod flag {
+    /// A page of zeros.
+    pub const ZERO: u64 = 0x02;
+    /// The block list.
+    pub const MEM_SIZE: u64 = 0x04;
+    /// A page's content.
+    pub const PAGE: u64 = 0x08;
+    /// The end of the body.
+    pub const EOS: u64 = 0x10;
+    /// The block is that of the record before; modifies others.
+    pub const CONTINUE: u64 = 0x20;
+    /// A page's difference to what the destination has.
+    pub const XBZRLE: u64 = 0x40;
+    /// RDMA only.
+    pub const HOOK: u64 = 0x80;
+    /// A page compressed on its own; gone since QEMU 9.1.
+    pub const COMPRESS_PAGE: u64 = 0x100;
+    /// Wait for the multifd channels.
+    pub const MULTIFD_FLUSH: u64 = 0x200;
+    /// All bits that are flags where the page size is 4 KiB.
+    pub const MASK: u64 = 0xfff;
+}
+
+/// The most RAM blocks that are read.
+pub const BLOCKS_MAX: usize = 4096;
+
+/// Appends a record's first word.
+pub fn encode_record(offset: u64, flags: u64, out: &mut Vec<u8>) {
+    debug_assert!(offset & flag::MASK == 0 && flags & !flag::MASK == 0);
+    out.extend_from_slice(&(offset | flags).to_be_bytes());
+}
+
+/// Decodes a record's first word into offset and flags.
+///
+/// # Errors
+/// As [`Input::fill`].
+pub fn decode_record<I: Input>(input: &mut I) -> Result<(u64, u64), DecodeError> {
+    let word = input.u64("RAM record")?;
+    Ok((word & !flag::MASK, word & flag::MASK))
+}
+
+/// A block's entry in the block list, without what some capabilities add to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockEntry {
+    /// The block's name.
+    pub id: String,
+    /// Its used length in bytes.
+    pub used_length_bytes: u64,
+}
+
+impl BlockEntry {
+    /// Appends the entry. The id must not be longer than [`crate::NAME_MAX_BYTES`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_str8(out, &self.id);
+        out.extend_from_slice(&self.used_length_bytes.to_be_bytes());
+    }
+
+    /// Decodes the entry.
+    ///
+    /// # Errors
+    /// As [`Input::fill`]; [`DecodeError::Corrupt`] for an id that is empty or not UTF-8.
+    pub fn decode<I: Input>(input: &mut I) -> Result<Self, DecodeError> {
+        let offset = input.offset();
+        let id = input.str8("RAM block's id")?;
+        if id.is_empty() {
+            return Err(DecodeError::corrupt(
+                "RAM block's id",
+                offset,
+                "a name",
+                "none",
+            ));
+        }
+        Ok(Self {
+            id,
+            used_length_bytes: input.u64("RAM block's used length")?,
+        })
+    }
+}
+
+/// Where a block's bitmap and pages stand in a mapped-ram file; offsets are absolute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedRamHeader {
+    /// The version, 1; QEMU reads 0 as well.
+    pub version: u32,
+    /// The bytes of a page.
+    pub page_size_bytes: u64,
+    /// Where the bitmap of pages that are present begins.
+    pub bitmap_offset: u64,
+    /// Where page 0 stands; page *i* stands *i* page sizes after it.
+    pub pages_offset: u64,
+}
+
+impl MappedRamHeader {
+    /// The version that is written.
+    pub const VERSION: u32 = 1;
+    /// The header's bytes.
+    pub const BYTES: u64 = 28;
+
+    /// Appends the header.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.version.to_be_bytes());
+        out.extend_from_slice(&self.page_size_bytes.to_be_bytes());
+        out.extend_from_slice(&self.bitmap_offset.to_be_bytes());
+        out.extend_from_slice(&self.pages_offset.to_be_bytes());
+    }
+
+    /// Decodes the header; looks at the version only.
+    ///
+    /// # Errors
+    /// [`DecodeError::Unsupported`] for a version above 1.
+    pub fn decode<I: Input>(input: &mut I) -> Result<Self, DecodeError> {
+        let offset = input.offset();
+        let header = Self {
+            version: input.u32("mapped-ram header")?,
+            page_size_bytes: input.u64("mapped-ram header")?,
+            bitmap_offset: input.u64("mapped-ram header")?,
+            pages_offset: input.u64("mapped-ram header")?,
+        };
+        if header.version > Self::VERSION {
+            return Err(DecodeError::unsupported(
+                "mapped-ram header",
+                offset,
+                format!("version {}", header.version),
+                "versions 0 and 1",
+            ));
+        }
+        Ok(header)
+    }
+}
