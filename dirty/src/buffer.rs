@@ -1,0 +1,173 @@
+//! The page buffer: copies of pages that wait to be written, bounded in bytes.
+//!
+//! A vCPU that writes a frozen page waits until its chunk is copied, and the copy waits for room
+//! here: so a slow disk slows the guest's writes down and never grows memory (P9). Room is taken
+//! for a whole chunk at once; taking it piecewise could leave two copiers each holding half of it.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use paguro_sys::{Unit, page_size};
+
+use crate::{Copied, FreezeError, UNIT_PAGES};
+
+/// Units of 64 KiB and the queue of chunks copied ahead of the scan.
+#[derive(Debug)]
+pub struct PageBuffer {
+    state: Mutex<State>,
+    changed: Condvar,
+    units: usize,
+    reserve: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    free: Vec<Unit>,
+    queue: VecDeque<Copied>,
+    closed: bool,
+    least_free: usize,
+}
+
+/// What a copier finds.
+pub(crate) enum Room {
+    /// Room.
+    Units(Vec<Unit>),
+    /// A chunk to be written first.
+    Queued(Copied),
+    /// It is over.
+    Closed,
+}
+
+impl PageBuffer {
+    /// A buffer of `bytes`, for chunks of up to `chunk_pages`.
+    pub(crate) fn new(bytes: usize, chunk_pages: usize) -> Result<Self, FreezeError> {
+        let unit_bytes = UNIT_PAGES * page_size();
+        let chunk = chunk_pages.div_ceil(UNIT_PAGES);
+        let units = bytes / unit_bytes;
+        if units < 2 * chunk {
+            return Err(FreezeError::BufferTooSmall {
+                bytes,
+                least: 2 * chunk * unit_bytes,
+            });
+        }
+        let free = Unit::split(units, unit_bytes)
+            .map_err(|source| FreezeError::Buffer { bytes, source })?;
+        let state = State {
+            free,
+            queue: VecDeque::new(),
+            closed: false,
+            least_free: units,
+        };
+        // The scan leaves room for one chunk, so that a fault need not wait for the scan's writes.
+        Ok(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            units,
+            reserve: chunk,
+        })
+    }
+
+    /// Bytes that were in use at the same time, at most.
+    pub(crate) fn peak_bytes(&self) -> usize {
+        (self.units - self.lock().least_free) * UNIT_PAGES * page_size()
+    }
+
+    /// Room for a fault's chunk; `None` once it is closed.
+    pub(crate) fn take(&self, units: usize) -> Option<Vec<Unit>> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(units) = state.split(units, 0) {
+                return Some(units);
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// Room for the scan, or what must be written before it goes on.
+    pub(crate) fn take_for_scan(&self, units: usize) -> Room {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return Room::Closed;
+            }
+            if let Some(copied) = state.queue.pop_front() {
+                return Room::Queued(copied);
+            }
+            if let Some(units) = state.split(units, self.reserve) {
+                return Room::Units(units);
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// The next chunk copied by a fault. Waits while `pending` says that one may still come.
+    pub(crate) fn next_queued(&self, pending: impl Fn() -> bool) -> Room {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return Room::Closed;
+            }
+            if let Some(copied) = state.queue.pop_front() {
+                return Room::Queued(copied);
+            }
+            if !pending() {
+                return Room::Units(Vec::new());
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// A chunk that a fault has copied.
+    pub(crate) fn push(&self, copied: Copied) {
+        self.lock().queue.push_back(copied);
+        self.changed.notify_all();
+    }
+
+    /// Units that are free again.
+    pub(crate) fn give_back(&self, units: impl IntoIterator<Item = Unit>) {
+        self.lock().free.extend(units);
+        self.changed.notify_all();
+    }
+
+    /// Tells waiters to look again.
+    pub(crate) fn nudge(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Ends it: nobody waits for room any more.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let dropped = std::mem::take(&mut state.queue);
+        drop(state);
+        self.changed.notify_all();
+        drop(dropped);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    fn split(&mut self, units: usize, keep: usize) -> Option<Vec<Unit>> {
+        let left = self.free.len().checked_sub(units)?;
+        if left < keep {
+            return None;
+        }
+        self.least_free = self.least_free.min(left);
+        Some(self.free.split_off(left))
+    }
+}

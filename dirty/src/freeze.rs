@@ -1,0 +1,366 @@
+//! A freeze: its parts, its epochs, its end.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use paguro_faults::{Barrier, Faults, Use};
+use paguro_ram::{GuestRam, PageSet};
+use paguro_sys::page_size;
+use paguro_sys::presence::Pagemap;
+
+use crate::arming::Pace;
+use crate::chunk::Sizing;
+use crate::picture::{CHUNK, Picture};
+use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage};
+
+/// Pages that have a picture elsewhere because they have not arrived in RAM yet: a snapshot that
+/// is taken while RAM is still being filled from another one.
+pub trait Unarrived: Send + Sync + std::fmt::Debug {
+    /// Pages of a block that the source has content for.
+    fn has(&self, block: usize) -> &PageSet;
+
+    /// Those of them that are in RAM now.
+    fn arrived(&self, block: usize) -> &PageSet;
+
+    /// Reads one page from the source.
+    ///
+    /// # Errors
+    ///
+    /// The source's.
+    fn read(&self, block: usize, page: usize, to: &mut [u8]) -> std::io::Result<()>;
+}
+
+/// Numbers of a freeze.
+#[derive(Debug, Default)]
+pub struct FreezeStats {
+    /// Faults on protected pages while arming.
+    pub arming_faults: AtomicU64,
+    /// Faults on protected pages while frozen that led to a copy.
+    pub faults: AtomicU64,
+    /// Pages copied because of a fault.
+    pub fault_pages: AtomicU64,
+    /// Rounds of arming.
+    pub rounds: AtomicU64,
+    /// Pages armed inside the pause.
+    pub rearmed_pages: AtomicU64,
+}
+
+pub(crate) const ARMING: u8 = 0;
+pub(crate) const FROZEN: u8 = 1;
+pub(crate) const OVER: u8 = 2;
+
+/// A freeze of guest RAM. See the crate documentation for its life.
+pub struct Freeze {
+    pub(crate) faults: Option<Arc<Faults>>,
+    pub(crate) ram: GuestRam,
+    pub(crate) options: FreezeOptions,
+    pub(crate) blocks: Vec<Picture>,
+    pub(crate) epoch: AtomicU8,
+    pub(crate) buffer: Arc<PageBuffer>,
+    pub(crate) source: Option<Arc<dyn Unarrived>>,
+    pub(crate) pagemap: Pagemap,
+    pub(crate) sizing: Sizing,
+    /// Pages that a fault releases while arming.
+    pub(crate) arming_pages: AtomicUsize,
+    /// Whether faults while arming are answered a little later.
+    pub(crate) delay_faults: AtomicBool,
+    pub(crate) pace: Mutex<Pace>,
+    /// The order of the scan, made at the first look, and how far it is.
+    pub(crate) order: OnceLock<Vec<(usize, usize)>>,
+    pub(crate) cursor: AtomicUsize,
+    /// Pages of the picture that are neither saved nor known to be zero nor discarded.
+    pub(crate) left: AtomicUsize,
+    /// Pages of the picture.
+    pub(crate) total: AtomicUsize,
+    pub(crate) skipped: AtomicUsize,
+    failed: Mutex<Option<FreezeError>>,
+    stats: FreezeStats,
+}
+
+impl std::fmt::Debug for Freeze {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Freeze(epoch {}, {:?})",
+            self.epoch.load(Ordering::Relaxed),
+            self.stats
+        )
+    }
+}
+
+impl Freeze {
+    /// Prepares a freeze: makes its sets and its page buffer, registers all blocks that the guest
+    /// can write, and answers protection faults from now on. Nothing is protected yet.
+    ///
+    /// Without `faults` nothing is ever protected: the picture of a guest that stands still. `hot`
+    /// are the granules of 2 MiB, for each block, that the last freeze saw written.
+    ///
+    /// # Errors
+    ///
+    /// [`FreezeError::Unprotectable`], `Faults`, `Buffer`, `BufferTooSmall`: nothing is left
+    /// registered then.
+    pub fn new(
+        faults: Option<Arc<Faults>>,
+        ram: GuestRam,
+        source: Option<Arc<dyn Unarrived>>,
+        hot: &[PageSet],
+        options: FreezeOptions,
+    ) -> Result<Arc<Self>, FreezeError> {
+        let chunk = options.chunk_pages.clamp(1, CHUNK);
+        let blocks: Vec<_> = ram
+            .blocks()
+            .iter()
+            .map(|block| Picture::new(block.clone(), &options))
+            .collect();
+        for (block, hot) in blocks.iter().zip(hot) {
+            hot.runs(0..hot.pages().min(block.hot.pages()), |run| {
+                block.hot.insert_range(run)
+            });
+        }
+        let largest = blocks
+            .iter()
+            .map(|block| block.unit)
+            .max()
+            .unwrap_or(1)
+            .max(chunk);
+        // More than all of RAM and a chunk for the scan is never in use.
+        let most = (ram.pages().next_multiple_of(CHUNK) + 2 * largest) * page_size();
+        let buffer = Arc::new(PageBuffer::new(options.buffer_bytes.min(most), largest)?);
+        let pagemap = Pagemap::open(&options.host).map_err(|source| FreezeError::Presence {
+            block: String::new(),
+            source,
+        })?;
+        let freeze = Arc::new(Self {
+            faults,
+            ram,
+            blocks,
+            epoch: AtomicU8::new(ARMING),
+            buffer,
+            source,
+            pagemap,
+            sizing: Sizing::new(chunk),
+            arming_pages: AtomicUsize::new(CHUNK),
+            delay_faults: AtomicBool::new(false),
+            pace: Mutex::default(),
+            order: OnceLock::new(),
+            cursor: AtomicUsize::new(0),
+            left: AtomicUsize::new(usize::MAX),
+            total: AtomicUsize::new(0),
+            skipped: AtomicUsize::new(0),
+            failed: Mutex::new(None),
+            stats: FreezeStats::default(),
+            options,
+        });
+        if let Err(error) = freeze.attach() {
+            freeze.end();
+            return Err(error);
+        }
+        Ok(freeze)
+    }
+
+    fn attach(self: &Arc<Self>) -> Result<(), FreezeError> {
+        let Some(faults) = &self.faults else {
+            return Ok(());
+        };
+        for (index, block) in self.blocks.iter().enumerate() {
+            if !block.is_protected() {
+                continue;
+            }
+            if let Err(source) = faults.register(index, Use::WriteProtect) {
+                if block.ram.can_be_protected() {
+                    return Err(source.into());
+                }
+                tracing::debug!(%source, "not protectable");
+                return Err(FreezeError::Unprotectable {
+                    block: block.ram.id().to_owned(),
+                    why: "it is a private mapping of a file on a disk",
+                });
+            }
+        }
+        if self.options.sabotage != Sabotage::PlaceUnprotected {
+            faults.protect_placements();
+        }
+        faults.barrier().protected = Some(self.clone());
+        Ok(())
+    }
+
+    /// Step 4 of a pause: waits until no event is in hand and no release under way.
+    pub fn barrier(&self) -> Option<Barrier<'_>> {
+        self.faults.as_ref().map(|faults| faults.barrier())
+    }
+
+    /// Steps 5 and 6 of a pause: arms what was released or came since, and begins the frozen
+    /// epoch. The guest must be at rest. Gives the barrier back, which lets the readers go on.
+    ///
+    /// # Errors
+    ///
+    /// Those of arming; the freeze must be ended then.
+    pub fn hold(&self, barrier: Option<Barrier<'_>>) -> Result<(), FreezeError> {
+        // The caller's barrier is what makes this list complete; the deliberately broken version
+        // armed before it had one and must not do it again here.
+        if self.options.sabotage != Sabotage::RearmBeforeBarrier {
+            self.arm_rest()?;
+        }
+        let mut total = 0;
+        let mut left = 0;
+        for block in &self.blocks {
+            let pages = block.ram.pages();
+            total += pages;
+            left += pages;
+            self.ram
+                .discards()
+                .discarded(&block.ram, 0..pages, &mut |part| {
+                    left -= part.len();
+                    block.claimed.insert_range(part.clone());
+                    block.saved.insert_range(part);
+                });
+        }
+        self.total.store(total, Ordering::Release);
+        self.left.store(left, Ordering::Release);
+        self.epoch.store(FROZEN, Ordering::Release);
+        drop(barrier);
+        Ok(())
+    }
+
+    /// The last look, in the pause. Public only for the version that is broken on purpose.
+    #[doc(hidden)]
+    pub fn arm_rest(&self) -> Result<(), FreezeError> {
+        for (index, block) in self.blocks.iter().enumerate() {
+            // The block may have grown since it was registered.
+            if let Some(faults) = self.faults.as_ref().filter(|_| block.is_protected()) {
+                faults.register(index, Use::WriteProtect)?;
+            }
+        }
+        self.arm_again(false)
+    }
+
+    /// Numbers so far.
+    pub fn stats(&self) -> &FreezeStats {
+        &self.stats
+    }
+
+    /// Bytes of copies that waited at the same time, at most.
+    pub fn peak_buffer_bytes(&self) -> usize {
+        self.buffer.peak_bytes()
+    }
+
+    /// Bytes that the sets occupy.
+    pub fn set_bytes(&self) -> usize {
+        self.blocks.iter().map(Picture::size_bytes).sum()
+    }
+
+    /// Pages of the picture, discarded ones included; known once it is held.
+    pub fn total_pages(&self) -> usize {
+        self.total.load(Ordering::Acquire)
+    }
+
+    /// Pages of the picture that are not settled yet.
+    pub fn left_pages(&self) -> usize {
+        match self.left.load(Ordering::Acquire) {
+            usize::MAX => 0,
+            left => left,
+        }
+    }
+
+    /// Granules that were seen written, for each block: where the next freeze begins its scan.
+    pub fn written(&self) -> Vec<PageSet> {
+        self.blocks
+            .iter()
+            .map(|block| PageSet::from_words(block.hot.pages(), &block.hot.to_words()))
+            .collect()
+    }
+
+    /// Remembers the first failure and lets everybody go on unprotected.
+    pub(crate) fn fail(&self, error: FreezeError) {
+        let mut failed = self
+            .failed
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        failed.get_or_insert(error);
+        drop(failed);
+        self.epoch.store(OVER, Ordering::Release);
+        self.buffer.close();
+    }
+
+    /// The first failure, once.
+    pub(crate) fn failure(&self) -> FreezeError {
+        let mut failed = self
+            .failed
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        failed.take().unwrap_or(FreezeError::Ended)
+    }
+
+    /// The caller cannot go on: nobody waits for room any more, and writers run on unprotected.
+    /// [`Freeze::end`] must follow.
+    pub fn abandon(&self) {
+        self.fail(FreezeError::Ended);
+    }
+
+    /// The end, from any state: whoever waits is released, protection and registration are taken away
+    /// in small steps. Safe to call at any moment, from any state, and again; the guest runs on
+    /// meanwhile. What cannot be undone is traced: there is nobody to tell who could do more.
+    pub fn end(&self) {
+        self.epoch.store(OVER, Ordering::Release);
+        self.buffer.close();
+        let Some(faults) = &self.faults else { return };
+        // From here on a protected page is released by whoever reads its event.
+        faults.barrier().protected = None;
+        paguro_sys::boost_timer();
+        for (index, block) in self.blocks.iter().enumerate() {
+            if !faults.is_registered(index, Use::WriteProtect) {
+                continue;
+            }
+            if faults.is_registered(index, Use::Missing) {
+                // A pager still fills it, and unregistering would drop both modes.
+                self.release_all(index, block);
+            }
+            let rest = block.rest();
+            let undone = faults.unregister(index, Use::WriteProtect, &rest, breathe);
+            if let Err(error) = undone {
+                tracing::error!(%error, "a part of guest RAM stays registered");
+            }
+        }
+        faults.free_placements();
+    }
+
+    fn release_all(&self, index: usize, block: &Picture) {
+        let Some(faults) = &self.faults else { return };
+        let pages = block.ram.max_pages();
+        for first in (0..pages).step_by(CHUNK) {
+            if let Err(error) = faults.release(index, first..(first + CHUNK).min(pages)) {
+                tracing::error!(%error, "a part of guest RAM stays protected");
+            }
+            breathe();
+        }
+    }
+
+    /// Takes protection from pages that are safe, and wakes who waits. Whole granules are
+    /// unregistered at once where nobody else needs the registration: one walk over the page
+    /// tables, and one loss of KVM's mappings, instead of two.
+    pub(crate) fn let_go(&self, index: usize, pages: Range<usize>) -> Result<(), FreezeError> {
+        let Some(faults) = &self.faults else {
+            return Ok(());
+        };
+        let whole = pages.start.is_multiple_of(CHUNK) && pages.len() == CHUNK;
+        if whole && faults.unregister_part(index, Use::WriteProtect, pages.clone())? {
+            self.blocks[index].gone.insert(pages.start / CHUNK);
+            return Ok(());
+        }
+        Ok(faults.release(index, pages)?)
+    }
+}
+
+/// Lets vCPUs that wait for the address space have it.
+pub(crate) fn breathe() {
+    std::thread::sleep(Duration::from_micros(30));
+}
+
+/// How long something took.
+pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let done = what();
+    (done, start.elapsed())
+}

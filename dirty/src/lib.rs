@@ -1,0 +1,46 @@
+//! Who wrote which page.
+//!
+//! Today: the *freeze* of a background snapshot ([`Freeze`]): guest RAM is held at one moment by
+//! synchronous userfaultfd write-protection while the guest runs on, and a page that is about to
+//! change is copied first. Trackers of dirty pages (KVM's log and ring, `WP_ASYNC`) come into this
+//! room with precopy.
+//!
+//! # The life of a freeze
+//!
+//! 1. *Arming*, the guest runs: chunks are protected in small steps. A write meanwhile releases its
+//!    chunk, which is remembered and armed again in rounds, each finer than the one before, until
+//!    little is left ([`Freeze::arm`]).
+//! 2. *The pause*: with the guest at rest and the readers at a barrier, the little that is left is
+//!    armed, and the epoch changes ([`Freeze::hold`]).
+//! 3. *Frozen*, the guest runs: a write claims its chunk, copies it to the page buffer, releases
+//!    it; the background scan claims, copies and releases the rest ([`Freeze::next`]).
+//! 4. *Over*: what is left is released and unregistered in small steps ([`Freeze::end`]).
+//!
+//! A page is claimed once, by an atomic bit: the unit of a claim is the unit of release, so nobody
+//! else ever waits for a copy longer than that copy takes.
+//!
+//! # What is absent
+//!
+//! A page that does not exist is zero and is never read. Ranges of 2 MiB in which nothing exists
+//! are not even armed: whatever the guest writes there after the pause, the picture of it is zero.
+//! All that is needed is to know, *in* the pause, which ranges were touched since the last look;
+//! that costs a walk over the upper levels of the page tables and neither page tables nor huge
+//! pages of the guest.
+
+#![forbid(unsafe_code)]
+
+mod arming;
+mod buffer;
+mod chunk;
+mod error;
+mod fault;
+mod freeze;
+mod options;
+mod picture;
+mod scan;
+
+pub use buffer::PageBuffer;
+pub use chunk::{Copied, UNIT_PAGES};
+pub use error::FreezeError;
+pub use freeze::{Freeze, FreezeStats, Unarrived};
+pub use options::{FreezeOptions, HugePolicy, Sabotage};

@@ -1,0 +1,96 @@
+//! What the freeze knows of one RAM block.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use paguro_ram::{Backing, PageKind, PageSet, RamBlock};
+
+use crate::{FreezeOptions, HugePolicy};
+
+/// Pages in 2 MiB: the granule in which ranges are armed or left alone.
+pub(crate) const CHUNK: usize = 512;
+
+/// One block. All sets are made for its maximum length.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    pub(crate) ram: Arc<RamBlock>,
+    /// Pages that do not exist: zero, never read. Everything is absent until it was seen.
+    pub(crate) absent: PageSet,
+    /// Pages whose copy is somebody's task, or done.
+    pub(crate) claimed: PageSet,
+    /// Pages whose content is safe.
+    pub(crate) saved: PageSet,
+    /// Pages that a write released while arming, to be armed again.
+    pub(crate) released: PageSet,
+    /// Granules that are armed (but for what is in `released`).
+    pub(crate) armed: PageSet,
+    /// Granules that are not registered any more.
+    pub(crate) gone: PageSet,
+    /// Granules that were written while arming: saved first, for they are written again soon.
+    pub(crate) hot: PageSet,
+    /// Pages that are protected and released together at least.
+    pub(crate) unit: usize,
+}
+
+impl Picture {
+    pub(crate) fn new(ram: Arc<RamBlock>, options: &FreezeOptions) -> Self {
+        let pages = ram.max_pages();
+        let granules = pages.div_ceil(CHUNK);
+        let absent = PageSet::new(pages);
+        absent.insert_range(0..pages);
+        let whole = options.huge == HugePolicy::Keep
+            && ram.page_kind() == PageKind::Thp
+            && ram.backing() == Backing::Anonymous;
+        let unit = if whole { CHUNK } else { ram.unit_pages() };
+        Self {
+            absent,
+            claimed: PageSet::new(pages),
+            saved: PageSet::new(pages),
+            released: PageSet::new(pages),
+            armed: PageSet::new(granules),
+            gone: PageSet::new(granules),
+            hot: PageSet::new(granules),
+            unit,
+            ram,
+        }
+    }
+
+    /// Whether anything of it is ever protected.
+    pub(crate) fn is_protected(&self) -> bool {
+        !self.ram.is_read_only()
+    }
+
+    /// What is still registered at the end, in steps: a granule where something is, more where
+    /// nothing was when the guest was paused.
+    pub(crate) fn rest(&self) -> Vec<Range<usize>> {
+        const EMPTY_STEP: usize = 8;
+        let mut rest = Vec::new();
+        self.gone.gaps(0..self.gone.pages(), |gap| {
+            let mut at = gap.start;
+            while at < gap.end {
+                let empty = (at..gap.end.min(at + EMPTY_STEP))
+                    .take_while(|&granule| !self.armed.contains(granule))
+                    .count();
+                let end = at + empty.max(1);
+                rest.push(at * CHUNK..(end * CHUNK).min(self.ram.max_pages()));
+                at = end;
+            }
+        });
+        rest
+    }
+
+    /// Bytes that its sets occupy.
+    pub(crate) fn size_bytes(&self) -> usize {
+        [
+            &self.absent,
+            &self.claimed,
+            &self.saved,
+            &self.released,
+            &self.armed,
+            &self.hot,
+        ]
+        .iter()
+        .map(|set| set.size_bytes())
+        .sum()
+    }
+}

@@ -1,0 +1,212 @@
+//! The background scan: claims, copies and releases what nobody has written yet.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use paguro_sys::page_size;
+
+use crate::buffer::Room;
+use crate::freeze::OVER;
+use crate::picture::{CHUNK, Picture};
+use crate::{Copied, Freeze, FreezeError, Sabotage, UNIT_PAGES};
+
+impl Freeze {
+    /// The next pages to be written: those that a fault has copied come first, then the scan goes
+    /// on. `None` when the picture is complete. Called by as many threads as shall copy; waits
+    /// while the page buffer is full, or while a fault is still copying the last pages.
+    ///
+    /// # Errors
+    ///
+    /// What failed in the freeze, told to the first who asks; [`FreezeError::Ended`] to the others.
+    pub fn next(&self) -> Result<Option<Copied>, FreezeError> {
+        let order = self.order.get_or_init(|| self.plan());
+        loop {
+            if self.cursor.load(Ordering::Acquire) >= order.len() {
+                return match self.buffer.next_queued(|| self.left_pages() > 0) {
+                    Room::Queued(copied) => Ok(Some(copied)),
+                    Room::Units(_) => Ok(None),
+                    Room::Closed => Err(self.failure()),
+                };
+            }
+            // Room first, then the claim: a claim that waits for room would keep a writer waiting.
+            let units = match self.buffer.take_for_scan(CHUNK / UNIT_PAGES) {
+                Room::Queued(copied) => return Ok(Some(copied)),
+                Room::Units(units) => units,
+                Room::Closed => return Err(self.failure()),
+            };
+            let mut units = Some(units);
+            while let Some(&(index, granule)) =
+                order.get(self.cursor.fetch_add(1, Ordering::AcqRel))
+            {
+                let block = &self.blocks[index];
+                let pages = granule * CHUNK..((granule + 1) * CHUNK).min(block.ram.pages());
+                if self.is_nothing(index, block, &pages) {
+                    let mut zeros = 0;
+                    block.claimed.claim(pages.clone(), |run| zeros += run.len());
+                    block.saved.insert_range(pages);
+                    self.settle(zeros);
+                    if zeros > 0 {
+                        self.buffer.give_back(units.take().into_iter().flatten());
+                        return Ok(Some(Copied::zeros(index, zeros)));
+                    }
+                    continue;
+                }
+                let mut mine = Vec::new();
+                block.claimed.claim(pages.clone(), |run| mine.push(run));
+                if self.options.sabotage == Sabotage::ClaimTwice {
+                    mine = vec![pages];
+                }
+                if mine.is_empty() {
+                    continue;
+                }
+                let units = units.take().unwrap_or_default();
+                let mut copied = Copied::new(index, units, &self.buffer);
+                let result = self.copy_and_release(index, &mine, &mut copied);
+                if let Err(error) = result {
+                    self.fail(error);
+                    return Err(self.failure());
+                }
+                copied.shrink();
+                self.settle(mine.iter().map(Range::len).sum());
+                return Ok(Some(copied));
+            }
+            self.buffer.give_back(units.take().into_iter().flatten());
+        }
+    }
+
+    /// The scan begins with what was written last: it will be written again soon, and what is
+    /// saved before that costs no fault.
+    fn plan(&self) -> Vec<(usize, usize)> {
+        let mut order = Vec::new();
+        for hot in [true, false] {
+            for (index, block) in self.blocks.iter().enumerate() {
+                let granules = 0..block.ram.pages().div_ceil(CHUNK);
+                let mut add = |run: Range<usize>| order.extend(run.map(|granule| (index, granule)));
+                if hot {
+                    block.hot.runs(granules, &mut add);
+                } else {
+                    block.hot.gaps(granules, &mut add);
+                }
+            }
+        }
+        order
+    }
+
+    /// Whether nothing of a granule exists, here or at the source. Nothing of it is protected then.
+    fn is_nothing(&self, index: usize, block: &Picture, pages: &Range<usize>) -> bool {
+        !block.armed.contains(pages.start / CHUNK)
+            && block.absent.contains_all(pages.clone())
+            && self
+                .source
+                .as_ref()
+                .is_none_or(|source| source.has(index).count_in(pages.clone()) == 0)
+    }
+
+    /// Copies pages that the caller has claimed, then takes their protection away. The number of
+    /// pages with content.
+    pub(crate) fn copy_and_release(
+        &self,
+        index: usize,
+        mine: &[Range<usize>],
+        copied: &mut Copied,
+    ) -> Result<usize, FreezeError> {
+        let block = &self.blocks[index];
+        if self.options.sabotage == Sabotage::ReleaseBeforeCopy {
+            mine.iter()
+                .try_for_each(|run| self.let_go(index, run.clone()))?;
+        }
+        let mut result = Ok(());
+        for run in mine {
+            result = result.and_then(|()| self.copy(index, run.clone(), copied));
+        }
+        if result.is_ok() && self.options.check {
+            result = self.check(block, copied);
+        }
+        for run in mine {
+            block.saved.insert_range(run.clone());
+            // Whatever happened: who waits for these pages must not wait for ever.
+            let released = self.let_go(index, run.clone());
+            result = result.and(released);
+        }
+        result.map(|()| copied.pages().len())
+    }
+
+    fn copy(
+        &self,
+        index: usize,
+        run: Range<usize>,
+        copied: &mut Copied,
+    ) -> Result<(), FreezeError> {
+        let block = &self.blocks[index];
+        let page_bytes = page_size();
+        let source = self.source.as_deref();
+        for page in run {
+            let elsewhere = source.is_some_and(|source| source.has(index).contains(page));
+            if let Some(source) =
+                source.filter(|source| elsewhere && !source.arrived(index).contains(page))
+            {
+                source
+                    .read(index, page, copied.next_place())
+                    .map_err(|source| FreezeError::Unarrived {
+                        block: block.ram.id().to_owned(),
+                        page,
+                        source,
+                    })?;
+                copied.keep(page);
+            } else if (block.absent.contains(page) && !elsewhere)
+                || block.ram.mapping().is_zero(page * page_bytes, page_bytes)
+                || self.skips(page)
+            {
+                copied.add_zeros(1);
+            } else {
+                block
+                    .ram
+                    .mapping()
+                    .copy_out(page * page_bytes, copied.next_place());
+                copied.keep(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares RAM with the copy just before the release: a difference is a writer that no fault
+    /// has told of.
+    fn check(&self, block: &Picture, copied: &Copied) -> Result<(), FreezeError> {
+        if self.epoch.load(Ordering::Acquire) == OVER || self.source.is_some() {
+            return Ok(());
+        }
+        for (slot, &page) in copied.pages().iter().enumerate() {
+            if !block
+                .ram
+                .mapping()
+                .is_equal(page * page_size(), copied.content(slot))
+            {
+                let block = block.ram.id().to_owned();
+                return Err(FreezeError::UnseenWriter { block, page });
+            }
+        }
+        Ok(())
+    }
+
+    /// The one page that the broken version leaves out.
+    fn skips(&self, page: usize) -> bool {
+        self.options.sabotage == Sabotage::SkipPage
+            && page % 7 == 3
+            && self.skipped.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    pub(crate) fn settle(&self, pages: usize) {
+        let mut left = self.left.load(Ordering::Acquire);
+        while let Err(now) = self.left.compare_exchange_weak(
+            left,
+            left.saturating_sub(pages),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
+            left = now;
+        }
+        if left <= pages {
+            self.buffer.nudge();
+        }
+    }
+}

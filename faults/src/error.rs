@@ -1,0 +1,50 @@
+//! What can go wrong with faults.
+
+use paguro_sys::UffdError;
+
+/// Watching, protecting or placing failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FaultsError {
+    /// The host gives us no userfaultfd.
+    #[error("no userfaultfd on this host for this process")]
+    Open(#[source] UffdError),
+    /// The host gives us no thread or descriptor.
+    #[error("cannot start the threads that read faults")]
+    Thread(#[source] std::io::Error),
+    /// A block cannot be watched.
+    #[error("cannot register RAM block {block} with userfaultfd")]
+    Register {
+        /// The block.
+        block: String,
+        /// Why.
+        #[source]
+        source: UffdError,
+    },
+    /// A range cannot be protected or released.
+    #[error("cannot change the protection of {count} pages of RAM block {block} at page {first}")]
+    Protect {
+        /// The block.
+        block: String,
+        /// First page.
+        first: usize,
+        /// Pages.
+        count: usize,
+        /// Why.
+        #[source]
+        source: UffdError,
+    },
+    /// A page cannot be placed, for a reason that is not a changed mapping.
+    #[error("cannot place {count} pages of RAM block {block} at page {first}")]
+    Place {
+        /// The block.
+        block: String,
+        /// First page.
+        first: usize,
+        /// Pages.
+        count: usize,
+        /// Why.
+        #[source]
+        source: UffdError,
+    },
+}

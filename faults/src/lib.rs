@@ -1,0 +1,211 @@
+//! The one owner of guest RAM's userfaultfd.
+//!
+//! The kernel allows one userfaultfd for a mapping and fixes its features when it is made, so all
+//! who want to hear of faults share this room: the *pager* answers what is missing, the *freeze*
+//! answers what is write-protected. Both are handlers that are attached here ([`Handlers`]); this
+//! room reads the events, finds the page, and calls one of them.
+//!
+//! Three rules hold here and nowhere else:
+//!
+//! * **The gate.** A reader holds it (shared) from before it reads events until all of them are
+//!   answered. Whoever takes it exclusively ([`Faults::barrier`]) knows that no event is in hand
+//!   and no answer under way. This is step 4 of a pause.
+//! * **Placing while protecting.** Between [`Faults::protect_placements`] and its end every page
+//!   that is placed is placed protected, zeros as a protected copy (`UFFDIO_ZEROPAGE` cannot
+//!   protect). Switching waits for placements under way.
+//! * **Nobody waits for ever.** A fault that no handler answers is answered here: a missing page
+//!   with zeros, a protected one by releasing it.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod placing;
+mod reader;
+mod registration;
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
+use std::thread::JoinHandle;
+
+use paguro_ram::{GuestRam, Located, RamBlock};
+use paguro_sys::{Host, Uffd, UffdError};
+
+pub use error::FaultsError;
+pub use placing::Outcome;
+pub use registration::Use;
+
+/// Answers faults on absent pages.
+pub trait MissingHandler: Send + Sync {
+    /// Somebody waits for this page. Must see to it that it is placed, or that the waiter is
+    /// woken, now or later. May hand the work on; must not block for long.
+    fn missing(&self, faults: &Faults, at: Located);
+}
+
+/// Answers faults on protected pages.
+pub trait ProtectedHandler: Send + Sync {
+    /// Somebody waits to write this page. Must see to it that the page is released.
+    fn protected(&self, faults: &Faults, at: Located);
+
+    /// Somebody else gave these pages of a block back: their content is gone already.
+    fn removed(&self, block: usize, pages: Range<usize>);
+}
+
+/// Who answers what.
+#[derive(Default)]
+pub struct Handlers {
+    /// Answers what is missing.
+    pub missing: Option<Arc<dyn MissingHandler>>,
+    /// Answers what is protected.
+    pub protected: Option<Arc<dyn ProtectedHandler>>,
+}
+
+/// While it lives no event is in hand, no answer is under way, and the handlers may be changed.
+pub type Barrier<'a> = RwLockWriteGuard<'a, Handlers>;
+
+/// The owner of guest RAM's userfaultfd, with the threads that read it.
+pub struct Faults {
+    uffd: Uffd,
+    ram: GuestRam,
+    gate: RwLock<Handlers>,
+    placing: RwLock<placing::Mode>,
+    registered: Mutex<registration::Registered>,
+    stop: OwnedFd,
+    readers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Faults({:?})", self.uffd)
+    }
+}
+
+impl Faults {
+    /// Opens the userfaultfd and starts `readers` threads (at least one).
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Open`]: the host has none for us; [`FaultsError::Thread`].
+    pub fn open(host: &Host, ram: GuestRam, readers: usize) -> Result<Arc<Self>, FaultsError> {
+        let uffd = host.open_uffd().map_err(FaultsError::Open)?;
+        let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+            .map_err(|errno| FaultsError::Thread(errno.into()))?;
+        let registered = Mutex::new(registration::Registered::new(ram.blocks().len()));
+        let faults = Arc::new(Self {
+            uffd,
+            ram,
+            gate: RwLock::default(),
+            placing: RwLock::default(),
+            registered,
+            stop,
+            readers: Mutex::default(),
+        });
+        for index in 0..readers.max(1) {
+            let thread = reader::spawn(&faults, index).map_err(FaultsError::Thread)?;
+            lock(&faults.readers).push(thread);
+        }
+        Ok(faults)
+    }
+
+    /// The RAM it watches.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The block of that index.
+    pub fn block(&self, index: usize) -> &RamBlock {
+        &self.ram.blocks()[index]
+    }
+
+    /// The kernel's side, for those who ask about features.
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// Waits until no reader has an event in hand and keeps them from reading more.
+    ///
+    /// A reader that waits in its handler is waited for, so handlers must not wait for the holder
+    /// of a barrier.
+    pub fn barrier(&self) -> Barrier<'_> {
+        self.gate
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Protects a range of pages against writing.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Protect`].
+    pub fn protect(&self, block: usize, pages: Range<usize>) -> Result<(), FaultsError> {
+        let range = self.block(block).addresses_of(&pages);
+        self.retry(|| self.uffd.protect(range.clone()))
+            .map_err(|source| self.protect_error(block, &pages, source))
+    }
+
+    /// Takes the protection of a range away and wakes who waits in it. A range that lost its
+    /// registration is woken only: a changed mapping wakes nobody by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Protect`].
+    pub fn release(&self, block: usize, pages: Range<usize>) -> Result<(), FaultsError> {
+        let range = self.block(block).addresses_of(&pages);
+        match self.retry(|| self.uffd.release(range.clone())) {
+            Err(UffdError::Gone | UffdError::Other { .. }) => self
+                .retry(|| self.uffd.wake(range.clone()))
+                .map_err(|source| self.protect_error(block, &pages, source)),
+            answer => answer.map_err(|source| self.protect_error(block, &pages, source)),
+        }
+    }
+
+    /// Wakes who waits in a range: they look again.
+    pub fn wake(&self, block: usize, pages: Range<usize>) {
+        let range = self.block(block).addresses_of(&pages);
+        if let Err(error) = self.retry(|| self.uffd.wake(range.clone())) {
+            tracing::warn!(%error, block, ?pages, "cannot wake");
+        }
+    }
+
+    fn protect_error(&self, block: usize, pages: &Range<usize>, source: UffdError) -> FaultsError {
+        FaultsError::Protect {
+            block: self.block(block).id().to_owned(),
+            first: pages.start,
+            count: pages.len(),
+            source,
+        }
+    }
+
+    /// `EAGAIN` means unread events or a changing address space: whoever gets it lets the readers
+    /// drain and tries again. All ioctls here can be repeated.
+    fn retry(&self, call: impl Fn() -> Result<(), UffdError>) -> Result<(), UffdError> {
+        loop {
+            match call() {
+                Err(UffdError::Again) => std::thread::yield_now(),
+                answer => return answer,
+            }
+        }
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        // Closing the descriptor wakes all waiters and drops registration and protection.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        let me = std::thread::current().id();
+        for reader in lock(&self.readers).drain(..) {
+            // The last reference may be dropped by a reader itself.
+            if reader.thread().id() != me {
+                let _ = reader.join();
+            }
+        }
+    }
+}
+
+/// A poisoned lock means that another thread panicked: its data are counters and lists that are
+/// valid at every step, and a guest may be waiting for us.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,159 @@
+//! Putting pages where none are.
+//!
+//! The kernel decides atomically who was first: a page that is there already wins, and the one
+//! that comes late is dropped (property P5). `UFFDIO_COPY` does this for anonymous and for shared
+//! memory alike.
+
+use std::ops::Range;
+use std::sync::RwLockReadGuard;
+
+use paguro_ram::{Located, RamBlock};
+use paguro_sys::{HUGE_PAGE_BYTES, Placed, UffdError, page_size};
+
+use crate::{Faults, FaultsError};
+
+/// How pages are placed at the moment.
+#[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Writable at once.
+    #[default]
+    Free,
+    /// Protected from their first moment: a freeze is on.
+    Protected,
+}
+
+/// What became of a page that was placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it is there now, by us or somebody faster.
+    There,
+    /// The mapping changed under us: nobody can use the page, who waited was woken.
+    MappingChanged,
+}
+
+static ZEROS: [u8; HUGE_PAGE_BYTES] = [0; HUGE_PAGE_BYTES];
+
+impl Faults {
+    /// From when this returns until [`Faults::free_placements`], all that is placed is placed
+    /// protected. Waits for placements under way.
+    pub fn protect_placements(&self) {
+        *self
+            .placing
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Mode::Protected;
+    }
+
+    /// Ends [`Faults::protect_placements`].
+    pub fn free_placements(&self) {
+        *self
+            .placing
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Mode::Free;
+    }
+
+    /// Places `content` on absent pages from page `first` on and wakes who waits there. Pages that
+    /// are there already stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Place`], for reasons other than a changed mapping.
+    pub fn place(
+        &self,
+        block: usize,
+        first: usize,
+        content: &[u8],
+    ) -> Result<Outcome, FaultsError> {
+        let mode = self.mode();
+        let protected = *mode == Mode::Protected;
+        self.place_with(block, first, content.len(), |to, done, len| {
+            self.uffd.copy(to, &content[done..done + len], protected)
+        })
+    }
+
+    /// Places zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`Faults::place`].
+    pub fn place_zeros(&self, block: usize, pages: Range<usize>) -> Result<Outcome, FaultsError> {
+        let mode = self.mode();
+        let ram = self.block(block);
+        let protected = *mode == Mode::Protected;
+        let huge = ram.unit_pages() > 1;
+        let len = pages.len() * page_size();
+        self.place_with(block, pages.start, len, |to, _, len| {
+            if protected || huge {
+                return self.uffd.copy(to, &ZEROS[..len], protected);
+            }
+            let placed = self.uffd.zero(to..to + len);
+            // An absent page that is marked as protected answers "exists" to ZEROPAGE and stays
+            // absent: a copy of zeros tells the two apart.
+            if placed.answer == Err(UffdError::Exists) && placed.bytes == 0 {
+                return self.uffd.copy(to, &ZEROS[..page_size()], false);
+            }
+            placed
+        })
+    }
+
+    /// The pages that can only be placed or released together with this one.
+    pub fn unit_of(&self, at: Located) -> Range<usize> {
+        let unit = self.block(at.block).unit_pages();
+        let first = at.page / unit * unit;
+        first..first + unit
+    }
+
+    fn mode(&self) -> RwLockReadGuard<'_, Mode> {
+        self.placing
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn place_with(
+        &self,
+        block: usize,
+        first: usize,
+        len: usize,
+        call: impl Fn(usize, usize, usize) -> Placed,
+    ) -> Result<Outcome, FaultsError> {
+        let ram = self.block(block);
+        let page = page_size();
+        let unit = ram.unit_pages() * page;
+        let range = ram.addresses_of(&(first..first + len / page));
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(HUGE_PAGE_BYTES);
+            let Placed { bytes, answer } = call(range.start + done, done, part);
+            done += bytes;
+            match answer {
+                Ok(()) | Err(UffdError::Again) if bytes > 0 => {}
+                Ok(()) | Err(UffdError::Again) => std::thread::yield_now(),
+                Err(UffdError::Exists) => {
+                    // Somebody was faster; whoever waits for the page must look again.
+                    self.wake_range(range.start + done..range.start + done + unit, ram);
+                    done += unit;
+                }
+                Err(UffdError::Gone | UffdError::Ended) => {
+                    // Unmapping wakes nobody by itself.
+                    self.wake_range(range, ram);
+                    tracing::warn!(block = ram.id(), first, "page dropped: its mapping changed");
+                    return Ok(Outcome::MappingChanged);
+                }
+                Err(source) => {
+                    return Err(FaultsError::Place {
+                        block: ram.id().to_owned(),
+                        first: first + done / page,
+                        count: (len - done) / page,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(Outcome::There)
+    }
+
+    fn wake_range(&self, range: Range<usize>, ram: &RamBlock) {
+        if let Err(error) = self.uffd.wake(range) {
+            tracing::warn!(block = ram.id(), %error, "cannot wake");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The threads that read events.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+use paguro_sys::{Event, Fault, FaultKind, page_size};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::Faults;
+
+/// Events taken at once. One: while a thread answers, others take the next.
+const BATCH: usize = 1;
+
+pub(crate) fn spawn(faults: &Arc<Faults>, index: usize) -> std::io::Result<JoinHandle<()>> {
+    // Weak, so that the readers do not keep what they read alive. The descriptors stay open while
+    // `Drop` of the owner waits for the threads, which each hold none of their own.
+    let weak = Arc::downgrade(faults);
+    let uffd = faults.uffd.as_fd().try_clone_to_owned()?;
+    let stop = faults.stop.as_fd().try_clone_to_owned()?;
+    std::thread::Builder::new()
+        .name(format!("faults/{index}"))
+        .spawn(move || {
+            paguro_sys::raise_priority();
+            loop {
+                let mut fds = [
+                    PollFd::new(&uffd, PollFlags::IN),
+                    PollFd::new(&stop, PollFlags::IN),
+                ];
+                match poll(&mut fds, None) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => tracing::error!(%error, "cannot wait for faults"),
+                }
+                if !fds[1].revents().is_empty() || !answer(&weak) {
+                    return;
+                }
+            }
+        })
+}
+
+/// Answers what there is; false when the owner is gone.
+fn answer(faults: &Weak<Faults>) -> bool {
+    let Some(faults) = faults.upgrade() else {
+        return false;
+    };
+    let mut events = [Event::Other(0); BATCH];
+    // The gate is held from before reading: an event in hand is an event that a barrier waits for.
+    let handlers = faults
+        .gate
+        .read()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let count = match faults.uffd.read(&mut events) {
+        Ok(count) => count,
+        Err(error) => {
+            // An error of the descriptor does not end the thread: the guest would be stuck.
+            tracing::error!(%error, "cannot read faults");
+            0
+        }
+    };
+    for event in &events[..count] {
+        match *event {
+            Event::Fault(fault) => one_fault(&faults, &handlers, fault),
+            Event::Removed { start, end } => removed(&faults, &handlers, start, end),
+            Event::Other(number) => tracing::warn!(number, "unexpected userfaultfd event"),
+        }
+    }
+    true
+}
+
+fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
+    let Some(at) = faults.ram.locate(fault.address) else {
+        tracing::error!(address = fault.address, "fault outside guest RAM");
+        return;
+    };
+    match (fault.kind, &handlers.missing, &handlers.protected) {
+        (FaultKind::WriteProtect, _, Some(handler)) => handler.protected(faults, at),
+        (FaultKind::Missing | FaultKind::Minor, Some(handler), _) => handler.missing(faults, at),
+        (FaultKind::WriteProtect, _, None) => {
+            // A leftover of a freeze that is over: the page is free.
+            if let Err(error) = faults.release(at.block, faults.unit_of(at)) {
+                tracing::error!(%error, "a writer may be stuck");
+            }
+        }
+        (_, None, _) => {
+            // Registered for missing pages, and nobody has any: then it is zero.
+            if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
+                tracing::error!(%error, "a reader may be stuck");
+            }
+        }
+    }
+}
+
+fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize, end: usize) {
+    let page = page_size();
+    let Some(at) = faults.ram.locate(start) else {
+        return;
+    };
+    if let Some(handler) = &handlers.protected {
+        handler.removed(at.block, at.page..at.page + (end - start).div_ceil(page));
+    }
+}

@@ -1,0 +1,155 @@
+//! Which blocks are registered, and for whom.
+//!
+//! A block is registered for all its users at once. The only way to drop a mode is to unregister,
+//! which lets absent pages read as zeros from then on. So a block stays registered
+//! until *nobody* uses it, and is then unregistered in small steps: doing a gigabyte at once keeps
+//! every vCPU that faults waiting for tens of milliseconds.
+
+use std::ops::Range;
+
+use paguro_sys::{RegisterMode, UffdError};
+
+use crate::{Faults, FaultsError, lock};
+
+/// What a block is registered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A pager fills it.
+    Missing,
+    /// A freeze protects it.
+    WriteProtect,
+}
+
+/// Per block, who uses it.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    blocks: Vec<Uses>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Uses {
+    missing: bool,
+    write_protect: bool,
+}
+
+impl Uses {
+    fn of(&mut self, used: Use) -> &mut bool {
+        match used {
+            Use::Missing => &mut self.missing,
+            Use::WriteProtect => &mut self.write_protect,
+        }
+    }
+}
+
+impl Registered {
+    pub(crate) fn new(blocks: usize) -> Self {
+        Self {
+            blocks: vec![Uses::default(); blocks],
+        }
+    }
+}
+
+impl Faults {
+    /// Registers the used part of a block.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Register`].
+    pub fn register(&self, block: usize, used: Use) -> Result<(), FaultsError> {
+        let ram = self.block(block);
+        let range = ram.addresses_of(&(0..ram.pages()));
+        let mut registered = lock(&self.registered);
+        let mut uses = registered.blocks[block];
+        *uses.of(used) = true;
+        // Always for all its users: the kernel adds a mode to a superset of what is there, but
+        // replaces modes by others.
+        let mode = match (uses.missing, uses.write_protect) {
+            (true, true) => RegisterMode::Both,
+            (true, false) => RegisterMode::Missing,
+            _ => RegisterMode::WriteProtect,
+        };
+        if !range.is_empty() {
+            self.retry(|| self.uffd.register(range.clone(), mode))
+                .map_err(|source| FaultsError::Register {
+                    block: ram.id().to_owned(),
+                    source,
+                })?;
+        }
+        registered.blocks[block] = uses;
+        Ok(())
+    }
+
+    /// Whether a block is registered for that.
+    pub fn is_registered(&self, block: usize, used: Use) -> bool {
+        *lock(&self.registered).blocks[block].of(used)
+    }
+
+    /// Unregisters a few pages of a block ahead of [`Faults::unregister`], for a user who is done
+    /// with them: protection goes with it and waiters are woken, in one step instead of two.
+    ///
+    /// Returns false, and does nothing, if the block has another user than `used`.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Register`].
+    pub fn unregister_part(
+        &self,
+        block: usize,
+        used: Use,
+        pages: Range<usize>,
+    ) -> Result<bool, FaultsError> {
+        let mut others = lock(&self.registered).blocks[block];
+        *others.of(used) = false;
+        let alone = !others.missing && !others.write_protect;
+        if alone {
+            self.unregister_pages(block, pages)?;
+        }
+        Ok(alone)
+    }
+
+    /// Says that one user of a block is done with it. If he was the last, its `parts` are
+    /// unregistered one after the other, small ones so that vCPUs need not wait long, with a call
+    /// of `between` after each.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Register`]; the other parts were tried all the same.
+    pub fn unregister(
+        &self,
+        block: usize,
+        used: Use,
+        parts: &[Range<usize>],
+        mut between: impl FnMut(),
+    ) -> Result<(), FaultsError> {
+        let alone = {
+            let mut registered = lock(&self.registered);
+            let uses = &mut registered.blocks[block];
+            *uses.of(used) = false;
+            !uses.missing && !uses.write_protect
+        };
+        let mut result = Ok(());
+        if alone {
+            for part in parts {
+                result = result.and(self.unregister_pages(block, part.clone()));
+                between();
+            }
+        }
+        result
+    }
+
+    fn unregister_pages(&self, block: usize, pages: Range<usize>) -> Result<(), FaultsError> {
+        let ram = self.block(block);
+        let range = ram.addresses_of(&pages);
+        let answer = self.retry(|| self.uffd.unregister(range.clone()));
+        // The kernel wakes waiters of a range that it unregisters only if it was registered for
+        // missing pages; a writer that waits on a protected page would wait for ever.
+        self.wake(block, pages);
+        match answer {
+            Ok(()) | Err(UffdError::Gone) => Ok(()),
+            Err(source) => Err(FaultsError::Register {
+                block: ram.id().to_owned(),
+                source,
+            }),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Serves missing pages of guest RAM from a page source.
+//!
+//! A [`Pager`] fills RAM blocks that are registered for missing pages: a page that somebody waits
+//! for first (with its neighbours), all others in the background, as fast as the caller allows.
+//! It knows neither files nor networks: pages come from a [`PageSource`].
+//!
+//! *Arrived* is a set of its own, apart from what is present: a page that the guest gave back
+//! after it arrived is absent again, and a fault on it is answered with zeros, never from the
+//! source. Pages that the source has nothing for are zero.
+//!
+//! Reader threads of `paguro-faults` only queue what is wanted; reading happens in the pager's own
+//! threads, so that a slow source never holds up a pause.
+
+#![forbid(unsafe_code)]
+
+mod pager;
+mod pool;
+mod source;
+
+pub use pager::{Failure, Pager, PagerOptions, Prefetch};
+pub use source::{PageSource, SourceError};

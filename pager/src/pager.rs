@@ -1,0 +1,359 @@
+//! The pager and its threads.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use paguro_faults::{Faults, FaultsError, MissingHandler, Use};
+use paguro_ram::{Located, PageSet};
+use paguro_sys::page_size;
+
+use crate::pool::Wanted;
+use crate::{PageSource, SourceError};
+
+/// Pages fetched around one that somebody waits for: 64 KiB.
+const AROUND: usize = 16;
+/// Pages fetched at once in the background: 512 KiB.
+const STRIDE: usize = 128;
+
+/// How fast pages that nobody waits for are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Not at all.
+    Off,
+    /// At most this many bytes a second.
+    Limited(u64),
+    /// As fast as they come.
+    Unlimited,
+}
+
+/// How a pager works.
+#[derive(Clone, Copy, Debug)]
+pub struct PagerOptions {
+    /// Threads that fetch pages somebody waits for.
+    pub urgent_threads: usize,
+    /// Pages that nobody waits for.
+    pub prefetch: Prefetch,
+}
+
+/// Called once, with the first error, in a pager thread. When it returns, those who wait for pages
+/// that cannot be had are let go with zeros: by then nothing may run that would believe them.
+pub type Failure = Box<dyn Fn(&SourceError) + Send + Sync>;
+
+/// Fills RAM from a page source.
+pub struct Pager {
+    faults: Weak<Faults>,
+    source: Arc<dyn PageSource>,
+    arrived: Vec<PageSet>,
+    units: Vec<usize>,
+    wanted: Wanted,
+    left: AtomicUsize,
+    failed: AtomicBool,
+    failure: Failure,
+    done: Mutex<bool>,
+    done_changed: std::sync::Condvar,
+    /// Faults answered so far.
+    faults_served: AtomicU64,
+    prefetch: Prefetch,
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pager({} pages left)", self.left_pages())
+    }
+}
+
+impl Pager {
+    /// Registers all blocks for missing pages and begins to serve them. RAM must be fresh.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError`]: the host's.
+    pub fn start(
+        faults: &Arc<Faults>,
+        source: Arc<dyn PageSource>,
+        options: PagerOptions,
+        failure: Failure,
+    ) -> Result<Arc<Self>, FaultsError> {
+        let blocks = faults.ram().blocks();
+        let left = (0..blocks.len())
+            .map(|block| source.has(block).count())
+            .sum();
+        let pager = Arc::new(Self {
+            faults: Arc::downgrade(faults),
+            arrived: blocks
+                .iter()
+                .map(|block| PageSet::new(block.max_pages()))
+                .collect(),
+            units: blocks.iter().map(|block| block.unit_pages()).collect(),
+            source,
+            wanted: Wanted::default(),
+            left: AtomicUsize::new(left),
+            failed: AtomicBool::new(false),
+            failure,
+            done: Mutex::new(false),
+            done_changed: std::sync::Condvar::new(),
+            faults_served: AtomicU64::new(0),
+            prefetch: options.prefetch,
+        });
+        for block in 0..blocks.len() {
+            faults.register(block, Use::Missing)?;
+        }
+        faults.barrier().missing = Some(pager.clone());
+        let spawn = |name: String, body: fn(&Self)| {
+            let pager = pager.clone();
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(move || body(&pager))
+                .map_err(FaultsError::Thread)
+        };
+        for index in 0..options.urgent_threads.max(1) {
+            spawn(format!("pager/{index}"), Self::serve)?;
+        }
+        spawn("pager/fill".to_owned(), Self::fill)?;
+        Ok(pager)
+    }
+
+    /// Pages that are still at the source only.
+    pub fn left_pages(&self) -> usize {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Faults answered so far.
+    pub fn faults_served(&self) -> u64 {
+        self.faults_served.load(Ordering::Relaxed)
+    }
+
+    /// Pages of a block that have arrived.
+    pub fn arrived(&self, block: usize) -> &PageSet {
+        &self.arrived[block]
+    }
+
+    /// Where the pages come from.
+    pub fn source(&self) -> &Arc<dyn PageSource> {
+        &self.source
+    }
+
+    /// Whether the source failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Whether all of it is here and nothing is registered for it any more.
+    pub fn is_done(&self) -> bool {
+        *self
+            .done
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits for that; false if `time` was not enough.
+    pub fn wait_done(&self, time: Duration) -> bool {
+        let done = self
+            .done
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (done, _) = self
+            .done_changed
+            .wait_timeout_while(done, time, |done| !*done)
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        *done
+    }
+
+    /// Ends it although pages are missing: the machine is ending. Its threads stop.
+    pub fn stop(&self) {
+        self.wanted.close();
+    }
+
+    /// The thread of pages that somebody waits for.
+    fn serve(&self) {
+        paguro_sys::raise_priority();
+        let mut bytes = Vec::new();
+        while let Some(at) = self.wanted.wait() {
+            let Some(faults) = self.faults.upgrade() else {
+                return;
+            };
+            let unit = self.units[at.block];
+            let end = faults.block(at.block).max_pages();
+            let size = AROUND.max(unit);
+            let first = at.page / size * size;
+            let around = first..(first + size).min(end);
+            let fetched = self.fetch(&faults, at.block, around, &mut bytes);
+            // Its neighbours may be unreadable or gone; what is waited for is tried alone.
+            let fetched = fetched.or_else(|_| {
+                let first = at.page / unit * unit;
+                self.fetch(&faults, at.block, first..first + unit, &mut bytes)
+            });
+            self.faults_served.fetch_add(1, Ordering::Relaxed);
+            match fetched {
+                // Also for what was there before we looked.
+                Ok(()) => faults.wake(at.block, faults.unit_of(at)),
+                Err(error) => self.give_up(&faults, at, &error),
+            }
+        }
+    }
+
+    /// The thread of all other pages; ends when nothing is left.
+    fn fill(&self) {
+        paguro_sys::lower_priority();
+        let mut bytes = Vec::new();
+        let started = Instant::now();
+        let mut fetched_bytes = 0u64;
+        'blocks: for block in 0..self.arrived.len() {
+            let pages = self.source.has(block).pages();
+            if self.prefetch == Prefetch::Off {
+                break;
+            }
+            for first in (0..pages).step_by(STRIDE.max(self.units[block])) {
+                let part = first..(first + STRIDE.max(self.units[block])).min(pages);
+                let Some(faults) = self.faults.upgrade() else {
+                    return;
+                };
+                if self.wanted.is_closed() || self.has_failed() {
+                    break 'blocks;
+                }
+                let before = self.arrived[block].count_in(part.clone());
+                if let Err(error) = self.fetch(&faults, block, part.clone(), &mut bytes) {
+                    let at = Located { block, page: first };
+                    self.give_up(&faults, at, &error);
+                    break 'blocks;
+                }
+                let got = self.arrived[block].count_in(part) - before;
+                drop(faults);
+                fetched_bytes += (got * page_size()) as u64;
+                if let Prefetch::Limited(rate) = self.prefetch {
+                    let due = Duration::from_secs_f64(fetched_bytes as f64 / rate.max(1) as f64);
+                    if !self.wanted.sleep(due.saturating_sub(started.elapsed())) {
+                        break 'blocks;
+                    }
+                }
+            }
+        }
+        // Without prefetch the pages come as they are wanted, the last one perhaps never.
+        while self.left_pages() > 0 {
+            if self.faults.strong_count() == 0 {
+                self.wanted.close();
+            }
+            if !self.wanted.sleep(Duration::from_millis(100)) {
+                return;
+            }
+        }
+        if !self.has_failed() {
+            self.finish();
+        }
+    }
+
+    /// All is here: nothing needs to be registered any more.
+    fn finish(&self) {
+        let Some(faults) = self.faults.upgrade() else {
+            return;
+        };
+        for block in 0..self.arrived.len() {
+            let breathe = || std::thread::sleep(Duration::from_micros(30));
+            let pages = self.arrived[block].pages();
+            let parts: Vec<_> = (0..pages)
+                .step_by(512)
+                .map(|first| first..(first + 512).min(pages))
+                .collect();
+            if let Err(error) = faults.unregister(block, Use::Missing, &parts, breathe) {
+                tracing::error!(%error, "a part of guest RAM stays registered");
+            }
+        }
+        faults.barrier().missing = None;
+        self.wanted.close();
+        *self
+            .done
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
+        self.done_changed.notify_all();
+        tracing::debug!("all pages have arrived");
+    }
+
+    /// Fetches what of a range has not arrived yet, and places zeros where the source has nothing.
+    fn fetch(
+        &self,
+        faults: &Faults,
+        block: usize,
+        range: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), SourceError> {
+        if self.units[block] > 1 {
+            return self.fetch_units(faults, block, range, bytes);
+        }
+        let page = page_size();
+        let (has, arrived) = (self.source.has(block), &self.arrived[block]);
+        let mut runs = Vec::new();
+        has.runs(range.clone(), |run| arrived.gaps(run, |gap| runs.push(gap)));
+        for run in runs {
+            bytes.resize(run.len() * page, 0);
+            self.source.read(block, run.clone(), bytes)?;
+            self.put(faults, block, run, bytes);
+        }
+        Ok(())
+    }
+
+    /// On hugetlbfs 512 pages come together, zeros between them included.
+    fn fetch_units(
+        &self,
+        faults: &Faults,
+        block: usize,
+        range: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), SourceError> {
+        let (page, unit) = (page_size(), self.units[block]);
+        for first in range.step_by(unit) {
+            let whole = first..first + unit;
+            let has = self.source.has(block);
+            if has.count_in(whole.clone()) == 0 || self.arrived[block].contains(first) {
+                continue;
+            }
+            bytes.clear();
+            bytes.resize(unit * page, 0);
+            let mut runs = Vec::new();
+            has.runs(whole.clone(), |run| runs.push(run));
+            for run in runs {
+                let part = (run.start - first) * page..(run.end - first) * page;
+                self.source.read(block, run, &mut bytes[part])?;
+            }
+            self.put(faults, block, whole, bytes);
+        }
+        Ok(())
+    }
+
+    fn put(&self, faults: &Faults, block: usize, run: Range<usize>, bytes: &[u8]) {
+        if let Err(error) = faults.place(block, run.start, bytes) {
+            // Not a changed mapping, which is no error: the host has no memory, perhaps. Received
+            // all the same, or it would be asked for again for ever.
+            tracing::error!(%error, "a page could not be placed");
+        }
+        let has = self.source.has(block);
+        let mut got = 0;
+        self.arrived[block].claim(run, |run| got += has.count_in(run));
+        self.left.fetch_sub(got, Ordering::AcqRel);
+    }
+
+    fn give_up(&self, faults: &Faults, at: Located, error: &SourceError) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "a page cannot be had");
+            (self.failure)(error);
+        }
+        if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
+            tracing::error!(%error, "a reader may be stuck");
+        }
+    }
+}
+
+impl MissingHandler for Pager {
+    fn missing(&self, faults: &Faults, at: Located) {
+        let unit = faults.unit_of(at);
+        let wanted = self.source.has(at.block).count_in(unit.clone()) > 0;
+        if wanted && !self.arrived[at.block].contains(at.page) && !self.wanted.is_closed() {
+            return self.wanted.push(at);
+        }
+        // Nothing to be had for it: it was never written, or it came and was given back since.
+        if let Err(error) = faults.place_zeros(at.block, unit) {
+            tracing::error!(%error, "a reader may be stuck");
+        }
+    }
+}
