@@ -1,0 +1,208 @@
+//! A VMM of one thread: saved while it runs, and brought back page by page.
+//!
+//! `cargo run -p paguro-migration --example toy`. It needs neither KVM nor root.
+//!
+//! Its vCPU is a thread that numbers its writes: write *n* stores *n* in page *n* x 7919. So the
+//! number of writes, which is the toy's device state, says what every page must hold.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use paguro_migration::machine::{Machine, MachineError, Paused, Writer, WriterClass};
+use paguro_migration::restore::{Prefetch, RestoreFile, RestoreMode, RestoreOptions, restore_ram};
+use paguro_migration::{Control, Memory, SnapshotOptions, snapshot};
+use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+use paguro_sys::{Fallbacks, Host};
+use paguro_wire::device::{DeviceSection, SectionReader, SectionWriter};
+
+const PAGES: u64 = 16384;
+
+/// The machine.
+struct Toy {
+    ram: GuestRam,
+    /// The engine's side of RAM. It serves the pages that are still in the file, so it lives as
+    /// long as the machine.
+    memory: Arc<Memory>,
+    cpu: Mutex<Cpu>,
+    pausing: AtomicBool,
+    end: AtomicBool,
+}
+
+/// All that is not RAM.
+struct Cpu {
+    writes: u64,
+    stopped: bool,
+}
+
+impl Toy {
+    fn new(memory: Arc<Memory>, writes: u64) -> Self {
+        Self {
+            ram: memory.ram().clone(),
+            memory,
+            cpu: Mutex::new(Cpu {
+                writes,
+                stopped: false,
+            }),
+            pausing: AtomicBool::new(false),
+            end: AtomicBool::new(false),
+        }
+    }
+
+    /// The vCPU. Whoever wants it to pause is let in between two writes, by `pausing`: the lock
+    /// alone would mostly be taken again before anybody else wakes up.
+    fn run(&self) {
+        while !self.end.load(Ordering::Acquire) {
+            if self.pausing.load(Ordering::Acquire) {
+                std::thread::yield_now();
+                continue;
+            }
+            let mut cpu = self.cpu.lock().unwrap();
+            if cpu.stopped {
+                continue;
+            }
+            cpu.writes += 1;
+            let value = cpu.writes.to_le_bytes();
+            let page = cpu.writes * 7919 % PAGES;
+            self.ram.blocks()[0]
+                .mapping()
+                .copy_in(page as usize * 4096, &value);
+        }
+    }
+
+    /// Pages that do not hold what `writes` writes have left in them.
+    fn wrong_pages(&self, writes: u64) -> usize {
+        let first = writes.saturating_sub(PAGES) + 1;
+        let wrong = (first..=writes).filter(|&n| {
+            let mut value = [0; 8];
+            let page = (n * 7919 % PAGES) as usize;
+            self.ram.blocks()[0]
+                .mapping()
+                .copy_out(page * 4096, &mut value);
+            u64::from_le_bytes(value) != n
+        });
+        wrong.count()
+    }
+}
+
+impl Machine for Toy {
+    fn ram(&self) -> GuestRam {
+        self.ram.clone()
+    }
+
+    fn machine_name(&self) -> &str {
+        "toy-1"
+    }
+
+    fn writers(&self) -> Vec<Writer> {
+        vec![Writer {
+            name: "vCPU 0".into(),
+            class: WriterClass::Seen,
+        }]
+    }
+
+    fn faults_in_kernel(&self) -> bool {
+        false // A thread writes; with KVM the kernel does, on behalf of the guest.
+    }
+
+    fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
+        self.pausing.store(true, Ordering::Release);
+        let cpu = self.cpu.lock().unwrap();
+        Ok(Box::new(AtRest { toy: self, cpu }))
+    }
+}
+
+/// A pause: as long as the lock is held.
+struct AtRest<'t> {
+    toy: &'t Toy,
+    cpu: MutexGuard<'t, Cpu>,
+}
+
+impl Paused for AtRest<'_> {
+    fn was_running(&self) -> bool {
+        !self.cpu.stopped
+    }
+
+    fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
+        let section = SectionWriter::new("toy/cpu", 0, 1)
+            .u64("writes", self.cpu.writes)
+            .finish()
+            .map_err(|error| MachineError::new("save its vCPU", error))?;
+        Ok(vec![section])
+    }
+
+    fn stay(mut self: Box<Self>) {
+        self.cpu.stopped = true;
+    }
+}
+
+impl Drop for AtRest<'_> {
+    fn drop(&mut self) {
+        self.toy.pausing.store(false, Ordering::Release);
+    }
+}
+
+fn layout() -> Vec<BlockConfig> {
+    vec![BlockConfig {
+        id: "toy.ram".into(),
+        guest_address: 0,
+        bytes: PAGES as usize * 4096,
+        backing: Backing::Anonymous,
+        pages: PageKind::Small,
+    }]
+}
+
+/// Saves a machine that runs, and lets it run on.
+fn save(toy: &Toy, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let options = SnapshotOptions::new(*toy.memory.host());
+    let report = snapshot(toy, &toy.memory, path, &options, &Control::default())?;
+    println!(
+        "saved {} pages in {} us, of which the toy stood still for {} us",
+        report.normal_pages, report.total_us, report.pause_us
+    );
+    Ok(())
+}
+
+/// Makes a machine out of a file, which may run before its RAM is there.
+fn bring_back(path: &Path) -> Result<(Toy, u64), Box<dyn std::error::Error>> {
+    let file = Arc::new(RestoreFile::open(path)?);
+    let options = RestoreOptions {
+        mode: RestoreMode::Lazy,
+        prefetch: Prefetch::Unlimited,
+        threads: 1,
+        host: Host::probe(&Fallbacks::default()),
+        faults_in_kernel: false,
+    };
+    let failed = Box::new(|error: &_| eprintln!("stop the machine: {error}"));
+    let restored = restore_ram(&file, layout(), &options, failed)?;
+    let section = file
+        .devices()
+        .iter()
+        .find(|section| section.name == "toy/cpu");
+    let mut cpu = SectionReader::open(section.ok_or("no vCPU in it")?, "toy/cpu", 1..=1)?;
+    let writes = cpu.u64("writes")?;
+    cpu.finish()?;
+    Ok((Toy::new(restored.memory, writes), writes))
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("toy.snap");
+    let blocks: Result<Vec<_>, _> = layout().into_iter().map(RamBlock::new).collect();
+    let host = Host::probe(&Fallbacks::default());
+    let toy = Toy::new(Memory::new(host, GuestRam::new(blocks?)), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| toy.run());
+        std::thread::sleep(Duration::from_millis(100));
+        let saved = save(&toy, &path);
+        toy.end.store(true, Ordering::Release);
+        saved
+    })?;
+    let (copy, writes) = bring_back(&path)?;
+    match copy.wrong_pages(writes) {
+        0 => println!("brought back after {writes} writes, 0 pages wrong"),
+        wrong => return Err(format!("{wrong} pages are wrong").into()),
+    }
+    Ok(())
+}

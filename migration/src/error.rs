@@ -1,0 +1,77 @@
+//! What can go wrong with a snapshot.
+
+use std::path::PathBuf;
+
+use paguro_dirty::FreezeError;
+use paguro_faults::FaultsError;
+use paguro_wire::device::DeviceError;
+use paguro_wire::snapshot::LayoutError;
+
+use crate::machine::MachineError;
+
+/// A snapshot failed. The guest runs on as before, nothing of it is protected any more, and no
+/// file stands under the name that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The caller's: one is under way already.
+    #[error("another snapshot or migration of this machine is under way")]
+    Busy,
+    /// The caller's: options that make no sense.
+    #[error("{option} cannot be {value}: {rule}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// What it was.
+        value: u64,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The machine's: somebody writes guest RAM whom a freeze cannot see.
+    #[error("{writer} writes guest RAM unseen, so it cannot be frozen while the machine runs")]
+    UnseenWriter {
+        /// His name.
+        writer: String,
+    },
+    /// The host's: faults that are taken in the kernel are not delivered to this process.
+    #[error("this process may not handle page faults that are taken in the kernel")]
+    NoKernelFaults,
+    /// The host's: no userfaultfd, or not enough of it.
+    #[error("this host cannot freeze guest RAM")]
+    CannotFreeze(#[source] FaultsError),
+    /// The host's: its userfaultfd lacks a feature.
+    #[error("userfaultfd on this host cannot write-protect {memory}")]
+    NoWriteProtect {
+        /// Which memory.
+        memory: &'static str,
+    },
+    /// The freeze failed.
+    #[error("guest RAM could not be held at one moment")]
+    Freeze(#[source] FreezeError),
+    /// The machine failed.
+    #[error("the machine could not be saved")]
+    Machine(#[from] MachineError),
+    /// The machine's: RAM blocks that no file can hold.
+    #[error("the machine's RAM does not fit the file format")]
+    Layout(#[from] LayoutError),
+    /// The machine's: device state that no file can hold.
+    #[error("the machine's devices do not fit the file format")]
+    Device(#[from] DeviceError),
+    /// The file's.
+    #[error("cannot {doing} {path}")]
+    File {
+        /// What was tried, as a verb.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host's: no thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    /// Cancelled.
+    #[error("the snapshot was cancelled")]
+    Cancelled,
+}

@@ -1,0 +1,28 @@
+//! Background snapshot and restore: how a machine's memory and devices leave and come back.
+//!
+//! A VMM implements [`machine::Machine`] and keeps one [`Memory`] for it. Then
+//!
+//! * [`snapshot`] saves it to a file in QEMU's mapped-ram layout, while it runs
+//!   ([`SnapshotOptions::background`]) or stopped;
+//! * [`restore::RestoreFile`] and [`restore::restore_ram`] bring it back: all at once, by mapping
+//!   the file, or page by page while it runs already.
+//!
+//! What an operator sees of a running snapshot, and how he cancels it, is a [`Control`].
+
+#![forbid(unsafe_code)]
+
+pub mod control;
+mod error;
+mod file;
+pub mod machine;
+mod memory;
+pub mod options;
+pub mod restore;
+mod save;
+mod snapshot;
+
+pub use control::{Control, Status};
+pub use error::SnapshotError;
+pub use memory::Memory;
+pub use options::{HugePolicy, Sabotage, SnapshotOptions};
+pub use snapshot::{SnapshotReport, snapshot};

@@ -1,0 +1,96 @@
+//! What the engine needs from a VMM.
+//!
+//! A VMM implements [`Machine`] and [`Paused`]; nothing else of it is known here. The order of a
+//! pause is the engine's business and is kept by these types: whoever pauses holds a [`Paused`],
+//! and dropping it, on whatever path, lets the guest run on.
+
+use paguro_ram::GuestRam;
+use paguro_wire::device::DeviceSection;
+
+/// The VMM failed; its own error is inside.
+#[derive(Debug, thiserror::Error)]
+#[error("the machine failed to {doing}")]
+pub struct MachineError {
+    /// What it was doing, as a verb: "stop its vCPUs".
+    pub doing: &'static str,
+    /// Why.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl MachineError {
+    /// An error while `doing`.
+    pub fn new(
+        doing: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            doing,
+            source: source.into(),
+        }
+    }
+}
+
+/// How a writer of guest RAM behaves towards a freeze (property P10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriterClass {
+    /// It writes through the mapping that is armed, so it faults like a vCPU.
+    Seen,
+    /// It writes in ways that do not fault, and has nothing in flight once paused.
+    Drained,
+    /// It writes in ways that do not fault, and cannot be stopped: no freeze is possible.
+    Unseen,
+}
+
+/// Somebody who writes guest RAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// Its name, as it appears in a refusal.
+    pub name: String,
+    /// How it behaves.
+    pub class: WriterClass,
+}
+
+/// A machine that the engine can move.
+pub trait Machine: Send + Sync {
+    /// Its RAM. The list of blocks may have changed when it is read again in a pause.
+    fn ram(&self) -> GuestRam;
+
+    /// Its name in CONFIGURATION: files and streams of another name are refused.
+    fn machine_name(&self) -> &str;
+
+    /// All who write its RAM, vCPUs included.
+    fn writers(&self) -> Vec<Writer>;
+
+    /// Whether its RAM is written from inside the kernel (by KVM, by read(2)): then a freeze needs
+    /// the right to handle faults taken there.
+    fn faults_in_kernel(&self) -> bool {
+        true
+    }
+
+    /// Takes all vCPUs out of the guest with pending I/O completed, then makes the devices quiet:
+    /// when this returns nobody writes guest RAM and no I/O into it is in flight. Faults must go
+    /// on being served while it waits. Pausing a paused machine is no error.
+    ///
+    /// # Errors
+    ///
+    /// The machine's; it then runs on as before.
+    fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError>;
+}
+
+/// A machine at rest. Dropping it resumes devices, then vCPUs, if they ran when it was paused.
+pub trait Paused {
+    /// Whether the machine ran before the pause.
+    fn was_running(&self) -> bool;
+
+    /// The state of vCPUs and devices. What collecting it writes to guest RAM belongs to the
+    /// picture, so this comes before the freeze.
+    ///
+    /// # Errors
+    ///
+    /// The machine's.
+    fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError>;
+
+    /// Leaves the machine stopped after a migration that stopped it (`postmigrate`).
+    fn stay(self: Box<Self>);
+}

@@ -1,0 +1,69 @@
+//! What can go wrong with a restore.
+
+use std::path::PathBuf;
+
+use paguro_faults::FaultsError;
+use paguro_pager::SourceError;
+use paguro_ram::RamError;
+use paguro_wire::DecodeError;
+
+/// A restore failed before the machine ran.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The file's: it cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file's: it is no snapshot, or a damaged one.
+    #[error("cannot read {path} as a snapshot")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: DecodeError,
+    },
+    /// The file's: its metadata are damaged.
+    #[error("{path} is damaged: {damage}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is.
+        damage: String,
+    },
+    /// The caller's: the file is of a machine with other RAM.
+    #[error("the file has {found}, this machine has {expected}")]
+    Blocks {
+        /// What the file has.
+        found: String,
+        /// What the machine has.
+        expected: String,
+    },
+    /// A page cannot be read or is damaged.
+    #[error("a page cannot be restored")]
+    Page(#[source] SourceError),
+    /// The host's: no memory.
+    #[error("no memory for the machine's RAM")]
+    Ram(#[source] RamError),
+    /// The host's: no userfaultfd.
+    #[error("this host cannot restore page by page")]
+    Faults(#[source] FaultsError),
+    /// The host's: faults that are taken in the kernel are not delivered to this process.
+    #[error("this process may not handle page faults that are taken in the kernel")]
+    NoKernelFaults,
+    /// The host's: bus errors cannot be caught.
+    #[error("cannot watch the mapped file for pages that cannot be read")]
+    BusErrors(#[source] std::io::Error),
+    /// The caller's: this memory cannot be a mapping of the file.
+    #[error("a snapshot cannot be mapped as {memory}: restore it with mode lazy or eager")]
+    NotMappable {
+        /// Which memory.
+        memory: &'static str,
+    },
+}

@@ -1,0 +1,391 @@
+//! A snapshot from the command to the name.
+//!
+//! The order is that of the kernel's and QEMU's background snapshots, and of what went wrong with
+//! them: guest RAM is armed before the pause, device state is taken inside it and *before* the
+//! last look at RAM (collecting it may write there), and written after RAM. Every step that fails
+//! drops what was built so far, and the destructors undo it: [`Frozen`] takes all protection away,
+//! the machine's `Paused` lets it run on, `PartialFile` leaves no file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
+use paguro_faults::Faults;
+use paguro_ram::{Backing, GuestRam, PageKind};
+use paguro_sys::{Userfault, page_size};
+use paguro_wire::device::DeviceSection;
+use paguro_wire::globalstate;
+use paguro_wire::snapshot::extension::Facts;
+use paguro_wire::snapshot::{BlockPlan, Layout};
+
+use crate::file::PartialFile;
+use crate::machine::{Machine, Paused, WriterClass};
+use crate::save::Saver;
+use crate::{Control, Memory, Sabotage, SnapshotError, SnapshotOptions, Status};
+
+/// What a snapshot did and what it cost. Times in microseconds, sizes in bytes, pages of the host.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct SnapshotReport {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether the guest ran on meanwhile.
+    pub background: bool,
+    /// Length of the file, holes included.
+    pub file_bytes: u64,
+    /// Bytes written to it.
+    pub written_bytes: u64,
+    /// Pages of RAM.
+    pub total_pages: u64,
+    /// Pages in the file.
+    pub normal_pages: u64,
+    /// Pages that are zero, of which most were never there.
+    pub zero_pages: u64,
+    /// Faults on protected pages while arming: no page was copied for them.
+    pub arming_faults: u64,
+    /// Faults on frozen pages that led to a copy.
+    pub faults: u64,
+    /// Pages copied because of a fault.
+    pub fault_pages: u64,
+    /// Rounds of arming before the pause.
+    pub arm_rounds: u64,
+    /// Pages armed inside the pause.
+    pub rearmed_pages: u64,
+    /// From the command to the pause: opening the file, arming.
+    pub setup_us: u64,
+    /// From the order to pause until the machine was told to run on: the engine's own view, which
+    /// is shorter than what the guest sees.
+    pub pause_us: u64,
+    /// Of the pause: until all vCPUs and devices were at rest.
+    pub pause_stop_us: u64,
+    /// Of the pause: collecting device state.
+    pub pause_devices_us: u64,
+    /// Of the pause: waiting for the readers, the last look, the change of epoch.
+    pub pause_freeze_us: u64,
+    /// From the pause until all pages were in the file.
+    pub save_us: u64,
+    /// Taking away protection and registration.
+    pub teardown_us: u64,
+    /// Writing the rest, syncing, naming.
+    pub finish_us: u64,
+    /// All of it.
+    pub total_us: u64,
+    /// Bytes of page copies that waited at the same time, at most.
+    pub peak_buffer_bytes: u64,
+    /// Bytes of page sets and tables.
+    pub set_bytes: u64,
+    /// When the pause began, by the host's CLOCK_MONOTONIC.
+    pub pause_at_ns: u64,
+    /// When the command came, by the same clock.
+    pub begin_at_ns: u64,
+    /// When the last protection and registration was gone, by the same clock.
+    pub free_at_ns: u64,
+}
+
+/// Takes a snapshot of `machine` to `path`. Blocks until the file stands under its name, or
+/// nothing is left of it; to be run in a thread of its own, while `control` is watched from others.
+///
+/// # Errors
+///
+/// [`SnapshotError`]; the machine then runs on if it ran before. The same text is kept in
+/// `control`.
+pub fn snapshot(
+    machine: &dyn Machine,
+    memory: &Arc<Memory>,
+    path: &Path,
+    options: &SnapshotOptions,
+    control: &Control,
+) -> Result<SnapshotReport, SnapshotError> {
+    let result = run(machine, memory, path, options, control);
+    match &result {
+        Ok(_) => control.finish(Status::Completed, None),
+        Err(_) if control.is_cancelled() => control.finish(Status::Cancelled, None),
+        Err(error) => control.finish(Status::Failed, Some(chain(error))),
+    }
+    result.map_err(|error| {
+        if control.is_cancelled() {
+            SnapshotError::Cancelled
+        } else {
+            error
+        }
+    })
+}
+
+/// An error with its reasons, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// A freeze that is ended on every path.
+struct Frozen(Arc<Freeze>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+fn run(
+    machine: &dyn Machine,
+    memory: &Arc<Memory>,
+    path: &Path,
+    options: &SnapshotOptions,
+    control: &Control,
+) -> Result<SnapshotReport, SnapshotError> {
+    let begin = Instant::now();
+    let mut report = SnapshotReport {
+        path: path.to_owned(),
+        background: options.background,
+        begin_at_ns: monotonic_ns(),
+        ..Default::default()
+    };
+    let _busy = memory.begin().ok_or(SnapshotError::Busy)?;
+    control.advance(Status::Setup);
+    check(options)?;
+    let ram = machine.ram();
+    let faults = if options.background {
+        Some(watch(machine, memory, &ram)?)
+    } else {
+        None
+    };
+    let file = PartialFile::create(path)?;
+    let freeze = Freeze::new(
+        faults,
+        ram,
+        memory.unarrived(),
+        &memory.take_written(),
+        FreezeOptions {
+            host: options.host,
+            chunk_pages: options.chunk_bytes / page_size(),
+            buffer_bytes: options.page_buffer_for(memory.ram().bytes()),
+            huge: options.huge,
+            check: options.check_freeze && options.background,
+            sabotage: options.sabotage,
+        },
+    )
+    .map_err(SnapshotError::Freeze)?;
+    let frozen = Frozen(freeze.clone());
+    if !options.arm_in_pause {
+        freeze
+            .arm(|| !control.is_cancelled())
+            .map_err(|error| cancelled(control, error))?;
+    }
+    report.setup_us = micros(begin.elapsed());
+    report.pause_at_ns = monotonic_ns();
+
+    let (paused, devices) = pause(machine, &freeze, options, &mut report)?;
+    let state = if paused.was_running() {
+        globalstate::RUNNING
+    } else {
+        globalstate::PAUSED
+    };
+    let was_running = paused.was_running();
+    let lengths: Vec<usize> = machine
+        .ram()
+        .blocks()
+        .iter()
+        .map(|block| block.used_bytes())
+        .collect();
+    let stopped = if options.background {
+        drop(paused);
+        None
+    } else {
+        Some(paused)
+    };
+    let devices = match options.sabotage {
+        Sabotage::DevicesAfterFreeze => machine.pause()?.save_devices()?,
+        _ => devices,
+    };
+    note(control, &freeze, &report);
+    control.advance(Status::Active);
+
+    let saving = Instant::now();
+    let layout = plan(machine, &lengths)?;
+    file.set_len(layout.resume_offset)?;
+    let saver = Saver::new(&file, &layout, &freeze, control, options);
+    saver.save_pages()?;
+    report.save_us = micros(saving.elapsed());
+
+    let teardown = Instant::now();
+    drop(frozen);
+    report.teardown_us = micros(teardown.elapsed());
+    report.free_at_ns = monotonic_ns();
+    memory.set_written(freeze.written());
+
+    if control.is_cancelled() {
+        return Err(SnapshotError::Cancelled);
+    }
+    control.advance(Status::Device);
+    let finishing = Instant::now();
+    let mut sections = vec![globalstate::section(state)?];
+    sections.extend(devices);
+    let facts = Facts {
+        paguro_version: env!("CARGO_PKG_VERSION").to_owned(),
+        taken_at_unix_s: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs()),
+        was_running,
+        host_page_size_bytes: page_size() as u64,
+    };
+    saver.write_rest(&sections, &facts)?;
+    count(&mut report, &freeze, &saver, control);
+    drop(saver);
+    file.complete(options.sync)?;
+    if let Some(paused) = stopped {
+        paused.stay();
+    }
+    report.file_bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+    report.finish_us = micros(finishing.elapsed());
+    report.total_us = micros(begin.elapsed());
+    Ok(report)
+}
+
+/// The pause, steps 1 to 6; dropping what it returns is step 7.
+fn pause<'m>(
+    machine: &'m dyn Machine,
+    freeze: &Freeze,
+    options: &SnapshotOptions,
+    report: &mut SnapshotReport,
+) -> Result<(Box<dyn Paused + 'm>, Vec<DeviceSection>), SnapshotError> {
+    let start = Instant::now();
+    // 1 and 2: vCPUs out of the guest, devices quiet.
+    let mut paused = machine.pause()?;
+    report.pause_stop_us = micros(start.elapsed());
+    // 3: device state, and what collecting it writes to RAM.
+    let devices = paused.save_devices()?;
+    report.pause_devices_us = micros(start.elapsed()) - report.pause_stop_us;
+    if options.sabotage == Sabotage::RearmBeforeBarrier {
+        freeze.arm_rest().map_err(SnapshotError::Freeze)?;
+    }
+    // 4 to 6: readers stand still, the last look, the frozen epoch.
+    let barrier = freeze.barrier();
+    freeze.hold(barrier).map_err(SnapshotError::Freeze)?;
+    if options.pause_sleep_us > 0 {
+        std::thread::sleep(Duration::from_micros(options.pause_sleep_us));
+    }
+    report.pause_us = micros(start.elapsed());
+    report.pause_freeze_us = report.pause_us - report.pause_stop_us - report.pause_devices_us;
+    Ok((paused, devices))
+}
+
+fn check(options: &SnapshotOptions) -> Result<(), SnapshotError> {
+    let chunk = options.chunk_bytes;
+    if !chunk.is_power_of_two() || !(page_size()..=2 << 20).contains(&chunk) {
+        return Err(SnapshotError::Option {
+            option: "the chunk size",
+            value: chunk as u64,
+            rule: "a power of two from one page to 2 MiB",
+        });
+    }
+    if !(1..=256).contains(&options.channels) {
+        return Err(SnapshotError::Option {
+            option: "the number of channels",
+            value: options.channels as u64,
+            rule: "1 to 256",
+        });
+    }
+    Ok(())
+}
+
+/// Refuses what cannot be frozen, before anything is touched.
+fn watch(
+    machine: &dyn Machine,
+    memory: &Memory,
+    ram: &GuestRam,
+) -> Result<Arc<Faults>, SnapshotError> {
+    let unseen = machine
+        .writers()
+        .into_iter()
+        .find(|writer| writer.class == WriterClass::Unseen);
+    if let Some(writer) = unseen {
+        return Err(SnapshotError::UnseenWriter {
+            writer: writer.name,
+        });
+    }
+    let host = memory.host();
+    let faults = memory.faults().map_err(SnapshotError::CannotFreeze)?;
+    if host.userfault != Userfault::Full && machine.faults_in_kernel() {
+        return Err(SnapshotError::NoKernelFaults);
+    }
+    if !host.can_freeze() {
+        return Err(SnapshotError::NoWriteProtect {
+            memory: "anonymous memory",
+        });
+    }
+    let shared = |block: &Arc<paguro_ram::RamBlock>| {
+        block.backing() == Backing::Memfd || block.page_kind() == PageKind::Huge
+    };
+    if ram.blocks().iter().any(shared) && !host.can_freeze_shared() {
+        return Err(SnapshotError::NoWriteProtect {
+            memory: "shared memory",
+        });
+    }
+    Ok(faults)
+}
+
+fn plan(machine: &dyn Machine, lengths: &[usize]) -> Result<Layout, SnapshotError> {
+    let ram = machine.ram();
+    let blocks: Vec<_> = ram
+        .blocks()
+        .iter()
+        .zip(lengths)
+        .map(|(block, &bytes)| BlockPlan {
+            id: block.id().to_owned(),
+            used_length_bytes: bytes as u64,
+        })
+        .collect();
+    Ok(Layout::plan(machine.machine_name(), &blocks)?)
+}
+
+fn cancelled(control: &Control, error: FreezeError) -> SnapshotError {
+    if control.is_cancelled() {
+        SnapshotError::Cancelled
+    } else {
+        SnapshotError::Freeze(error)
+    }
+}
+
+fn note(control: &Control, freeze: &Freeze, report: &SnapshotReport) {
+    let counters = &control.counters;
+    counters
+        .total_pages
+        .store(freeze.total_pages() as u64, Ordering::Relaxed);
+    counters.setup_us.store(report.setup_us, Ordering::Relaxed);
+    counters.pause_us.store(report.pause_us, Ordering::Relaxed);
+}
+
+fn count(report: &mut SnapshotReport, freeze: &Freeze, saver: &Saver<'_>, control: &Control) {
+    let stats = freeze.stats();
+    let counters = &control.counters;
+    counters
+        .faults
+        .store(stats.faults.load(Ordering::Relaxed), Ordering::Relaxed);
+    report.total_pages = freeze.total_pages() as u64;
+    report.normal_pages = counters.normal_pages.load(Ordering::Relaxed);
+    report.zero_pages = counters.zero_pages.load(Ordering::Relaxed);
+    report.written_bytes = counters.transferred_bytes.load(Ordering::Relaxed);
+    report.arming_faults = stats.arming_faults.load(Ordering::Relaxed);
+    report.faults = stats.faults.load(Ordering::Relaxed);
+    report.fault_pages = stats.fault_pages.load(Ordering::Relaxed);
+    report.arm_rounds = stats.rounds.load(Ordering::Relaxed);
+    report.rearmed_pages = stats.rearmed_pages.load(Ordering::Relaxed);
+    report.peak_buffer_bytes = freeze.peak_buffer_bytes() as u64;
+    report.set_bytes = (freeze.set_bytes() + saver.table_bytes()) as u64;
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,558 @@
+//! What must hold, each on its own small machine.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use paguro_migration::machine::{Writer, WriterClass};
+use paguro_migration::restore::{
+    Prefetch, RestoreError, RestoreFile, RestoreMode, RestoreOptions, Restored, restore_ram,
+};
+use paguro_migration::{
+    Control, HugePolicy, Memory, Sabotage, SnapshotError, SnapshotOptions, SnapshotReport, Status,
+    snapshot,
+};
+use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock};
+use paguro_sys::{Fallbacks, Host};
+
+use crate::machine::ThreadMachine;
+
+/// Writers that spin and copiers that copy: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The host, or a printed reason why there is nothing to be tested here.
+fn host(forced: &Fallbacks) -> Option<Host> {
+    let host = Host::probe(forced);
+    if host.can_freeze() {
+        return Some(host);
+    }
+    println!("SKIPPED: userfaultfd with write-protection is not available to this process");
+    None
+}
+
+fn config(index: usize, pages: usize, backing: Backing, kind: PageKind) -> BlockConfig {
+    BlockConfig {
+        id: if index == 0 {
+            "paguro.ram".into()
+        } else {
+            format!("paguro.ram{index}")
+        },
+        guest_address: (index as u64) << 32,
+        bytes: pages * 4096,
+        backing,
+        pages: kind,
+    }
+}
+
+fn ram(layout: &[BlockConfig]) -> GuestRam {
+    GuestRam::new(
+        layout
+            .iter()
+            .map(|c| RamBlock::new(c.clone()).unwrap())
+            .collect(),
+    )
+}
+
+fn small(host: Host) -> SnapshotOptions {
+    SnapshotOptions {
+        page_buffer_bytes: 8 << 20,
+        sync: false,
+        check_freeze: true,
+        ..SnapshotOptions::new(host)
+    }
+}
+
+fn take(
+    machine: &ThreadMachine,
+    memory: &Arc<Memory>,
+    path: &Path,
+    options: &SnapshotOptions,
+) -> Result<SnapshotReport, SnapshotError> {
+    let control = Control::default();
+    let result = snapshot(machine, memory, path, options, &control);
+    let status = if result.is_ok() {
+        Status::Completed
+    } else {
+        Status::Failed
+    };
+    assert_eq!(control.status(), status, "{:?}", control.error());
+    result
+}
+
+fn back(path: &Path, layout: &[BlockConfig], host: Host, mode: RestoreMode) -> Restored {
+    try_back(path, layout, host, mode).unwrap()
+}
+
+fn try_back(
+    path: &Path,
+    layout: &[BlockConfig],
+    host: Host,
+    mode: RestoreMode,
+) -> Result<Restored, RestoreError> {
+    let file = Arc::new(RestoreFile::open(path).unwrap());
+    let options = RestoreOptions {
+        mode,
+        prefetch: Prefetch::Unlimited,
+        threads: 2,
+        host,
+        faults_in_kernel: false,
+    };
+    restore_ram(
+        &file,
+        layout.to_vec(),
+        &options,
+        Box::new(|error| panic!("{error}")),
+    )
+}
+
+/// Pages that differ from the picture of the pause.
+fn wrong(machine: &ThreadMachine, restored: &GuestRam) -> usize {
+    let picture = machine.picture.lock().unwrap();
+    let mut wrong = 0;
+    let mut page_bytes = [0; 4096];
+    for (block, values) in restored.blocks().iter().zip(picture.iter()) {
+        for (page, value) in values.iter().enumerate() {
+            block.mapping().copy_out(page * 4096, &mut page_bytes);
+            let (head, rest) = page_bytes.split_at(8);
+            wrong += usize::from(head != value.to_le_bytes() || rest.iter().any(|&b| b != 0));
+        }
+    }
+    wrong
+}
+
+/// Snapshots one after the other while the machine runs; the pages that were wrong in all.
+fn several(layout: &[BlockConfig], options: &SnapshotOptions, rounds: usize, span: usize) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let ram = ram(layout);
+    let memory = Memory::new(options.host, ram.clone());
+    let machine = ThreadMachine::start(ram, 2, span);
+    let mut bad = 0;
+    for round in 0..rounds {
+        machine.run_on(2_000);
+        let path = dir.path().join("snapshot.pgr");
+        let report = take(&machine, &memory, &path, options).unwrap();
+        let once = report.total_pages == report.normal_pages + report.zero_pages;
+        bad += usize::from(!once);
+        machine.run_on(100);
+        let modes = [RestoreMode::Eager, RestoreMode::Map, RestoreMode::Lazy];
+        let mappable = layout
+            .iter()
+            .all(|c| c.backing == Backing::Anonymous && c.pages != PageKind::Huge);
+        let mode = modes[round % 3];
+        let mode = if mode == RestoreMode::Map && !mappable {
+            RestoreMode::Eager
+        } else {
+            mode
+        };
+        bad += match try_back(&path, layout, options.host, mode) {
+            Ok(restored) => wrong(&machine, &restored.ram),
+            Err(error) => {
+                println!("{error}");
+                1
+            }
+        };
+    }
+    bad
+}
+
+#[test]
+fn every_page_is_that_of_the_pause_on_every_kind_of_memory() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    for (backing, kind) in [
+        (Backing::Anonymous, PageKind::Small),
+        (Backing::Anonymous, PageKind::Thp),
+        (Backing::Memfd, PageKind::Small),
+        (Backing::Memfd, PageKind::Thp),
+    ] {
+        // Two blocks; the second ends in the middle of a chunk, and half of it is never touched.
+        let layout = [
+            config(0, 4096, backing, kind),
+            config(1, 2048 + 77, backing, kind),
+        ];
+        assert_eq!(
+            several(&layout, &small(host), 4, 3000),
+            0,
+            "{backing:?} {kind:?}"
+        );
+    }
+}
+
+#[test]
+fn absurd_sizes_are_saved_too() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    for pages in [1, 3, 511, 513] {
+        let layout = [config(0, pages, Backing::Anonymous, PageKind::Small)];
+        assert_eq!(several(&layout, &small(host), 3, pages), 0, "{pages} pages");
+    }
+}
+
+#[test]
+fn every_fallback_gives_the_same_picture() {
+    let _alone = alone();
+    for (name, _) in Fallbacks::NAMES {
+        let mut forced = Fallbacks::default();
+        assert!(forced.force(name));
+        let Some(host) = host(&forced) else { continue };
+        let layout = [config(0, 3000, Backing::Anonymous, PageKind::Small)];
+        assert_eq!(several(&layout, &small(host), 3, 2000), 0, "{name}");
+    }
+}
+
+#[test]
+fn chunks_of_every_size_and_a_tiny_buffer_give_the_same_picture() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let layout = [config(0, 3000, Backing::Anonymous, PageKind::Thp)];
+    for chunk_bytes in [4096, 64 << 10, 2 << 20] {
+        for huge in [HugePolicy::Keep, HugePolicy::Split] {
+            let options = SnapshotOptions {
+                chunk_bytes,
+                huge,
+                page_buffer_bytes: 4 << 20,
+                ..small(host)
+            };
+            assert_eq!(
+                several(&layout, &options, 2, 3000),
+                0,
+                "{chunk_bytes} {huge:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_machine_without_ram_is_refused() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Memory::new(host, ram(&[]));
+    let machine = ThreadMachine::start(ram(&[]), 0, 0);
+    let path = dir.path().join("empty");
+    // The format has no place for a machine without RAM: refused, and nothing is left.
+    let error = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    assert!(matches!(error, SnapshotError::Layout(_)), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stopped_machine_needs_no_userfaultfd() {
+    let _alone = alone();
+    let host = Host::probe(&Fallbacks {
+        no_userfaultfd: true,
+        ..Default::default()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let layout = [config(0, 3000, Backing::Anonymous, PageKind::Small)];
+    let ram = ram(&layout);
+    let memory = Memory::new(host, ram.clone());
+    let machine = ThreadMachine::start(ram, 2, 3000);
+    machine.run_on(1000);
+    let path = dir.path().join("stopped");
+    let options = SnapshotOptions {
+        background: false,
+        ..small(host)
+    };
+    take(&machine, &memory, &path, &options).unwrap();
+    let before = machine.writes();
+    assert_eq!(
+        wrong(
+            &machine,
+            &back(&path, &layout, host, RestoreMode::Eager).ram
+        ),
+        0
+    );
+    assert_eq!(machine.writes(), before, "it was to stay stopped");
+    let refused = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    assert!(
+        matches!(refused, SnapshotError::CannotFreeze(_)),
+        "{refused}"
+    );
+}
+
+#[test]
+fn absent_pages_stay_absent() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = [config(0, 64 * 512, backing, PageKind::Small)];
+        let ram = ram(&layout);
+        // Pages here and there: chunks that are half there, chunks that are not there at all.
+        for page in [0, 1, 700, 9 * 512 + 5] {
+            ram.blocks()[0].mapping().copy_in(page * 4096, &[7]);
+        }
+        let memory = Memory::new(host, ram.clone());
+        let machine = ThreadMachine::start(ram.clone(), 0, 0);
+        let before = resident_kib();
+        take(&machine, &memory, &dir.path().join("f"), &small(host)).unwrap();
+        let grown = resident_kib().saturating_sub(before);
+        // 128 MiB of RAM; the page buffer is gone again.
+        assert!(
+            grown < 4 << 10,
+            "{grown} KiB more are resident ({backing:?})"
+        );
+    }
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Every third chunk of 100 pages is discarded.
+#[derive(Debug)]
+struct Thirds;
+
+impl Discards for Thirds {
+    fn populated(
+        &self,
+        _: &RamBlock,
+        range: std::ops::Range<usize>,
+        part: &mut dyn FnMut(std::ops::Range<usize>),
+    ) {
+        let mut at = range.start;
+        while at < range.end {
+            let end = ((at / 100 + 1) * 100).min(range.end);
+            if at / 100 % 3 != 1 {
+                part(at..end);
+            }
+            at = end;
+        }
+    }
+}
+
+#[test]
+fn discarded_pages_are_neither_read_nor_saved() {
+    let _alone = alone();
+    for name in ["", "no-wp-unpopulated"] {
+        let mut forced = Fallbacks::default();
+        forced.force(name);
+        let Some(host) = host(&forced) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let layout = [config(0, 2000, Backing::Anonymous, PageKind::Small)];
+        let ram = ram(&layout).with_discards(Arc::new(Thirds));
+        let memory = Memory::new(host, ram.clone());
+        // The guest writes all of it, discarded or not.
+        let machine = ThreadMachine::start(ram, 1, 2000);
+        machine.run_on(20_000);
+        let path = dir.path().join("f");
+        let report = take(&machine, &memory, &path, &small(host)).unwrap();
+        let file = RestoreFile::open(&path).unwrap();
+        for page in 0..2000 {
+            assert!(
+                page / 100 % 3 != 1 || !file.present(0).contains(page),
+                "page {page}"
+            );
+        }
+        assert!(
+            report.normal_pages > 0 && report.normal_pages <= 1400,
+            "{report:?}"
+        );
+    }
+}
+
+#[test]
+fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    for (backing, kind) in [
+        (Backing::Anonymous, PageKind::Small),
+        (Backing::Memfd, PageKind::Small),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = [config(0, 8192, backing, kind)];
+        let first = dir.path().join("first");
+        let ram = ram(&layout);
+        let memory = Memory::new(host, ram.clone());
+        let origin = ThreadMachine::start(ram, 2, 8000);
+        origin.run_on(60_000);
+        take(&origin, &memory, &first, &small(host)).unwrap();
+        let file = Arc::new(RestoreFile::open(&first).unwrap());
+        let options = RestoreOptions {
+            mode: RestoreMode::Lazy,
+            prefetch: Prefetch::Limited(20 << 20),
+            threads: 2,
+            host,
+            faults_in_kernel: false,
+        };
+        let restored = restore_ram(
+            &file,
+            layout.to_vec(),
+            &options,
+            Box::new(|e| panic!("{e}")),
+        )
+        .unwrap();
+        let filler = restored.filler.clone().unwrap();
+        let idle = ThreadMachine::start(restored.ram.clone(), 0, 0);
+        let second = dir.path().join("second");
+        take(&idle, &restored.memory, &second, &small(host)).unwrap();
+        assert!(!filler.is_done(), "too fast for the test to mean anything");
+        assert_eq!(
+            wrong(
+                &origin,
+                &back(&second, &layout, host, RestoreMode::Eager).ram
+            ),
+            0
+        );
+        // And what is placed later is right, writable, and not protected any more.
+        assert_eq!(wrong(&origin, &restored.ram), 0);
+        for page in 0..8192 {
+            restored.ram.blocks()[0]
+                .mapping()
+                .copy_in(page * 4096 + 8, &[1]);
+        }
+        assert!(filler.wait_done(std::time::Duration::from_secs(60)));
+    }
+}
+
+#[test]
+fn an_unseen_writer_is_refused_by_name() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let layout = [config(0, 16, Backing::Anonymous, PageKind::Small)];
+    let ram = ram(&layout);
+    let memory = Memory::new(host, ram.clone());
+    let mut machine = ThreadMachine::start(ram, 1, 16);
+    machine.writers.push(Writer {
+        name: "vhost-user-net0".into(),
+        class: WriterClass::Unseen,
+    });
+    let path = dir.path().join("f");
+    let error = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    assert!(error.to_string().contains("vhost-user-net0"), "{error}");
+    assert!(!path.exists());
+    let stopped = SnapshotOptions {
+        background: false,
+        ..small(host)
+    };
+    take(&machine, &memory, &path, &stopped).unwrap();
+}
+
+#[test]
+fn a_full_disk_costs_neither_the_guest_nor_the_old_file() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=6m", "paguro-test"])
+        .arg(dir.path())
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: cannot mount a small tmpfs here");
+        return;
+    }
+    let layout = [config(0, 8192, Backing::Anonymous, PageKind::Small)];
+    let ram = ram(&layout);
+    let memory = Memory::new(host, ram.clone());
+    let machine = ThreadMachine::start(ram, 1, 8000);
+    let path = dir.path().join("snapshot");
+    std::fs::write(&path, "the old one").unwrap();
+    machine.run_on(100_000);
+    let error = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    machine.run_on(100_000);
+    let names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    let old = std::fs::read_to_string(&path).unwrap();
+    std::process::Command::new("umount")
+        .arg(dir.path())
+        .status()
+        .unwrap();
+    assert!(matches!(error, SnapshotError::File { .. }), "{error}");
+    assert_eq!(old, "the old one");
+    assert_eq!(names, ["snapshot"]);
+}
+
+#[test]
+fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let layout = [config(0, 16384, Backing::Anonymous, PageKind::Small)];
+    let ram = ram(&layout);
+    let memory = Memory::new(host, ram.clone());
+    let machine = ThreadMachine::start(ram, 1, 16000);
+    machine.run_on(100_000);
+    let path = dir.path().join("snapshot");
+    for delay_us in [0, 300, 1000, 3000, 6000, 10_000, 20_000, 40_000] {
+        let control = Control::default();
+        let options = SnapshotOptions {
+            max_bandwidth: 500 << 20,
+            ..small(host)
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_micros(delay_us));
+                control.cancel();
+                control.cancel();
+            });
+            let result = snapshot(&machine, &memory, &path, &options, &control);
+            match result {
+                Ok(_) => assert_eq!(control.status(), Status::Completed),
+                Err(SnapshotError::Cancelled) => {
+                    assert_eq!(control.status(), Status::Cancelled);
+                    assert!(!path.exists());
+                }
+                Err(error) => panic!("{error}"),
+            }
+        });
+        let _ = std::fs::remove_file(&path);
+        machine.run_on(50_000);
+    }
+}
+
+#[test]
+fn what_is_broken_on_purpose_is_noticed() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let layout = [config(0, 8192, Backing::Anonymous, PageKind::Small)];
+    for sabotage in [
+        Sabotage::ReleaseBeforeCopy,
+        Sabotage::ClaimTwice,
+        // Not `RearmBeforeBarrier`: these vCPUs stop between two writes, never inside a fault, so
+        // no release is under way when they rest. It is tried on a machine that stops at once.
+        Sabotage::NoRearm,
+        Sabotage::SkipPage,
+    ] {
+        let options = SnapshotOptions {
+            sabotage,
+            check_freeze: false,
+            ..small(host)
+        };
+        // One at a time, so that it can end at the first.
+        let noticed = (0..20).any(|_| several(&layout, &options, 1, 8192) > 0);
+        assert!(noticed, "{sabotage:?} went unnoticed");
+    }
+}

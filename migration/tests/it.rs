@@ -1,0 +1,4 @@
+//! The engine on a machine of plain threads: real userfaultfd, real files, no KVM.
+
+mod cases;
+mod machine;
