@@ -20,12 +20,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use paguro_ram::{Backing, populate, presence};
+use paguro_faults::Use;
+use paguro_ram::{Backing, PageKind, populate, presence};
 use paguro_sys::Features;
 
 use crate::freeze::{breathe, timed};
 use crate::picture::{CHUNK, Picture};
-use crate::{Freeze, FreezeError, Sabotage, UNIT_PAGES};
+use crate::{Freeze, FreezeError, HugePolicy, Sabotage, UNIT_PAGES};
 
 /// What the last look may cost, in the pause.
 const REST_NS: u64 = 300_000;
@@ -146,12 +147,14 @@ impl Freeze {
             return self.find_absent();
         }
         for (index, block) in self.blocks.iter().enumerate() {
+            let pages = block.ram.pages();
             if !block.is_protected() {
-                self.find_present(block, 0..block.ram.pages())?;
+                self.find_present(block, 0..pages)?;
                 continue;
             }
-            for granules in self.touched(block)? {
-                let range = granules.start * CHUNK..(granules.end * CHUNK).min(block.ram.pages());
+            self.note_growth(index, pages)?;
+            for granules in self.touched(block, pages)? {
+                let range = granules.start * CHUNK..(granules.end * CHUNK).min(pages);
                 // Marked first: a fault on what this arms may come at once.
                 block.armed.insert_range(granules);
                 self.arm_range(index, range, running)?;
@@ -159,10 +162,15 @@ impl Freeze {
             if self.options.sabotage == Sabotage::NoRearm {
                 continue;
             }
+            if !running {
+                // Whatever was given back is gone by now, and whoever did it is at rest.
+                block.removed.take(0..block.ram.max_pages(), |run| {
+                    block.absent.insert_range(run.clone());
+                    block.released.insert_range(run);
+                });
+            }
             let mut released = Vec::new();
-            block
-                .released
-                .take(0..block.ram.pages(), |run| released.push(run));
+            block.released.take(0..pages, |run| released.push(run));
             for run in released {
                 self.arm_range(index, run, running)?;
             }
@@ -170,9 +178,30 @@ impl Freeze {
         Ok(())
     }
 
+    /// A block that has grown is registered anew, and what it grew by inside a granule that is
+    /// armed already counts as released: nobody would look at that granule again.
+    fn note_growth(&self, index: usize, pages: usize) -> Result<(), FreezeError> {
+        use std::sync::atomic::Ordering;
+        let (Some(faults), block) = (&self.faults, &self.blocks[index]) else {
+            return Ok(());
+        };
+        let before = block.looked.swap(pages, Ordering::AcqRel);
+        if before >= pages {
+            return Ok(());
+        }
+        faults.register(index, Use::WriteProtect)?;
+        let end = before.next_multiple_of(CHUNK).min(pages);
+        if before < end && block.armed.contains(before / CHUNK) {
+            block.released.insert_range(before..end);
+        }
+        // What shrank first and grew again may be another mapping by now.
+        let whole = end.div_ceil(CHUNK)..pages.div_ceil(CHUNK);
+        block.armed.remove_range(whole);
+        Ok(())
+    }
+
     /// Runs of granules that are not armed and in which something exists.
-    fn touched(&self, block: &Picture) -> Result<Vec<Range<usize>>, FreezeError> {
-        let pages = block.ram.pages();
+    fn touched(&self, block: &Picture, pages: usize) -> Result<Vec<Range<usize>>, FreezeError> {
         let mut gaps = Vec::new();
         block
             .armed
@@ -216,6 +245,7 @@ impl Freeze {
             let part = at..end;
             at = end;
             self.find_present(block, part.clone())?;
+            self.note_huge(block, part.clone())?;
             if self.must_populate(block) {
                 populate(
                     &block.ram,
@@ -255,6 +285,23 @@ impl Freeze {
     fn must_populate(&self, block: &Picture) -> bool {
         block.ram.backing() == Backing::Anonymous
             && !self.options.host.features.has(Features::WP_UNPOPULATED)
+    }
+
+    /// Notes which mappings of shared memory arming is about to split.
+    fn note_huge(&self, block: &Picture, range: Range<usize>) -> Result<(), FreezeError> {
+        let keeps = self.options.huge == HugePolicy::Keep && block.ram.page_kind() == PageKind::Thp;
+        if !keeps || block.ram.backing() != Backing::Memfd {
+            return Ok(());
+        }
+        presence::huge(&block.ram, range, &self.pagemap, |run| {
+            block
+                .split
+                .insert_range(run.start.div_ceil(CHUNK)..run.end / CHUNK);
+        })
+        .map_err(|source| FreezeError::Presence {
+            block: block.ram.id().to_owned(),
+            source,
+        })
     }
 
     /// Without protection there is one look, and nobody writes.

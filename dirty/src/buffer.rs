@@ -9,7 +9,11 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use paguro_sys::{Unit, page_size};
 
+use crate::picture::CHUNK;
 use crate::{Copied, FreezeError, UNIT_PAGES};
+
+/// Room that the scan takes at a time.
+pub(crate) const SCAN_UNITS: usize = CHUNK / UNIT_PAGES;
 
 /// Units of 64 KiB and the queue of chunks copied ahead of the scan.
 #[derive(Debug)]
@@ -44,10 +48,12 @@ impl PageBuffer {
         let unit_bytes = UNIT_PAGES * page_size();
         let chunk = chunk_pages.div_ceil(UNIT_PAGES);
         let units = bytes / unit_bytes;
-        if units < 2 * chunk {
+        // The scan takes a granule at a time, and leaves room for a fault.
+        let least = SCAN_UNITS + chunk;
+        if units < least {
             return Err(FreezeError::BufferTooSmall {
                 bytes,
-                least: 2 * chunk * unit_bytes,
+                least: least * unit_bytes,
             });
         }
         let free = Unit::split(units, unit_bytes)

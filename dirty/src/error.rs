@@ -40,7 +40,10 @@ pub enum FreezeError {
         #[source]
         source: MapError,
     },
-    /// The caller's: the page buffer cannot hold two chunks.
+    /// The caller's: another freeze of this RAM is on.
+    #[error("guest RAM is frozen already")]
+    Busy,
+    /// The caller's: the page buffer cannot hold a chunk of the scan and one of a fault.
     #[error("a page buffer of {bytes} bytes is too small: at least {least} are needed")]
     BufferTooSmall {
         /// Asked for.

@@ -36,8 +36,11 @@ impl ProtectedHandler for Freeze {
         let pages = pages.start..pages.end.min(picture.ram.max_pages());
         match self.epoch.load(Ordering::Acquire) {
             // The protection is gone with the pages.
-            ARMING => picture.released.insert_range(pages),
-            FROZEN if !picture.saved.contains_all(pages.clone()) => {
+            ARMING => {
+                picture.removed.insert_range(pages.clone());
+                picture.released.insert_range(pages);
+            }
+            FROZEN if !picture.saved.contains_all(picture.inside(&pages)) => {
                 self.fail(FreezeError::Discarded {
                     block: picture.ram.id().to_owned(),
                     first: pages.start,
@@ -71,10 +74,23 @@ impl Freeze {
         block.hot.insert(at.page / CHUNK);
         let sabotage = self.options.sabotage;
         if block.saved.contains(at.page) && sabotage != Sabotage::ClaimTwice {
-            // Safe already: an old event, or a page that was placed protected afterwards.
-            return Ok(self.faults_of().release(at.block, self.unit_around(at))?);
+            // Safe already: an old event, or a page that was placed protected afterwards. Of its
+            // unit the rest may be unsafe still, where a part of it is discarded.
+            let whole = self.unit_around(at);
+            let safe = if block.saved.contains_all(whole.clone()) {
+                whole
+            } else {
+                self.faults_of().unit_of(at)
+            };
+            return Ok(self.faults_of().release(at.block, safe)?);
         }
-        let pages = self.sizing.span(at.page, block.unit, block.ram.pages());
+        if at.page >= block.pages() {
+            // Beyond the picture: armed before the block shrank, or grown since the pause.
+            return Ok(self
+                .faults_of()
+                .release(at.block, self.faults_of().unit_of(at))?);
+        }
+        let pages = self.sizing.span(at.page, block.unit, block.pages());
         let units = pages.len().div_ceil(UNIT_PAGES);
         let Some(units) = self.buffer.take(units) else {
             // Over. Nothing has to be copied any more.
@@ -119,7 +135,7 @@ impl Freeze {
         let (has, arrived) = (source.has(at.block), source.arrived(at.block));
         let wanted = self.unit_around(at);
         for unit in pages.step_by(block.unit) {
-            let unit = unit..(unit + block.unit).min(block.ram.pages());
+            let unit = unit..(unit + block.unit).min(block.pages());
             let pending = unit
                 .clone()
                 .any(|page| has.contains(page) && !arrived.contains(page));

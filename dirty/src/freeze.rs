@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use paguro_faults::{Barrier, Faults, Use};
 use paguro_ram::{GuestRam, PageSet};
-use paguro_sys::page_size;
 use paguro_sys::presence::Pagemap;
+use paguro_sys::{Advice, page_size};
 
 use crate::arming::Pace;
 use crate::chunk::Sizing;
 use crate::picture::{CHUNK, Picture};
-use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage};
+use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage, UNIT_PAGES};
 
 /// Pages that have a picture elsewhere because they have not arrived in RAM yet: a snapshot that
 /// is taken while RAM is still being filled from another one.
@@ -30,6 +30,10 @@ pub trait Unarrived: Send + Sync + std::fmt::Debug {
     ///
     /// The source's.
     fn read(&self, block: usize, page: usize, to: &mut [u8]) -> std::io::Result<()>;
+
+    /// Waits until no page is between arriving and being counted in [`Unarrived::arrived`]. Called
+    /// in the pause: what is not counted then has not been there for the guest to write.
+    fn settle(&self) {}
 }
 
 /// Numbers of a freeze.
@@ -50,6 +54,12 @@ pub struct FreezeStats {
 pub(crate) const ARMING: u8 = 0;
 pub(crate) const FROZEN: u8 = 1;
 pub(crate) const OVER: u8 = 2;
+
+/// While it lives nobody answers a fault and nobody gives pages back.
+pub struct Standstill<'a> {
+    _readers: Option<Barrier<'a>>,
+    _discards: RwLockWriteGuard<'a, ()>,
+}
 
 /// A freeze of guest RAM. See the crate documentation for its life.
 pub struct Freeze {
@@ -76,6 +86,9 @@ pub struct Freeze {
     pub(crate) total: AtomicUsize,
     pub(crate) skipped: AtomicUsize,
     failed: Mutex<Option<FreezeError>>,
+    ended: AtomicBool,
+    /// Held (shared) while pages are given back in the arming epoch.
+    pub(crate) discarding: RwLock<()>,
     stats: FreezeStats,
 }
 
@@ -100,7 +113,7 @@ impl Freeze {
     /// # Errors
     ///
     /// [`FreezeError::Unprotectable`], `Faults`, `Buffer`, `BufferTooSmall`: nothing is left
-    /// registered then.
+    /// registered then. `Busy`: another one was not ended yet, and goes on.
     pub fn new(
         faults: Option<Arc<Faults>>,
         ram: GuestRam,
@@ -126,7 +139,8 @@ impl Freeze {
             .unwrap_or(1)
             .max(chunk);
         // More than all of RAM and a chunk for the scan is never in use.
-        let most = (ram.pages().next_multiple_of(CHUNK) + 2 * largest) * page_size();
+        let most = ram.pages().next_multiple_of(CHUNK) + CHUNK + 2 * largest.max(UNIT_PAGES);
+        let most = most * page_size();
         let buffer = Arc::new(PageBuffer::new(options.buffer_bytes.min(most), largest)?);
         let pagemap = Pagemap::open(&options.host).map_err(|source| FreezeError::Presence {
             block: String::new(),
@@ -150,9 +164,18 @@ impl Freeze {
             total: AtomicUsize::new(0),
             skipped: AtomicUsize::new(0),
             failed: Mutex::new(None),
+            ended: AtomicBool::new(false),
+            discarding: RwLock::new(()),
             stats: FreezeStats::default(),
             options,
         });
+        if let Some(faults) = &freeze.faults {
+            let mut handlers = faults.barrier();
+            if handlers.protected.is_some() {
+                return Err(FreezeError::Busy);
+            }
+            handlers.protected = Some(freeze.clone());
+        }
         if let Err(error) = freeze.attach() {
             freeze.end();
             return Err(error);
@@ -160,7 +183,7 @@ impl Freeze {
         Ok(freeze)
     }
 
-    fn attach(self: &Arc<Self>) -> Result<(), FreezeError> {
+    fn attach(&self) -> Result<(), FreezeError> {
         let Some(faults) = &self.faults else {
             return Ok(());
         };
@@ -182,13 +205,20 @@ impl Freeze {
         if self.options.sabotage != Sabotage::PlaceUnprotected {
             faults.protect_placements();
         }
-        faults.barrier().protected = Some(self.clone());
         Ok(())
     }
 
-    /// Step 4 of a pause: waits until no event is in hand and no release under way.
-    pub fn barrier(&self) -> Option<Barrier<'_>> {
-        self.faults.as_ref().map(|faults| faults.barrier())
+    /// Step 4 of a pause: waits until no discard goes on, no event is in hand and no release under
+    /// way. In this order: a discard waits for a reader to take its event.
+    pub fn barrier(&self) -> Standstill<'_> {
+        let discards = self
+            .discarding
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        Standstill {
+            _readers: self.faults.as_ref().map(|faults| faults.barrier()),
+            _discards: discards,
+        }
     }
 
     /// Steps 5 and 6 of a pause: arms what was released or came since, and begins the frozen
@@ -197,16 +227,20 @@ impl Freeze {
     /// # Errors
     ///
     /// Those of arming; the freeze must be ended then.
-    pub fn hold(&self, barrier: Option<Barrier<'_>>) -> Result<(), FreezeError> {
+    pub fn hold(&self, barrier: Standstill<'_>) -> Result<(), FreezeError> {
         // The caller's barrier is what makes this list complete; the deliberately broken version
         // armed before it had one and must not do it again here.
         if self.options.sabotage != Sabotage::RearmBeforeBarrier {
             self.arm_rest()?;
         }
+        if let Some(source) = &self.source {
+            source.settle();
+        }
         let mut total = 0;
         let mut left = 0;
         for block in &self.blocks {
             let pages = block.ram.pages();
+            block.held.store(pages, Ordering::Release);
             total += pages;
             left += pages;
             self.ram
@@ -219,7 +253,10 @@ impl Freeze {
         }
         self.total.store(total, Ordering::Release);
         self.left.store(left, Ordering::Release);
-        self.epoch.store(FROZEN, Ordering::Release);
+        // Not if it failed meanwhile: what is over stays over.
+        let _ =
+            self.epoch
+                .compare_exchange(ARMING, FROZEN, Ordering::AcqRel, Ordering::Acquire);
         drop(barrier);
         Ok(())
     }
@@ -234,6 +271,11 @@ impl Freeze {
             }
         }
         self.arm_again(false)
+    }
+
+    /// The RAM that it is of.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
     }
 
     /// Numbers so far.
@@ -305,9 +347,14 @@ impl Freeze {
     pub fn end(&self) {
         self.epoch.store(OVER, Ordering::Release);
         self.buffer.close();
+        // Once: by the second time another freeze may be on.
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let Some(faults) = &self.faults else { return };
         // From here on a protected page is released by whoever reads its event.
         faults.barrier().protected = None;
+        faults.free_placements();
         paguro_sys::boost_timer();
         for (index, block) in self.blocks.iter().enumerate() {
             if !faults.is_registered(index, Use::WriteProtect) {
@@ -322,8 +369,8 @@ impl Freeze {
             if let Err(error) = undone {
                 tracing::error!(%error, "a part of guest RAM stays registered");
             }
+            join(block);
         }
-        faults.free_placements();
     }
 
     fn release_all(&self, index: usize, block: &Picture) {
@@ -341,7 +388,8 @@ impl Freeze {
     /// unregistered at once where nobody else needs the registration: one walk over the page
     /// tables, and one loss of KVM's mappings, instead of two.
     pub(crate) fn let_go(&self, index: usize, pages: Range<usize>) -> Result<(), FreezeError> {
-        let Some(faults) = &self.faults else {
+        let protected = self.blocks[index].is_protected();
+        let Some(faults) = self.faults.as_ref().filter(|_| protected) else {
             return Ok(());
         };
         let whole = pages.start.is_multiple_of(CHUNK) && pages.len() == CHUNK;
@@ -351,6 +399,26 @@ impl Freeze {
         }
         Ok(faults.release(index, pages)?)
     }
+}
+
+/// Maps shared memory by huge pages again where arming has split the mapping. The page cache still
+/// has the huge pages, so nothing is copied.
+fn join(block: &Picture) {
+    block.split.take(0..block.split.pages(), |run| {
+        for granule in run {
+            let bytes = block
+                .ram
+                .bytes_of(&(granule * CHUNK..(granule + 1) * CHUNK));
+            let joined = block
+                .ram
+                .mapping()
+                .advise(bytes.start, bytes.len(), Advice::Collapse);
+            if let Err(error) = joined {
+                tracing::debug!(%error, granule, "stays split");
+            }
+            breathe();
+        }
+    });
 }
 
 /// Lets vCPUs that wait for the address space have it.

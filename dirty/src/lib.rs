@@ -32,6 +32,7 @@
 mod arming;
 mod buffer;
 mod chunk;
+mod discard;
 mod error;
 mod fault;
 mod freeze;
@@ -42,5 +43,5 @@ mod scan;
 pub use buffer::PageBuffer;
 pub use chunk::{Copied, UNIT_PAGES};
 pub use error::FreezeError;
-pub use freeze::{Freeze, FreezeStats, Unarrived};
+pub use freeze::{Freeze, FreezeStats, Standstill, Unarrived};
 pub use options::{FreezeOptions, HugePolicy, Sabotage};

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use paguro_ram::{Backing, PageKind, PageSet, RamBlock};
 
@@ -22,14 +23,24 @@ pub(crate) struct Picture {
     pub(crate) saved: PageSet,
     /// Pages that a write released while arming, to be armed again.
     pub(crate) released: PageSet,
+    /// Pages that somebody gave back while arming: their protection went with them, at a moment
+    /// that is known only to be before the pause.
+    pub(crate) removed: PageSet,
     /// Granules that are armed (but for what is in `released`).
     pub(crate) armed: PageSet,
     /// Granules that are not registered any more.
     pub(crate) gone: PageSet,
     /// Granules that were written while arming: saved first, for they are written again soon.
     pub(crate) hot: PageSet,
+    /// Granules of shared memory that were mapped by huge pages: arming splits the mapping.
+    pub(crate) split: PageSet,
     /// Pages that are protected and released together at least.
     pub(crate) unit: usize,
+    /// The used length at the last look of arming, in pages.
+    pub(crate) looked: AtomicUsize,
+    /// The used length at the pause, in pages: where the picture ends, whatever becomes of the
+    /// block.
+    pub(crate) held: AtomicUsize,
 }
 
 impl Picture {
@@ -47,12 +58,27 @@ impl Picture {
             claimed: PageSet::new(pages),
             saved: PageSet::new(pages),
             released: PageSet::new(pages),
+            removed: PageSet::new(pages),
             armed: PageSet::new(granules),
             gone: PageSet::new(granules),
+            split: PageSet::new(granules),
             hot: PageSet::new(granules),
             unit,
+            looked: AtomicUsize::new(ram.pages()),
+            held: AtomicUsize::new(0),
             ram,
         }
+    }
+
+    /// Pages of the picture; none before the pause.
+    pub(crate) fn pages(&self) -> usize {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// What of a range belongs to the picture.
+    pub(crate) fn inside(&self, range: &Range<usize>) -> Range<usize> {
+        let end = range.end.min(self.pages());
+        range.start.min(end)..end
     }
 
     /// Whether anything of it is ever protected.
@@ -86,7 +112,9 @@ impl Picture {
             &self.claimed,
             &self.saved,
             &self.released,
+            &self.removed,
             &self.armed,
+            &self.gone,
             &self.hot,
         ]
         .iter()

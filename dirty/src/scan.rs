@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use paguro_sys::page_size;
+use paguro_ram::Backing;
+use paguro_sys::{Advice, page_size};
 
-use crate::buffer::Room;
+use crate::buffer::{Room, SCAN_UNITS};
 use crate::freeze::OVER;
 use crate::picture::{CHUNK, Picture};
-use crate::{Copied, Freeze, FreezeError, Sabotage, UNIT_PAGES};
+use crate::{Copied, Freeze, FreezeError, Sabotage};
 
 impl Freeze {
     /// The next pages to be written: those that a fault has copied come first, then the scan goes
@@ -29,7 +30,7 @@ impl Freeze {
                 };
             }
             // Room first, then the claim: a claim that waits for room would keep a writer waiting.
-            let units = match self.buffer.take_for_scan(CHUNK / UNIT_PAGES) {
+            let units = match self.buffer.take_for_scan(SCAN_UNITS) {
                 Room::Queued(copied) => return Ok(Some(copied)),
                 Room::Units(units) => units,
                 Room::Closed => return Err(self.failure()),
@@ -39,11 +40,19 @@ impl Freeze {
                 order.get(self.cursor.fetch_add(1, Ordering::AcqRel))
             {
                 let block = &self.blocks[index];
-                let pages = granule * CHUNK..((granule + 1) * CHUNK).min(block.ram.pages());
+                let pages = granule * CHUNK..((granule + 1) * CHUNK).min(block.pages());
                 if self.is_nothing(index, block, &pages) {
                     let mut zeros = 0;
                     block.claimed.claim(pages.clone(), |run| zeros += run.len());
-                    block.saved.insert_range(pages);
+                    block.saved.insert_range(pages.clone());
+                    // Zeros that a pager placed here since are protected, and somebody may have
+                    // come to write them between the claim and now.
+                    if self.source.is_some()
+                        && let Err(error) = self.let_go(index, pages)
+                    {
+                        self.fail(error);
+                        return Err(self.failure());
+                    }
                     self.settle(zeros);
                     if zeros > 0 {
                         self.buffer.give_back(units.take().into_iter().flatten());
@@ -51,6 +60,7 @@ impl Freeze {
                     }
                     continue;
                 }
+                self.read_ahead(block, &pages);
                 let mut mine = Vec::new();
                 block.claimed.claim(pages.clone(), |run| mine.push(run));
                 if self.options.sabotage == Sabotage::ClaimTwice {
@@ -80,7 +90,7 @@ impl Freeze {
         let mut order = Vec::new();
         for hot in [true, false] {
             for (index, block) in self.blocks.iter().enumerate() {
-                let granules = 0..block.ram.pages().div_ceil(CHUNK);
+                let granules = 0..block.pages().div_ceil(CHUNK);
                 let mut add = |run: Range<usize>| order.extend(run.map(|granule| (index, granule)));
                 if hot {
                     block.hot.runs(granules, &mut add);
@@ -90,6 +100,21 @@ impl Freeze {
             }
         }
         order
+    }
+
+    /// Pages of a mapped file come one by one, each with a fault, if they are not asked for at once.
+    /// Before the claim: nobody is to wait for a disk.
+    fn read_ahead(&self, block: &Picture, pages: &Range<usize>) {
+        if block.ram.backing() == Backing::PrivateFile {
+            let bytes = block.ram.bytes_of(pages);
+            let asked = block
+                .ram
+                .mapping()
+                .advise(bytes.start, bytes.len(), Advice::PopulateRead);
+            if let Err(error) = asked {
+                tracing::debug!(%error, "no read-ahead");
+            }
+        }
     }
 
     /// Whether nothing of a granule exists, here or at the source. Nothing of it is protected then.
@@ -153,7 +178,8 @@ impl Freeze {
                         source,
                     })?;
                 copied.keep(page);
-            } else if (block.absent.contains(page) && !elsewhere)
+            } else if (block.absent.contains(page)
+                && (!elsewhere || !self.is_present_now(block, page)?))
                 || block.ram.mapping().is_zero(page * page_bytes, page_bytes)
                 || self.skips(page)
             {
@@ -167,6 +193,22 @@ impl Freeze {
             }
         }
         Ok(())
+    }
+
+    /// A page that was absent at the last look and has arrived: it came since, or it came before and
+    /// was given back. Asked rather than touched: touching it might wait for the very readers
+    /// who wait for the room that the caller holds.
+    fn is_present_now(&self, block: &Picture, page: usize) -> Result<bool, FreezeError> {
+        let mut present = self.options.host.swap;
+        if !present {
+            let found = |_| present = true;
+            paguro_ram::presence::present_now(&block.ram, page..page + 1, &self.pagemap, found)
+                .map_err(|source| FreezeError::Presence {
+                    block: block.ram.id().to_owned(),
+                    source,
+                })?;
+        }
+        Ok(present)
     }
 
     /// Compares RAM with the copy just before the release: a difference is a writer that no fault

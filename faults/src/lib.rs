@@ -23,13 +23,16 @@ mod placing;
 mod reader;
 mod registration;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
 use paguro_ram::{GuestRam, Located, RamBlock};
-use paguro_sys::{Host, Uffd, UffdError};
+use paguro_sys::{Event, Host, Uffd, UffdError};
+
+use rustix::event::EventfdFlags;
 
 pub use error::FaultsError;
 pub use placing::Outcome;
@@ -40,6 +43,9 @@ pub trait MissingHandler: Send + Sync {
     /// Somebody waits for this page. Must see to it that it is placed, or that the waiter is
     /// woken, now or later. May hand the work on; must not block for long.
     fn missing(&self, faults: &Faults, at: Located);
+
+    /// These pages of a block were given back, and with them whatever was still to come for them.
+    fn removed(&self, _faults: &Faults, _block: usize, _pages: Range<usize>) {}
 }
 
 /// Answers faults on protected pages.
@@ -71,6 +77,10 @@ pub struct Faults {
     placing: RwLock<placing::Mode>,
     registered: Mutex<registration::Registered>,
     stop: OwnedFd,
+    /// Events that were read by somebody who could not answer them, see [`Faults::drain`].
+    backlog: Mutex<VecDeque<Event>>,
+    /// An eventfd that counts the backlog.
+    bell: OwnedFd,
     readers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -88,8 +98,12 @@ impl Faults {
     /// [`FaultsError::Open`]: the host has none for us; [`FaultsError::Thread`].
     pub fn open(host: &Host, ram: GuestRam, readers: usize) -> Result<Arc<Self>, FaultsError> {
         let uffd = host.open_uffd().map_err(FaultsError::Open)?;
-        let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
-            .map_err(|errno| FaultsError::Thread(errno.into()))?;
+        let eventfd = |flags| {
+            rustix::event::eventfd(0, flags | EventfdFlags::CLOEXEC)
+                .map_err(|errno| FaultsError::Thread(errno.into()))
+        };
+        let stop = eventfd(EventfdFlags::empty())?;
+        let bell = eventfd(EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
         let registered = Mutex::new(registration::Registered::new(ram.blocks().len()));
         let faults = Arc::new(Self {
             uffd,
@@ -98,6 +112,8 @@ impl Faults {
             placing: RwLock::default(),
             registered,
             stop,
+            backlog: Mutex::default(),
+            bell,
             readers: Mutex::default(),
         });
         for index in 0..readers.max(1) {
@@ -176,13 +192,36 @@ impl Faults {
         }
     }
 
-    /// `EAGAIN` means unread events or a changing address space: whoever gets it lets the readers
-    /// drain and tries again. All ioctls here can be repeated.
+    /// `EAGAIN` means unread events or a changing address space: whoever gets it drains and tries
+    /// again. All ioctls here can be repeated.
     fn retry(&self, call: impl Fn() -> Result<(), UffdError>) -> Result<(), UffdError> {
         loop {
             match call() {
-                Err(UffdError::Again) => std::thread::yield_now(),
+                Err(UffdError::Again) => self.drain(),
                 answer => return answer,
+            }
+        }
+    }
+
+    /// Reads what is unread, and leaves the answer to the readers. Leaving the reading to them too
+    /// would be no good: all of them may be in here, each refused because of an event that no one
+    /// is left to read, or be kept out by the barrier of whoever is refused.
+    fn drain(&self) {
+        let mut events = [Event::Other(0); 16];
+        let count = self.uffd.read(&mut events).unwrap_or(0);
+        if count == 0 {
+            return std::thread::yield_now();
+        }
+        for event in &events[..count] {
+            match (*event, self.gate.try_read()) {
+                // What was given back is noted at once, as long as it does not take waiting.
+                (Event::Removed { start, end }, Ok(handlers)) => {
+                    reader::removed(self, &handlers, start, end);
+                }
+                (event, _) => {
+                    lock(&self.backlog).push_back(event);
+                    let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+                }
             }
         }
     }

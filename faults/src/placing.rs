@@ -27,7 +27,8 @@ pub(crate) enum Mode {
 pub enum Outcome {
     /// All of it is there now, by us or somebody faster.
     There,
-    /// The mapping changed under us: nobody can use the page, who waited was woken.
+    /// The mapping changed under us: some of the pages nobody can use, and who waited for them was
+    /// woken; the others are there.
     MappingChanged,
 }
 
@@ -120,23 +121,32 @@ impl Faults {
         let unit = ram.unit_pages() * page;
         let range = ram.addresses_of(&(first..first + len / page));
         let mut done = 0;
+        let mut step = HUGE_PAGE_BYTES;
+        let mut outcome = Outcome::There;
         while done < len {
-            let part = (len - done).min(HUGE_PAGE_BYTES);
+            let part = (len - done).min(step);
             let Placed { bytes, answer } = call(range.start + done, done, part);
             done += bytes;
             match answer {
                 Ok(()) | Err(UffdError::Again) if bytes > 0 => {}
-                Ok(()) | Err(UffdError::Again) => std::thread::yield_now(),
+                Ok(()) | Err(UffdError::Again) => self.drain(),
                 Err(UffdError::Exists) => {
                     // Somebody was faster; whoever waits for the page must look again.
                     self.wake_range(range.start + done..range.start + done + unit, ram);
                     done += unit;
                 }
+                // The kernel refuses a range of which a part is gone, or that lies in two mappings:
+                // one by one, what can be placed is placed.
+                Err(UffdError::Gone) if part > unit => step = unit,
                 Err(UffdError::Gone | UffdError::Ended) => {
                     // Unmapping wakes nobody by itself.
-                    self.wake_range(range, ram);
-                    tracing::warn!(block = ram.id(), first, "page dropped: its mapping changed");
-                    return Ok(Outcome::MappingChanged);
+                    self.wake_range(range.start + done..range.start + done + unit, ram);
+                    if outcome == Outcome::There {
+                        let page = first + done / page;
+                        tracing::warn!(block = ram.id(), page, "dropped: the mapping changed");
+                    }
+                    outcome = Outcome::MappingChanged;
+                    done += unit;
                 }
                 Err(source) => {
                     return Err(FaultsError::Place {
@@ -148,7 +158,7 @@ impl Faults {
                 }
             }
         }
-        Ok(Outcome::There)
+        Ok(outcome)
     }
 
     fn wake_range(&self, range: Range<usize>, ram: &RamBlock) {

@@ -9,15 +9,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::Faults;
 
-/// Events taken at once. One: while a thread answers, others take the next.
-const BATCH: usize = 1;
-
 pub(crate) fn spawn(faults: &Arc<Faults>, index: usize) -> std::io::Result<JoinHandle<()>> {
     // Weak, so that the readers do not keep what they read alive. The descriptors stay open while
     // `Drop` of the owner waits for the threads, which each hold none of their own.
     let weak = Arc::downgrade(faults);
     let uffd = faults.uffd.as_fd().try_clone_to_owned()?;
     let stop = faults.stop.as_fd().try_clone_to_owned()?;
+    let bell = faults.bell.as_fd().try_clone_to_owned()?;
     std::thread::Builder::new()
         .name(format!("faults/{index}"))
         .spawn(move || {
@@ -26,45 +24,57 @@ pub(crate) fn spawn(faults: &Arc<Faults>, index: usize) -> std::io::Result<JoinH
                 let mut fds = [
                     PollFd::new(&uffd, PollFlags::IN),
                     PollFd::new(&stop, PollFlags::IN),
+                    PollFd::new(&bell, PollFlags::IN),
                 ];
                 match poll(&mut fds, None) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => tracing::error!(%error, "cannot wait for faults"),
                 }
-                if !fds[1].revents().is_empty() || !answer(&weak) {
+                // One token of the bell is one event of the backlog; another may be faster.
+                let rung =
+                    !fds[2].revents().is_empty() && rustix::io::read(&bell, &mut [0u8; 8]).is_ok();
+                if !fds[1].revents().is_empty() || !answer(&weak, rung) {
                     return;
                 }
             }
         })
 }
 
-/// Answers what there is; false when the owner is gone.
-fn answer(faults: &Weak<Faults>) -> bool {
+/// Answers one event, so that others can take the next; false when the owner is gone.
+fn answer(faults: &Weak<Faults>, backlog: bool) -> bool {
     let Some(faults) = faults.upgrade() else {
         return false;
     };
-    let mut events = [Event::Other(0); BATCH];
     // The gate is held from before reading: an event in hand is an event that a barrier waits for.
     let handlers = faults
         .gate
         .read()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    let count = match faults.uffd.read(&mut events) {
-        Ok(count) => count,
+    let event = if backlog {
+        crate::lock(&faults.backlog).pop_front()
+    } else {
+        read_one(&faults)
+    };
+    match event {
+        Some(Event::Fault(fault)) => one_fault(&faults, &handlers, fault),
+        Some(Event::Removed { start, end }) => removed(&faults, &handlers, start, end),
+        Some(Event::Other(number)) => tracing::warn!(number, "unexpected userfaultfd event"),
+        None => {}
+    }
+    true
+}
+
+fn read_one(faults: &Faults) -> Option<Event> {
+    let mut event = [Event::Other(0)];
+    match faults.uffd.read(&mut event) {
+        Ok(0) => None,
+        Ok(_) => Some(event[0]),
         Err(error) => {
             // An error of the descriptor does not end the thread: the guest would be stuck.
             tracing::error!(%error, "cannot read faults");
-            0
-        }
-    };
-    for event in &events[..count] {
-        match *event {
-            Event::Fault(fault) => one_fault(&faults, &handlers, fault),
-            Event::Removed { start, end } => removed(&faults, &handlers, start, end),
-            Event::Other(number) => tracing::warn!(number, "unexpected userfaultfd event"),
+            None
         }
     }
-    true
 }
 
 fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
@@ -90,12 +100,17 @@ fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
     }
 }
 
-fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize, end: usize) {
+pub(crate) fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize, end: usize) {
     let page = page_size();
     let Some(at) = faults.ram.locate(start) else {
         return;
     };
+    let pages = at.page..at.page + (end - start).div_ceil(page);
+    let pages = pages.start..pages.end.min(faults.block(at.block).max_pages());
+    if let Some(handler) = &handlers.missing {
+        handler.removed(faults, at.block, pages.clone());
+    }
     if let Some(handler) = &handlers.protected {
-        handler.removed(at.block, at.page..at.page + (end - start).div_ceil(page));
+        handler.removed(at.block, pages);
     }
 }

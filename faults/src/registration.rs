@@ -11,6 +11,12 @@ use paguro_sys::{RegisterMode, UffdError};
 
 use crate::{Faults, FaultsError, lock};
 
+/// What the kernel says to a range without a mapping that could be registered.
+const INVALID: UffdError = UffdError::Other {
+    call: "UFFDIO_UNREGISTER",
+    errno: rustix::io::Errno::INVAL,
+};
+
 /// What a block is registered for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
@@ -130,7 +136,16 @@ impl Faults {
         let mut result = Ok(());
         if alone {
             for part in parts {
-                result = result.and(self.unregister_pages(block, part.clone()));
+                {
+                    // Somebody may have come since: what he has registered, and perhaps protected
+                    // already, is his.
+                    let registered = lock(&self.registered);
+                    let uses = registered.blocks[block];
+                    if uses.missing || uses.write_protect {
+                        return result;
+                    }
+                    result = result.and(self.unregister_pages(block, part.clone()));
+                }
                 between();
             }
         }
@@ -145,7 +160,8 @@ impl Faults {
         // missing pages; a writer that waits on a protected page would wait for ever.
         self.wake(block, pages);
         match answer {
-            Ok(()) | Err(UffdError::Gone) => Ok(()),
+            // Nothing, or something else, is mapped there by now: there is nothing left to undo.
+            Ok(()) | Err(UffdError::Gone | INVALID) => Ok(()),
             Err(source) => Err(FaultsError::Register {
                 block: ram.id().to_owned(),
                 source,

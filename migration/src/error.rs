@@ -57,6 +57,9 @@ pub enum SnapshotError {
     /// The machine's: device state that no file can hold.
     #[error("the machine's devices do not fit the file format")]
     Device(#[from] DeviceError),
+    /// The machine's: a RAM block came or went while its memory was being armed.
+    #[error("the machine's RAM blocks changed while the snapshot was being prepared")]
+    BlocksChanged,
     /// The file's.
     #[error("cannot {doing} {path}")]
     File {

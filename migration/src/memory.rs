@@ -1,12 +1,15 @@
 //! What outlives a single snapshot or restore of one machine.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use paguro_dirty::Unarrived;
+use paguro_dirty::{Freeze, FreezeError, Unarrived};
 use paguro_faults::{Faults, FaultsError};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::Host;
+
+use crate::restore::Filler;
 
 /// Threads that read faults. Two, so that a writer of one chunk need not wait for the copy of
 /// another; more would take the cores that the vCPUs need.
@@ -20,8 +23,9 @@ pub struct Memory {
     host: Host,
     ram: GuestRam,
     faults: Mutex<Option<Arc<Faults>>>,
-    unarrived: Mutex<Option<Arc<dyn Unarrived>>>,
+    filler: Mutex<Option<Arc<Filler>>>,
     written: Mutex<Vec<PageSet>>,
+    freeze: Mutex<Weak<Freeze>>,
     busy: AtomicBool,
 }
 
@@ -32,8 +36,9 @@ impl Memory {
             host,
             ram,
             faults: Mutex::default(),
-            unarrived: Mutex::default(),
+            filler: Mutex::default(),
             written: Mutex::default(),
+            freeze: Mutex::default(),
             busy: AtomicBool::new(false),
         })
     }
@@ -68,12 +73,19 @@ impl Memory {
     }
 
     /// Says where pages come from that have not arrived.
-    pub(crate) fn set_unarrived(&self, source: Option<Arc<dyn Unarrived>>) {
-        *lock(&self.unarrived) = source;
+    pub(crate) fn set_filler(&self, filler: Arc<Filler>) {
+        *lock(&self.filler) = Some(filler);
     }
 
+    /// Where those pages are; nowhere once all have arrived.
     pub(crate) fn unarrived(&self) -> Option<Arc<dyn Unarrived>> {
-        lock(&self.unarrived).clone()
+        let mut filler = lock(&self.filler);
+        if filler.as_ref().is_some_and(|filler| filler.is_done()) {
+            *filler = None;
+        }
+        filler
+            .clone()
+            .map(|filler| -> Arc<dyn Unarrived> { filler })
     }
 
     pub(crate) fn take_written(&self) -> Vec<PageSet> {
@@ -82,6 +94,30 @@ impl Memory {
 
     pub(crate) fn set_written(&self, written: Vec<PageSet>) {
         *lock(&self.written) = written;
+    }
+
+    /// Gives pages of a block back by calling `give_back`. Whoever discards guest RAM does it
+    /// through here: a snapshot that is under way copies them first.
+    ///
+    /// # Errors
+    ///
+    /// What copying ran into; the pages were not given back then, and the snapshot has failed.
+    pub fn discard<T>(
+        &self,
+        block: usize,
+        pages: Range<usize>,
+        give_back: impl FnOnce() -> T,
+    ) -> Result<T, FreezeError> {
+        // Not held while copying: a new freeze must not have to wait for an old one's buffer.
+        let freeze = lock(&self.freeze).upgrade();
+        match freeze {
+            Some(freeze) => freeze.discard(block, pages, give_back),
+            None => Ok(give_back()),
+        }
+    }
+
+    pub(crate) fn set_freeze(&self, freeze: &Arc<Freeze>) {
+        *lock(&self.freeze) = Arc::downgrade(freeze);
     }
 
     /// One at a time: the guard frees it.

@@ -5,8 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use paguro_dirty::FreezeError::Ended;
 use paguro_dirty::{Copied, Freeze};
 use paguro_ram::PageSet;
+use paguro_sys::Priority;
 use paguro_wire::bitmap;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::snapshot::extension::{ExtensionPlan, Facts, crc32c, encode_table};
@@ -75,12 +77,13 @@ impl<'a> Saver<'a> {
             for index in 0..self.options.channels.max(1) {
                 let name = format!("save/{index}");
                 let work = || {
-                    paguro_sys::lower_priority();
                     if let Err(error) = self.copy_and_write() {
-                        failed
-                            .lock()
-                            .unwrap_or_else(|e| e.into_inner())
-                            .get_or_insert(error);
+                        let mut failed = failed.lock().unwrap_or_else(|e| e.into_inner());
+                        // "Ended" is what the others are told: the reason is somebody else's.
+                        if matches!(*failed, None | Some(SnapshotError::Freeze(Ended))) {
+                            *failed = Some(error);
+                        }
+                        drop(failed);
                         // Nobody may go on waiting for room that will never come.
                         self.freeze.abandon();
                     }
@@ -104,7 +107,10 @@ impl<'a> Saver<'a> {
     }
 
     fn copy_and_write(&self) -> Result<(), SnapshotError> {
+        let priority = Priority::of_this_thread();
         while let Some(copied) = self.freeze.next().map_err(SnapshotError::Freeze)? {
+            // The pages are copied and released: nobody waits for the write.
+            priority.background();
             if self.control.is_cancelled() {
                 return Err(SnapshotError::Cancelled);
             }
@@ -120,6 +126,7 @@ impl<'a> Saver<'a> {
                 .transferred_bytes
                 .store(self.file.written_bytes(), Ordering::Relaxed);
             self.pace(copied);
+            priority.foreground();
         }
         Ok(())
     }

@@ -151,6 +151,7 @@ fn run(
     control.advance(Status::Setup);
     check(options)?;
     let ram = machine.ram();
+    same_blocks(&ram, memory.ram())?;
     let faults = if options.background {
         Some(watch(machine, memory, &ram)?)
     } else {
@@ -172,6 +173,7 @@ fn run(
         },
     )
     .map_err(SnapshotError::Freeze)?;
+    memory.set_freeze(&freeze);
     let frozen = Frozen(freeze.clone());
     if !options.arm_in_pause {
         freeze
@@ -265,6 +267,7 @@ fn pause<'m>(
     if options.sabotage == Sabotage::RearmBeforeBarrier {
         freeze.arm_rest().map_err(SnapshotError::Freeze)?;
     }
+    same_blocks(&machine.ram(), freeze.ram())?;
     // 4 to 6: readers stand still, the last look, the frozen epoch.
     let barrier = freeze.barrier();
     freeze.hold(barrier).map_err(SnapshotError::Freeze)?;
@@ -329,6 +332,21 @@ fn watch(
         });
     }
     Ok(faults)
+}
+
+/// Blocks may change their length while arming, but none may come or go.
+fn same_blocks(now: &GuestRam, then: &GuestRam) -> Result<(), SnapshotError> {
+    let same = now.blocks().len() == then.blocks().len()
+        && now
+            .blocks()
+            .iter()
+            .zip(then.blocks())
+            .all(|(now, then)| Arc::ptr_eq(now, then));
+    if same {
+        Ok(())
+    } else {
+        Err(SnapshotError::BlocksChanged)
+    }
 }
 
 fn plan(machine: &dyn Machine, lengths: &[usize]) -> Result<Layout, SnapshotError> {

@@ -382,17 +382,17 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         (Backing::Memfd, PageKind::Small),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let layout = [config(0, 8192, backing, kind)];
+        let layout = [config(0, 2048, backing, kind)];
         let first = dir.path().join("first");
         let ram = ram(&layout);
         let memory = Memory::new(host, ram.clone());
-        let origin = ThreadMachine::start(ram, 2, 8000);
-        origin.run_on(60_000);
+        let origin = ThreadMachine::start(ram, 2, 2000);
+        origin.run_on(20_000);
         take(&origin, &memory, &first, &small(host)).unwrap();
         let file = Arc::new(RestoreFile::open(&first).unwrap());
         let options = RestoreOptions {
             mode: RestoreMode::Lazy,
-            prefetch: Prefetch::Limited(20 << 20),
+            prefetch: Prefetch::Limited(2 << 20),
             threads: 2,
             host,
             faults_in_kernel: false,
@@ -418,7 +418,7 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         );
         // And what is placed later is right, writable, and not protected any more.
         assert_eq!(wrong(&origin, &restored.ram), 0);
-        for page in 0..8192 {
+        for page in 0..2048 {
             restored.ram.blocks()[0]
                 .mapping()
                 .copy_in(page * 4096 + 8, &[1]);
@@ -554,5 +554,65 @@ fn what_is_broken_on_purpose_is_noticed() {
         // One at a time, so that it can end at the first.
         let noticed = (0..20).any(|_| several(&layout, &options, 1, 8192) > 0);
         assert!(noticed, "{sabotage:?} went unnoticed");
+    }
+}
+
+#[test]
+fn what_is_given_back_meanwhile_is_still_in_the_picture() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    for (backing, advice) in [
+        (Backing::Anonymous, paguro_sys::Advice::DontNeed),
+        (Backing::Memfd, paguro_sys::Advice::Remove),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = [config(0, 8192, backing, PageKind::Small)];
+        let ram = ram(&layout);
+        let memory = Memory::new(host, ram.clone());
+        // The guest keeps to the first half, the balloon to the second.
+        let machine = ThreadMachine::start(ram.clone(), 1, 4096);
+        machine.run_on(20_000);
+        let block = &ram.blocks()[0];
+        let fill = |page: usize| {
+            block
+                .mapping()
+                .copy_in(page * 4096, &(page as u64).to_le_bytes())
+        };
+        (4096..8192).for_each(fill);
+        let path = dir.path().join("f");
+        let options = SnapshotOptions {
+            max_bandwidth: 100 << 20,
+            ..small(host)
+        };
+        let control = Control::default();
+        std::thread::scope(|scope| {
+            let saving = scope.spawn(|| snapshot(&machine, &memory, &path, &options, &control));
+            while matches!(control.status(), Status::None | Status::Setup) {
+                std::thread::yield_now();
+            }
+            for first in (4096..8192).step_by(64) {
+                memory
+                    .discard(0, first..first + 64, || {
+                        block
+                            .mapping()
+                            .advise(first * 4096, 64 * 4096, advice)
+                            .unwrap();
+                    })
+                    .unwrap();
+            }
+            saving.join().unwrap().unwrap();
+        });
+        let restored = back(&path, &layout, host, RestoreMode::Eager);
+        let mut content = [0; 8];
+        for page in 4096..8192 {
+            restored.ram.blocks()[0]
+                .mapping()
+                .copy_out(page * 4096, &mut content);
+            assert_eq!(u64::from_le_bytes(content), page as u64, "{backing:?}");
+            block.mapping().copy_out(page * 4096, &mut content);
+            assert_eq!(content, [0; 8], "given back, so it reads as zeros");
+        }
     }
 }

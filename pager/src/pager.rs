@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use paguro_faults::{Faults, FaultsError, MissingHandler, Use};
-use paguro_ram::{Located, PageSet};
+use paguro_ram::{Backing, Located, PageSet};
 use paguro_sys::page_size;
 
 use crate::pool::Wanted;
@@ -16,6 +16,8 @@ use crate::{PageSource, SourceError};
 const AROUND: usize = 16;
 /// Pages fetched at once in the background: 512 KiB.
 const STRIDE: usize = 128;
+/// How often the background looks whether there is still somebody to fill.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How fast pages that nobody waits for are fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +51,11 @@ pub struct Pager {
     units: Vec<usize>,
     wanted: Wanted,
     left: AtomicUsize,
+    /// Held (shared) while pages are placed and then counted as arrived.
+    placing: RwLock<()>,
     failed: AtomicBool,
     failure: Failure,
+    told: Mutex<bool>,
     done: Mutex<bool>,
     done_changed: std::sync::Condvar,
     /// Faults answered so far.
@@ -90,29 +95,45 @@ impl Pager {
             source,
             wanted: Wanted::default(),
             left: AtomicUsize::new(left),
+            placing: RwLock::new(()),
             failed: AtomicBool::new(false),
             failure,
+            told: Mutex::new(false),
             done: Mutex::new(false),
             done_changed: std::sync::Condvar::new(),
             faults_served: AtomicU64::new(0),
             prefetch: options.prefetch,
         });
-        for block in 0..blocks.len() {
+        if let Err(error) = pager.attach(faults, options.urgent_threads) {
+            // Nobody may be left waiting for threads that are not there.
+            pager.stop();
+            pager.detach(faults);
+            return Err(error);
+        }
+        Ok(pager)
+    }
+
+    fn attach(
+        self: &Arc<Self>,
+        faults: &Arc<Faults>,
+        urgent_threads: usize,
+    ) -> Result<(), FaultsError> {
+        for block in 0..self.arrived.len() {
             faults.register(block, Use::Missing)?;
         }
-        faults.barrier().missing = Some(pager.clone());
+        faults.barrier().missing = Some(self.clone());
         let spawn = |name: String, body: fn(&Self)| {
-            let pager = pager.clone();
+            let pager = self.clone();
             std::thread::Builder::new()
                 .name(name)
                 .spawn(move || body(&pager))
+                .map(drop)
                 .map_err(FaultsError::Thread)
         };
-        for index in 0..options.urgent_threads.max(1) {
+        for index in 0..urgent_threads.max(1) {
             spawn(format!("pager/{index}"), Self::serve)?;
         }
-        spawn("pager/fill".to_owned(), Self::fill)?;
-        Ok(pager)
+        spawn("pager/fill".to_owned(), Self::fill)
     }
 
     /// Pages that are still at the source only.
@@ -128,6 +149,16 @@ impl Pager {
     /// Pages of a block that have arrived.
     pub fn arrived(&self, block: usize) -> &PageSet {
         &self.arrived[block]
+    }
+
+    /// Waits until no page is between being placed and being counted as arrived. A page that is
+    /// not counted when this returns has not been there for anybody to write before.
+    pub fn settle(&self) {
+        drop(
+            self.placing
+                .write()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        );
     }
 
     /// Where the pages come from.
@@ -224,8 +255,14 @@ impl Pager {
                 fetched_bytes += (got * page_size()) as u64;
                 if let Prefetch::Limited(rate) = self.prefetch {
                     let due = Duration::from_secs_f64(fetched_bytes as f64 / rate.max(1) as f64);
-                    if !self.wanted.sleep(due.saturating_sub(started.elapsed())) {
-                        break 'blocks;
+                    // In small steps: whom it fills may be gone long before a slow page is due.
+                    while let Some(rest) = due.checked_sub(started.elapsed()) {
+                        if rest.is_zero() {
+                            break;
+                        }
+                        if !self.wanted.sleep(rest.min(LOOK)) || self.faults.strong_count() == 0 {
+                            break 'blocks;
+                        }
                     }
                 }
             }
@@ -235,7 +272,7 @@ impl Pager {
             if self.faults.strong_count() == 0 {
                 self.wanted.close();
             }
-            if !self.wanted.sleep(Duration::from_millis(100)) {
+            if !self.wanted.sleep(LOOK) {
                 return;
             }
         }
@@ -249,6 +286,17 @@ impl Pager {
         let Some(faults) = self.faults.upgrade() else {
             return;
         };
+        self.detach(&faults);
+        self.wanted.close();
+        *self
+            .done
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
+        self.done_changed.notify_all();
+        tracing::debug!("all pages have arrived");
+    }
+
+    fn detach(&self, faults: &Faults) {
         for block in 0..self.arrived.len() {
             let breathe = || std::thread::sleep(Duration::from_micros(30));
             let pages = self.arrived[block].pages();
@@ -261,13 +309,12 @@ impl Pager {
             }
         }
         faults.barrier().missing = None;
-        self.wanted.close();
-        *self
-            .done
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
-        self.done_changed.notify_all();
-        tracing::debug!("all pages have arrived");
+    }
+
+    /// What of a range the source knows of: a block may be longer here.
+    fn known(&self, block: usize, range: Range<usize>) -> Range<usize> {
+        let end = range.end.min(self.source.has(block).pages());
+        range.start.min(end)..end
     }
 
     /// Fetches what of a range has not arrived yet, and places zeros where the source has nothing.
@@ -284,11 +331,13 @@ impl Pager {
         let page = page_size();
         let (has, arrived) = (self.source.has(block), &self.arrived[block]);
         let mut runs = Vec::new();
-        has.runs(range.clone(), |run| arrived.gaps(run, |gap| runs.push(gap)));
+        has.runs(self.known(block, range), |run| {
+            arrived.gaps(run, |gap| runs.push(gap));
+        });
         for run in runs {
             bytes.resize(run.len() * page, 0);
             self.source.read(block, run.clone(), bytes)?;
-            self.put(faults, block, run, bytes);
+            self.put(faults, block, run, bytes)?;
         }
         Ok(())
     }
@@ -305,38 +354,64 @@ impl Pager {
         for first in range.step_by(unit) {
             let whole = first..first + unit;
             let has = self.source.has(block);
-            if has.count_in(whole.clone()) == 0 || self.arrived[block].contains(first) {
+            let known = self.known(block, whole.clone());
+            if has.count_in(known.clone()) == 0 || self.arrived[block].contains(first) {
                 continue;
             }
             bytes.clear();
             bytes.resize(unit * page, 0);
             let mut runs = Vec::new();
-            has.runs(whole.clone(), |run| runs.push(run));
+            has.runs(known, |run| runs.push(run));
             for run in runs {
                 let part = (run.start - first) * page..(run.end - first) * page;
                 self.source.read(block, run, &mut bytes[part])?;
             }
-            self.put(faults, block, whole, bytes);
+            self.put(faults, block, whole, bytes)?;
         }
         Ok(())
     }
 
-    fn put(&self, faults: &Faults, block: usize, run: Range<usize>, bytes: &[u8]) {
-        if let Err(error) = faults.place(block, run.start, bytes) {
-            // Not a changed mapping, which is no error: the host has no memory, perhaps. Received
-            // all the same, or it would be asked for again for ever.
-            tracing::error!(%error, "a page could not be placed");
-        }
-        let has = self.source.has(block);
+    /// A page whose mapping changed counts as arrived: nobody can use it. One that the host has no
+    /// room for does not: whoever asked for it would be given zeros for its content.
+    fn put(
+        &self,
+        faults: &Faults,
+        block: usize,
+        run: Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), SourceError> {
+        let _placing = self
+            .placing
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        faults
+            .place(block, run.start, bytes)
+            .map_err(SourceError::Place)?;
+        self.count(block, run);
+        Ok(())
+    }
+
+    /// Counts pages as arrived, each once.
+    fn count(&self, block: usize, run: Range<usize>) {
         let mut got = 0;
-        self.arrived[block].claim(run, |run| got += has.count_in(run));
+        self.arrived[block].claim(run, |run| {
+            got += self.source.has(block).count_in(self.known(block, run));
+        });
         self.left.fetch_sub(got, Ordering::AcqRel);
     }
 
     fn give_up(&self, faults: &Faults, at: Located, error: &SourceError) {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(%error, "a page cannot be had");
-            (self.failure)(error);
+        self.failed.store(true, Ordering::Release);
+        {
+            // Whoever fails while the first is being told waits too, before he lets anybody go.
+            let mut told = self
+                .told
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            if !std::mem::replace(&mut *told, true) {
+                tracing::error!(%error, "a page cannot be had");
+                (self.failure)(error);
+            }
         }
         if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
             tracing::error!(%error, "a reader may be stuck");
@@ -347,13 +422,22 @@ impl Pager {
 impl MissingHandler for Pager {
     fn missing(&self, faults: &Faults, at: Located) {
         let unit = faults.unit_of(at);
-        let wanted = self.source.has(at.block).count_in(unit.clone()) > 0;
-        if wanted && !self.arrived[at.block].contains(at.page) && !self.wanted.is_closed() {
-            return self.wanted.push(at);
+        let known = self.known(at.block, unit.clone());
+        let wanted = self.source.has(at.block).count_in(known) > 0;
+        if wanted && !self.arrived[at.block].contains(at.page) && self.wanted.push(at) {
+            return;
         }
         // Nothing to be had for it: it was never written, or it came and was given back since.
         if let Err(error) = faults.place_zeros(at.block, unit) {
             tracing::error!(%error, "a reader may be stuck");
+        }
+    }
+
+    /// Given back before it came: it is zero from now on, and what the source has is old. Shared
+    /// memory only counts what was there: the event does not say whether the file lost it too.
+    fn removed(&self, faults: &Faults, block: usize, pages: Range<usize>) {
+        if faults.block(block).backing() == Backing::Anonymous {
+            self.count(block, pages);
         }
     }
 }

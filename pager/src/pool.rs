@@ -20,9 +20,17 @@ struct State {
 }
 
 impl Wanted {
-    pub(crate) fn push(&self, at: Located) {
-        self.lock().queue.push_back(at);
-        self.changed.notify_one();
+    /// Queues one; false once it is closed, for then nobody may be left to serve it.
+    pub(crate) fn push(&self, at: Located) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
+        state.queue.push_back(at);
+        drop(state);
+        // `sleep` waits on the same condition: one of all who are told may be the wrong one.
+        self.changed.notify_all();
+        true
     }
 
     /// The next one, or `None` once it is closed and empty.

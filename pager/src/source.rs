@@ -35,6 +35,9 @@ pub enum SourceError {
         /// The checksum of what was read.
         found: u32,
     },
+    /// The host's: there is no room for what was read.
+    #[error("a page was read but cannot be put in its place")]
+    Place(#[source] paguro_faults::FaultsError),
 }
 
 /// Where a pager gets pages.

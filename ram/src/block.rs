@@ -91,6 +91,7 @@ pub struct RamBlock {
     backing: Backing,
     pages: PageKind,
     file: Option<OwnedFd>,
+    file_offset: u64,
     read_only: bool,
 }
 
@@ -150,6 +151,7 @@ impl RamBlock {
             },
             pages,
             file,
+            file_offset: 0,
             read_only: false,
         })
     }
@@ -195,13 +197,16 @@ impl RamBlock {
             backing,
             pages,
             file: None,
+            file_offset: 0,
             read_only: false,
         }
     }
 
-    /// The same block with the file behind its shared mapping (for [`Backing::Memfd`]).
-    pub fn with_file(mut self, file: OwnedFd) -> Self {
+    /// The same block with the file behind its shared mapping (for [`Backing::Memfd`]), which
+    /// begins at byte `offset` of it.
+    pub fn with_file(mut self, file: OwnedFd, offset: u64) -> Self {
         self.file = Some(file);
+        self.file_offset = offset;
         self
     }
 
@@ -239,6 +244,11 @@ impl RamBlock {
     /// The file behind a shared mapping.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Where in its file the block begins, in bytes.
+    pub fn file_offset(&self) -> u64 {
+        self.file_offset
     }
 
     /// Whether the guest cannot write it.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use paguro_sys::page_size;
+use rustix::mm::MapFlags;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::{Backing, Discards, NothingDiscarded, RamBlock};
@@ -40,8 +41,7 @@ impl GuestRam {
     }
 
     /// RAM that a VMM holds as `vm-memory` regions. The first block is named `name`, the others
-    /// `name1`, `name2`, ... Regions with a file offset count as shared memory; a VMM that maps
-    /// files privately builds its blocks itself.
+    /// `name1`, `name2`, ... What is behind a block follows from the region's mmap flags and file.
     pub fn of_guest_memory<B>(name: &str, memory: &GuestMemoryMmap<B>) -> Option<Self>
     where
         B: vm_memory::bitmap::NewBitmap + Send + Sync + 'static,
@@ -53,20 +53,23 @@ impl GuestRam {
             } else {
                 format!("{name}{index}")
             };
-            let backing = match region.file_offset() {
-                Some(_) => Backing::Memfd,
-                None => Backing::Anonymous,
+            let mapped = region.get_mmap();
+            let shared = mapped.flags() as u32 & MapFlags::SHARED.bits() != 0;
+            let backing = match (shared, region.file_offset()) {
+                (true, _) => Backing::Memfd,
+                (false, Some(_)) => Backing::PrivateFile,
+                (false, None) => Backing::Anonymous,
             };
-            let huge = region.get_mmap().is_hugetlbfs() == Some(true);
+            let huge = mapped.is_hugetlbfs() == Some(true);
             let page = if huge {
                 paguro_sys::HUGE_PAGE_BYTES
             } else {
                 page_size()
             };
-            let mapping = paguro_sys::Mapping::of_region(region.get_mmap(), page)?;
+            let mapping = paguro_sys::Mapping::of_region(mapped, page)?;
             let mut block = RamBlock::adopt(&id, region.start_addr().0, Arc::new(mapping), backing);
             if let Some(file) = region.file_offset() {
-                block = block.with_file(file.file().try_clone().ok()?.into());
+                block = block.with_file(file.file().try_clone().ok()?.into(), file.start());
             }
             blocks.push(block);
         }

@@ -27,9 +27,10 @@ pub fn present(
     match (block.backing(), block.file()) {
         _ if block.unit_pages() > 1 => hugetlb(block.mapping(), bytes, runs),
         (Backing::Memfd, Some(file)) => {
-            let part = bytes.start as u64..bytes.end as u64;
+            let base = block.file_offset();
+            let part = base + bytes.start as u64..base + bytes.end as u64;
             file_data(file, part, |data| {
-                runs(data.start as usize..data.end as usize)
+                runs((data.start - base) as usize..(data.end - base) as usize)
             })
         }
         // A private file mapping reads the file where nothing was written: all of it has content.
@@ -65,4 +66,26 @@ pub fn present_now(
         // Shared memory is asked about the file, which markers do not change.
         present(block, pages, pagemap, found)
     }
+}
+
+/// Calls `found` with the runs of pages that are mapped by huge pages, where the host can tell.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn huge(
+    block: &RamBlock,
+    pages: Range<usize>,
+    pagemap: &Pagemap,
+    mut found: impl FnMut(Range<usize>),
+) -> io::Result<()> {
+    let page = page_size();
+    pagemap.scan(
+        block.mapping(),
+        block.bytes_of(&pages),
+        Which::Huge,
+        |bytes| {
+            found(bytes.start / page..bytes.end / page);
+        },
+    )
 }

@@ -25,7 +25,7 @@ pub use arena::Unit;
 pub use bus_error::{BusErrors, catch_bus_errors};
 pub use host::{Fallbacks, Host, Named, Userfault};
 pub use mapping::{Advice, MapError, Mapping};
-pub use thread::{boost_timer, lower_priority, raise_priority};
+pub use thread::{Priority, boost_timer, lower_priority, raise_priority};
 pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
 
 /// Bytes in a page of this host (4096 on x86-64), asked once.

@@ -27,6 +27,8 @@ pub enum Which {
     PresentOrSwapped,
     /// In memory.
     Present,
+    /// Mapped by a huge page.
+    Huge,
 }
 
 /// A view of this process' page tables.
@@ -51,7 +53,7 @@ impl Pagemap {
 
     /// Calls `found` with the byte ranges (offsets in the mapping, ascending) whose pages exist in
     /// this process' page tables. Right for anonymous memory; for shared memory a page may be in
-    /// the file and not here.
+    /// the file and not here. Huge pages are found by `PAGEMAP_SCAN` only.
     ///
     /// # Errors
     ///
@@ -82,6 +84,8 @@ impl Pagemap {
         let wanted = match which {
             Which::PresentOrSwapped => 3u64 << 62,
             Which::Present => 1u64 << 63,
+            // Not told by the entries.
+            Which::Huge => return Ok(()),
         };
         let page = page_size();
         let mut bytes = [0u8; 4096];
@@ -122,6 +126,7 @@ fn scan(
     let mask = match which {
         Which::PresentOrSwapped => raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED,
         Which::Present => raw::PAGE_IS_PRESENT,
+        Which::Huge => raw::PAGE_IS_HUGE,
     };
     let mut regions = [raw::page_region {
         start: 0,

@@ -81,7 +81,7 @@ pub(super) fn start(
         pager,
         file: file.clone(),
     });
-    memory.set_unarrived(Some(filler.clone()));
+    memory.set_filler(filler.clone());
     Ok(filler)
 }
 
@@ -97,5 +97,9 @@ impl Unarrived for Filler {
 
     fn read(&self, block: usize, page: usize, to: &mut [u8]) -> std::io::Result<()> {
         PageSource::read(&*self.file, block, page..page + 1, to).map_err(std::io::Error::other)
+    }
+
+    fn settle(&self) {
+        self.pager.settle();
     }
 }

@@ -1,0 +1,137 @@
+use std::os::fd::AsFd;
+
+use paguro_sys::presence::{Pagemap, Which, file_data, hugetlb};
+use paguro_sys::{Advice, Fallbacks, HUGE_PAGE_BYTES, Host, Mapping, RegisterMode};
+use proptest::prelude::*;
+
+use crate::{HugePages, alone};
+
+/// Pages that a scan reports.
+fn pages(
+    pagemap: &Pagemap,
+    mapping: &Mapping,
+    part: std::ops::Range<usize>,
+    which: Which,
+) -> Vec<usize> {
+    let mut found = Vec::new();
+    pagemap
+        .scan(mapping, part, which, |run| {
+            found.extend(run.start / 4096..run.end / 4096);
+        })
+        .unwrap();
+    found
+}
+
+fn both() -> Option<[Pagemap; 2]> {
+    let fast = Host::probe(&Fallbacks::default());
+    let slow = Host::probe(&Fallbacks {
+        no_pagemap_scan: true,
+        ..Default::default()
+    });
+    if !fast.pagemap_scan {
+        println!("SKIPPED: no PAGEMAP_SCAN on this host");
+        return None;
+    }
+    assert!(!slow.pagemap_scan);
+    Some([Pagemap::open(&fast).unwrap(), Pagemap::open(&slow).unwrap()])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn both_ways_to_ask_agree_and_are_right(
+        touched in proptest::collection::btree_set(0usize..1500, 0..600),
+        first in 0usize..1500,
+        count in 0usize..1500,
+        armed in any::<bool>(),
+    ) {
+        let _alone = alone();
+        let Some(ways) = both() else { return Ok(()) };
+        let mapping = Mapping::anonymous(1500 * 4096, false).unwrap();
+        mapping.advise(0, mapping.len(), Advice::NoHuge).unwrap();
+        for &page in &touched {
+            mapping.copy_in(page * 4096 + 5, &[1]);
+        }
+        let end = (first + count).min(1500);
+        let part = first * 4096..end * 4096;
+        let expect: Vec<usize> = touched.range(first..end).copied().collect();
+        let host = Host::probe(&Fallbacks::default());
+        let uffd = if armed { host.open_uffd().ok() } else { None };
+        if let Some(uffd) = &uffd {
+            let range = mapping.range(0, mapping.len());
+            uffd.register(range.clone(), RegisterMode::WriteProtect).unwrap();
+            uffd.protect(range).unwrap();
+        }
+        for way in &ways {
+            // A marker of a protected absent page is no content ...
+            prop_assert_eq!(&pages(way, &mapping, part.clone(), Which::Present), &expect);
+            let swapped = pages(way, &mapping, part.clone(), Which::PresentOrSwapped);
+            if uffd.is_none() {
+                prop_assert_eq!(&swapped, &expect);
+            } else {
+                // ... but looks like a swapped page: nothing with content may be missed.
+                prop_assert!(expect.iter().all(|page| swapped.binary_search(page).is_ok()));
+            }
+            prop_assert!(swapped.windows(2).all(|two| two[0] < two[1]));
+        }
+        prop_assert_eq!(
+            pages(&ways[0], &mapping, part.clone(), Which::PresentOrSwapped),
+            pages(&ways[1], &mapping, part, Which::PresentOrSwapped)
+        );
+    }
+}
+
+#[test]
+fn asking_makes_nothing_present() {
+    let _alone = alone();
+    let Some(ways) = both() else { return };
+    let mapping = Mapping::anonymous(64 * 4096, false).unwrap();
+    for way in &ways {
+        for which in [Which::Present, Which::PresentOrSwapped] {
+            assert!(pages(way, &mapping, 0..mapping.len(), which).is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_memfd_tells_what_was_written_also_by_others() {
+    let _alone = alone();
+    let file = rustix::fs::memfd_create("presence", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 100 * 4096).unwrap();
+    let mapping = Mapping::shared(file.as_fd(), 100 * 4096, false).unwrap();
+    mapping.copy_in(3 * 4096, &[1]);
+    // Not through the mapping: its page tables know nothing of it.
+    rustix::io::pwrite(&file, &[1], 50 * 4096).unwrap();
+    rustix::io::pwrite(&file, &[1], 51 * 4096 + 9).unwrap();
+    let data = |part: std::ops::Range<u64>| {
+        let mut found = Vec::new();
+        file_data(file.as_fd(), part, |run| {
+            found.extend(run.start / 4096..run.end.div_ceil(4096));
+        })
+        .unwrap();
+        found
+    };
+    assert_eq!(data(0..100 * 4096), [3, 50, 51]);
+    assert_eq!(data(4 * 4096..51 * 4096), [50]);
+    assert!(data(52 * 4096..100 * 4096).is_empty());
+    assert!(data(7 * 4096..7 * 4096).is_empty());
+    assert_eq!(data(0..100 * 4096), [3, 50, 51], "asking made holes resident");
+}
+
+#[test]
+fn huge_pages_are_told_apart_one_by_one() {
+    let _alone = alone();
+    let Some(_huge_pages) = HugePages::take(4) else {
+        return;
+    };
+    let mapping = Mapping::anonymous(4 * HUGE_PAGE_BYTES, true).unwrap();
+    assert_eq!(mapping.page_bytes(), HUGE_PAGE_BYTES);
+    mapping.copy_in(HUGE_PAGE_BYTES + 77, &[1]);
+    mapping.copy_in(3 * HUGE_PAGE_BYTES, &[1]);
+    let mut found = Vec::new();
+    hugetlb(&mapping, 0..mapping.len(), |run| found.push(run)).unwrap();
+    let page = |number: usize| number * HUGE_PAGE_BYTES..(number + 1) * HUGE_PAGE_BYTES;
+    assert_eq!(found, [page(1), page(3)]);
+    // The pool is empty now: that is an answer, not a bus error later.
+    assert!(Mapping::anonymous(4 * HUGE_PAGE_BYTES, true).is_err());
+}
