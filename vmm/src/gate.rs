@@ -1,0 +1,200 @@
+//! How one thread is let through or held.
+//!
+//! A thread that works for the machine passes its gate between any two steps of its work. A
+//! closed gate holds it there, and only there does it count as at rest. Opening, closing and
+//! ending never wait; [`Gate::wait_at_rest`] does.
+//!
+//! Gates of threads that go on together form a chain: a thread that wakes up wakes the next. On a
+//! busy host the first to wake up often takes the CPU of whoever opened the gates, and the others
+//! would sleep until that one gets it back, 5-10 ms later.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Steps in which a kick is repeated until the thread is at rest.
+const KICK_STEP: Duration = Duration::from_micros(200);
+
+/// The gate of one thread.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Sent to the thread when the gate closes, if it has a signal of its own.
+    signal: Option<i32>,
+    next: OnceLock<Arc<Gate>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: bool,
+    end: bool,
+    at_rest: bool,
+    gone: bool,
+    /// The thread, while it can be signalled.
+    tid: Option<i32>,
+}
+
+/// Held by the thread of a gate; dropping it says that the thread is gone.
+pub(crate) struct Passage<'a>(&'a Gate);
+
+impl Gate {
+    /// A closed gate for a thread that looks at it by itself, soon enough.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// A closed gate for a thread that must be kicked out of what it does, by this signal.
+    pub(crate) fn with_signal(signal: i32) -> Self {
+        Self {
+            signal: Some(signal),
+            ..Self::default()
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the gate whose thread this one's wakes.
+    pub(crate) fn chain(&self, next: Arc<Gate>) {
+        // A second one would be a bug without consequences.
+        let _ = self.next.set(next);
+    }
+
+    /// Lets the thread through, when it looks.
+    pub(crate) fn open(&self) {
+        self.lock().open = true;
+    }
+
+    /// Makes the thread look.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Holds the thread from its next step on.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.open = false;
+        self.kick(&state);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Makes the thread end at its next step.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.end = true;
+        self.kick(&state);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// The thread's registered life: to be taken by the thread itself, first of all.
+    pub(crate) fn enter(&self) -> Passage<'_> {
+        // SAFETY: gettid has no arguments and no failure.
+        self.lock().tid = Some(unsafe { libc::gettid() });
+        Passage(self)
+    }
+
+    /// Waits until the thread is at rest (or gone), kicking it if it needs that. The gate must
+    /// stay closed meanwhile.
+    pub(crate) fn wait_at_rest(&self) {
+        let mut state = self.lock();
+        while !state.at_rest && !state.gone {
+            self.kick(&state);
+            state = match self.signal {
+                Some(_) => self.wait(state, KICK_STEP),
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Waits until the thread is gone, at most until `deadline`; whether it is.
+    pub(crate) fn wait_gone(&self, deadline: Instant) -> bool {
+        let mut state = self.lock();
+        while !state.gone {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.kick(&state);
+            state = self.wait(state, left.min(Duration::from_millis(1)));
+        }
+        true
+    }
+
+    /// Says that the thread will never be there (it could not be made).
+    pub(crate) fn never_entered(&self) {
+        self.lock().gone = true;
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
+        let waited = self.changed.wait_timeout(state, most);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn kick(&self, state: &State) {
+        if let (Some(signal), Some(tid), false) = (self.signal, state.tid, state.at_rest) {
+            // SAFETY: the thread exists: it takes its id back, under this lock, before it ends.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) };
+        }
+    }
+}
+
+impl Passage<'_> {
+    /// Whether the gate is open, without waiting.
+    pub(crate) fn is_open(&self) -> bool {
+        let state = self.0.lock();
+        state.open && !state.end
+    }
+
+    /// Waits at a closed gate; false if the thread is to end.
+    pub(crate) fn pass(&self) -> bool {
+        let mut state = self.0.lock();
+        if state.open && !state.end {
+            return true;
+        }
+        state.at_rest = true;
+        self.0.changed.notify_all();
+        while !state.open && !state.end {
+            state = self
+                .0
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        // Ending is a rest that lasts.
+        state.at_rest = state.end;
+        let go = !state.end;
+        drop(state);
+        if let Some(next) = self.0.next.get() {
+            next.wake();
+        }
+        go
+    }
+
+    /// Sleeps, unless the gate closes before.
+    pub(crate) fn sleep(&self, length: Duration) {
+        let until = Instant::now() + length;
+        let mut state = self.0.lock();
+        while state.open && !state.end {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.0.wait(state, left);
+        }
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.gone = true;
+        state.tid = None;
+        self.0.changed.notify_all();
+    }
+}

@@ -1,0 +1,68 @@
+//! The machine as the engine sees it.
+
+use paguro_migration::machine::{Machine, MachineError, Paused, Writer};
+use paguro_ram::GuestRam;
+use paguro_wire::device::DeviceSection;
+
+use crate::{Accel, MACHINE_NAME, RunState, Vm};
+
+impl Machine for Vm {
+    fn ram(&self) -> GuestRam {
+        self.guest_ram().clone()
+    }
+
+    fn machine_name(&self) -> &str {
+        MACHINE_NAME
+    }
+
+    fn writers(&self) -> Vec<Writer> {
+        self.all_writers()
+    }
+
+    /// KVM takes faults in the kernel. Threads do not, and the device `x-dma` gets along where they
+    /// are not served there.
+    fn faults_in_kernel(&self) -> bool {
+        self.config().accel == Accel::Kvm
+    }
+
+    fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
+        let was_running = self
+            .control()
+            .hold()
+            .map_err(|error| MachineError::new("come to rest", error))?;
+        Ok(Box::new(Pause {
+            vm: self,
+            was_running,
+            stay: None,
+        }))
+    }
+}
+
+/// A held pause.
+struct Pause<'a> {
+    vm: &'a Vm,
+    was_running: bool,
+    stay: Option<RunState>,
+}
+
+impl Paused for Pause<'_> {
+    fn was_running(&self) -> bool {
+        self.was_running
+    }
+
+    fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
+        self.vm
+            .save()
+            .map_err(|error| MachineError::new("save its devices", error))
+    }
+
+    fn stay(mut self: Box<Self>) {
+        self.stay = Some(RunState::PostMigrate);
+    }
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.vm.control().release(self.stay);
+    }
+}

@@ -1,0 +1,223 @@
+//! Machines for tests.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use paguro_migration::machine::{Machine, Paused};
+use paguro_oracle::{DeviceWriter, Memory, Report};
+use paguro_ram::{GuestRam, RamBlock};
+use paguro_vmm::{Accel, Config, DmaConfig, Vm};
+use paguro_wire::device::DeviceSection;
+use paguro_workload::area::{DMA, DMA_DIRECT};
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+/// The right to run vCPUs, of which this host has few: one test at a time, over all processes.
+pub struct Turn {
+    _file: File,
+    _lock: MutexGuard<'static, ()>,
+}
+
+pub fn turn() -> Turn {
+    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = std::env::temp_dir().join("paguro-tests.lock");
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    // Another user's will do as well.
+    let file = file.or_else(|_| File::open(&path)).unwrap();
+    file.lock().unwrap();
+    Turn {
+        _file: file,
+        _lock: lock,
+    }
+}
+
+/// The accelerators that can be tested here; says so if one is left out.
+pub fn accels() -> Vec<Accel> {
+    match kvm() {
+        true => vec![Accel::Kvm, Accel::Threads],
+        false => vec![Accel::Threads],
+    }
+}
+
+/// Whether KVM can be used; says so if not.
+pub fn kvm() -> bool {
+    let opened = File::options().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = &opened {
+        println!("skipped without KVM: /dev/kvm: {error}");
+    }
+    opened.is_ok()
+}
+
+pub fn config(accel: Accel, cpus: u32) -> Config {
+    Config {
+        memory_bytes: 16 << 20,
+        cpus,
+        accel,
+        workload: "rate=unlimited".parse().unwrap(),
+        ..Config::default()
+    }
+}
+
+pub fn ram(config: &Config) -> GuestRam {
+    let blocks = config.ram_layout().unwrap();
+    GuestRam::new(
+        blocks
+            .into_iter()
+            .map(|block| RamBlock::new(block).unwrap())
+            .collect(),
+    )
+}
+
+pub fn create(config: &Config) -> Arc<Vm> {
+    Vm::create(config.clone(), ram(config)).unwrap()
+}
+
+pub fn start(config: &Config) -> Arc<Vm> {
+    let vm = create(config);
+    vm.boot().unwrap();
+    vm.start().unwrap();
+    vm
+}
+
+/// Waits until `done`, for long enough that only a test that fails gets there.
+#[track_caller]
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Writes of each vCPU, as the host sees them.
+pub fn writes(vm: &Vm) -> Vec<u64> {
+    (0..vm.config().cpus)
+        .map(|vcpu| vm.progress(vcpu).unwrap().writes)
+        .collect()
+}
+
+/// Waits until each vCPU (and each writer of the device) has made `count` more writes.
+#[track_caller]
+pub fn wait_writes(vm: &Vm, count: u64) {
+    let before = writes(vm);
+    let filled = fills(vm);
+    wait_until("the guest writes", || {
+        assert_eq!(vm.failure(), None);
+        let more = |(now, before): (u64, &u64)| now >= before + count;
+        writes(vm).into_iter().zip(&before).all(more)
+            && fills(vm).into_iter().zip(&filled).all(more)
+    });
+}
+
+fn fills(vm: &Vm) -> Vec<u64> {
+    let counters = vm.dma_counters();
+    counters.map_or(Vec::new(), |dma| {
+        [Some(dma.done), dma.direct_done]
+            .into_iter()
+            .flatten()
+            .collect()
+    })
+}
+
+/// A picture taken by hand: RAM and devices of one pause.
+pub struct Picture {
+    pub ram: Vec<(u64, Vec<u8>)>,
+    pub devices: Vec<DeviceSection>,
+    pub writers: Vec<DeviceWriter>,
+    segments: Vec<(u64, u64)>,
+}
+
+pub fn take(vm: &Vm) -> Picture {
+    let mut paused = vm.pause().unwrap();
+    take_paused(vm, &mut *paused)
+}
+
+pub fn take_paused(vm: &Vm, paused: &mut dyn Paused) -> Picture {
+    let devices = paused.save_devices().unwrap();
+    let mut ram = Vec::new();
+    for block in vm.ram().blocks() {
+        let mut bytes = vec![0; block.used_bytes()];
+        block.mapping().copy_out(0, &mut bytes);
+        ram.push((block.guest_address(), bytes));
+    }
+    let mut writers = Vec::new();
+    if let Some(dma) = vm.dma_counters() {
+        writers.push(DeviceWriter {
+            writer: DMA,
+            done: dma.done,
+        });
+        writers.extend(dma.direct_done.map(|done| DeviceWriter {
+            writer: DMA_DIRECT,
+            done,
+        }));
+    }
+    let segments = ram
+        .iter()
+        .map(|(gpa, bytes)| (*gpa, bytes.len() as u64))
+        .collect();
+    Picture {
+        ram,
+        devices,
+        writers,
+        segments,
+    }
+}
+
+impl Memory for Picture {
+    fn ram(&self) -> &[(u64, u64)] {
+        &self.segments
+    }
+
+    fn read(&self, gpa: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        let inside = |(start, bytes): &&(u64, Vec<u8>)| {
+            *start <= gpa && gpa + buffer.len() as u64 <= start + bytes.len() as u64
+        };
+        let (start, bytes) = self
+            .ram
+            .iter()
+            .find(inside)
+            .ok_or(std::io::ErrorKind::NotFound)?;
+        let at = (gpa - start) as usize;
+        buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+        Ok(())
+    }
+}
+
+impl Picture {
+    pub fn check(&self) -> Report {
+        paguro_oracle::check(self, &self.writers).unwrap()
+    }
+
+    #[track_caller]
+    pub fn assert_right(&self) -> Report {
+        let report = self.check();
+        assert!(report.is_right(), "{report:#?}");
+        report
+    }
+
+    /// A machine on a copy of this picture's RAM, its devices not loaded.
+    pub fn copy_ram(&self, config: &Config) -> Arc<Vm> {
+        let ram = ram(config);
+        for (block, (_, bytes)) in ram.blocks().iter().zip(&self.ram) {
+            block.mapping().copy_in(0, bytes);
+        }
+        Vm::create(config.clone(), ram).unwrap()
+    }
+}
+
+pub fn with_dma(config: Config, direct: bool) -> Config {
+    Config {
+        dma: Some(DmaConfig {
+            rate_pages_per_s: 0,
+            direct,
+        }),
+        ..config
+    }
+}

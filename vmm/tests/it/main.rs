@@ -1,0 +1,10 @@
+//! Machines that run: what a pause, a picture and the ends of a machine mean.
+
+mod boot;
+mod common;
+mod ends;
+mod faults;
+mod loading;
+mod pausing;
+mod picture;
+mod state;
