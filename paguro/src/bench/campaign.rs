@@ -1,0 +1,524 @@
+//! What is measured, in which order and how often.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use paguro_ram::PageKind;
+use paguro_migration::SnapshotOptions;
+use paguro_sys::{Fallbacks, HUGE_PAGE_BYTES, Host};
+use paguro_vmm::Accel;
+use paguro_workload::Spec;
+use paguro_workload::spec::Op;
+use serde_json::json;
+
+use super::disk::write_plain;
+use super::fill::{Part, fill};
+use super::limits::{self, MEMORY_BYTES, SET_BYTES, full_speed};
+use super::report::{Report, Resident, RulerTest, Throughput};
+use super::series::{SLEEP_US, Series, Variant, What, measure};
+use super::stats::Spread;
+use crate::cli::{AccelArg, BackingArg, PagesArg};
+use crate::interrupt::Interrupts;
+use crate::lab::machine::Parameters;
+use crate::lab::options::name;
+use crate::lab::{HugePages, Machine, MachineOptions, host};
+use crate::progress::Bar;
+
+/// Less than a fault through KVM costs.
+const GAP_THRESHOLD_US: u64 = 20;
+
+/// What an idle guest goes over: nothing is written but its own counters.
+const IDLE_SET: u64 = 2 << 20;
+
+/// Memory that is left to the host.
+const SPARE: u64 = 2 << 30;
+
+/// How much is measured.
+struct Plan {
+    runs: usize,
+    /// Runs of what is there to compare with.
+    other_runs: usize,
+    /// RAM for the gaps, and the loads and pages for each.
+    gaps: Vec<(u64, PagesArg, Load)>,
+    /// RAM of the machine on which the gaps of variants are compared, if they are.
+    variants_bytes: Option<u64>,
+    /// Whether the time lost with variants is compared on THP too.
+    thp_variants: bool,
+    resident_bytes: u64,
+    throughput_bytes: u64,
+}
+
+/// What a guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    Idle,
+    Full,
+}
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+impl Plan {
+    fn full() -> Self {
+        let sizes = [256 * MIB, GIB, 4 * GIB];
+        let both = [PagesArg::Small, PagesArg::Thp];
+        let gaps = sizes.into_iter().flat_map(|bytes| {
+            let of_pages = move |pages| [Load::Idle, Load::Full].map(|load| (bytes, pages, load));
+            both.into_iter().flat_map(of_pages)
+        });
+        Self {
+            runs: 7,
+            other_runs: 5,
+            gaps: gaps.collect(),
+            variants_bytes: Some(GIB),
+            thp_variants: true,
+            resident_bytes: GIB,
+            throughput_bytes: GIB,
+        }
+    }
+
+    fn quick() -> Self {
+        let small = (256 * MIB, PagesArg::Small, Load::Idle);
+        let full = |bytes, pages| (bytes, pages, Load::Full);
+        Self {
+            runs: 3,
+            other_runs: 3,
+            gaps: vec![
+                small,
+                full(256 * MIB, PagesArg::Small),
+                full(256 * MIB, PagesArg::Thp),
+                full(GIB, PagesArg::Small),
+            ],
+            variants_bytes: None,
+            thp_variants: false,
+            resident_bytes: 256 * MIB,
+            throughput_bytes: 512 * MIB,
+        }
+    }
+
+    fn has_variants(&self, case: (u64, PagesArg, Load)) -> bool {
+        let (bytes, pages, load) = case;
+        Some(bytes) == self.variants_bytes && pages == PagesArg::Small && load == Load::Full
+    }
+
+    fn loses_variants(&self, pages: PagesArg, op: Op) -> bool {
+        op == Op::Write && (pages == PagesArg::Small || self.thp_variants)
+    }
+
+    /// Snapshots and things that take about as long.
+    fn steps(&self) -> u64 {
+        let gaps = self.gaps.iter().map(|&case| {
+            let variants = if self.has_variants(case) { 2 } else { 0 };
+            self.runs + variants * self.other_runs
+        });
+        let ruler = 2 * self.other_runs;
+        let variants = if self.thp_variants { 4 } else { 2 };
+        let lost = 4 * (self.runs + self.other_runs) + variants * self.other_runs;
+        let rest = 2 + 3 + 2 * self.other_runs;
+        (gaps.sum::<usize>() + ruler + lost + rest) as u64
+    }
+}
+
+/// A campaign under way.
+pub struct Campaign<'a> {
+    plan: Plan,
+    accel: AccelArg,
+    host: Host,
+    /// For throughput, beside memory.
+    dir: &'a Path,
+    bar: Bar,
+    interrupts: &'a Interrupts,
+    report: Report,
+}
+
+impl<'a> Campaign<'a> {
+    /// On this host.
+    pub fn new(
+        quick: bool,
+        accel: AccelArg,
+        host: Host,
+        dir: &'a Path,
+        interrupts: &'a Interrupts,
+    ) -> Self {
+        let plan = if quick { Plan::quick() } else { Plan::full() };
+        let bar = Bar::steps("measuring", plan.steps());
+        let accel_name = match accel {
+            AccelArg::Kvm => "kvm",
+            AccelArg::Threads => "threads",
+        };
+        Self {
+            plan,
+            accel,
+            host,
+            dir,
+            bar,
+            interrupts,
+            report: Report {
+                quick,
+                accel: accel_name,
+                ..Report::default()
+            },
+        }
+    }
+
+    /// All of it, the test of the ruler first.
+    pub fn run(mut self) -> Result<Report> {
+        self.report.ruler = self.test_ruler()?;
+        self.bare_faults()?;
+        self.gaps()?;
+        self.lost()?;
+        self.resident()?;
+        let memory = host::memory_dir();
+        let mut dirs = vec![memory];
+        if !dirs.iter().any(|dir| dir == self.dir) {
+            dirs.push(self.dir.to_owned());
+        }
+        self.throughput(&dirs)?;
+        Ok(self.report)
+    }
+
+    fn test_ruler(&mut self) -> Result<RulerTest> {
+        self.bar.say("the ruler".to_owned());
+        let runs = self.plan.other_runs;
+        let spec = full_speed(Op::Write, None);
+        let mut machine = self.machine(128 * MIB, PagesArg::Small, BackingArg::Anon, spec)?;
+        let what = warm(&mut machine, spec, 1.0)?;
+        let without = self.series(&mut machine, what, Variant::Default, runs)?;
+        let with = self.series(&mut machine, what, Variant::Sleep, runs)?;
+        // Whatever else goes on in the host can only make a pause longer.
+        let difference = |with: Spread, without: Spread| with.min - without.min;
+        let reads_us = difference(with.pause.seen_us, without.pause.seen_us);
+        let outside_reads_us = difference(with.pause_still_us, without.pause_still_us);
+        let sleep_us = SLEEP_US as f64;
+        let right = |reads: f64| (reads - sleep_us).abs() <= 1000.0;
+        Ok(RulerTest {
+            sleep_us,
+            with_us: with.pause.seen_us,
+            without_us: without.pause.seen_us,
+            reads_us,
+            outside_reads_us,
+            is_right: right(reads_us) && right(outside_reads_us),
+        })
+    }
+
+    fn bare_faults(&mut self) -> Result<()> {
+        for accel in [Accel::Kvm, Accel::Threads] {
+            self.bar.say(format!("a bare fault, {}", accel.name()));
+            if accel == Accel::Kvm && self.accel == AccelArg::Threads {
+                self.skip("a bare fault through KVM: there is no KVM");
+            } else {
+                let fault = limits::bare_fault(accel, &self.host);
+                self.report
+                    .bare_faults
+                    .push(fault.context("a bare fault cannot be measured")?);
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn gaps(&mut self) -> Result<()> {
+        for case in self.plan.gaps.clone() {
+            let (bytes, pages, load) = case;
+            let load_name = if load == Load::Idle { "idle" } else { "full" };
+            let what = format!("gaps, {} MiB, {}, {load_name}", bytes >> 20, name(pages));
+            self.bar.say(what.clone());
+            if let Err(reason) = room_for(bytes) {
+                self.skip(&format!("{what}: {reason}"));
+                continue;
+            }
+            let spec = match load {
+                Load::Idle => full_speed(Op::Read, Some(IDLE_SET)),
+                Load::Full => full_speed(Op::Write, None),
+            };
+            let mut machine = self.machine(bytes, pages, BackingArg::Anon, spec)?;
+            let warm = warm(&mut machine, spec, 1.0)?;
+            self.note_huge(&what, pages, &warm);
+            let series = self.series(&mut machine, warm, Variant::Default, self.plan.runs)?;
+            self.report.gaps.push(series);
+            if self.plan.has_variants(case) {
+                for variant in [Variant::ArmInPause, Variant::PageChunks] {
+                    let runs = self.plan.other_runs;
+                    let series = self.series(&mut machine, warm, variant, runs)?;
+                    self.report.gaps.push(series);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self) -> Result<()> {
+        let kinds = [
+            (PagesArg::Small, PageKind::Small),
+            (PagesArg::Thp, PageKind::Thp),
+        ];
+        for (pages, kind) in kinds {
+            for (load, op) in [("write", Op::Write), ("read", Op::Read)] {
+                let what = format!("time lost, {}, {load}", name(pages));
+                self.bar.say(what.clone());
+                let spec = full_speed(op, Some(SET_BYTES));
+                let mut machine = self.machine(MEMORY_BYTES, pages, BackingArg::Anon, spec)?;
+                let share = (SET_BYTES + 2 * MIB) as f64 / MEMORY_BYTES as f64;
+                let warm = warm(&mut machine, spec, share)?;
+                self.note_huge(&what, pages, &warm);
+                let series = self.series(&mut machine, warm, Variant::Default, self.plan.runs)?;
+                self.report.lost.push(series);
+                if self.plan.loses_variants(pages, op) {
+                    for variant in [Variant::ArmInPause, Variant::PageChunks] {
+                        let runs = self.plan.other_runs;
+                        let series = self.series(&mut machine, warm, variant, runs)?;
+                        self.report.lost.push(series);
+                    }
+                }
+                drop(machine);
+                let accel = match self.accel {
+                    AccelArg::Kvm => Accel::Kvm,
+                    AccelArg::Threads => Accel::Threads,
+                };
+                let (bar, interrupts) = (&self.bar, self.interrupts);
+                let once = limits::protect_once(
+                    accel,
+                    (pages_name(pages), kind),
+                    (load, op),
+                    self.plan.other_runs,
+                    &self.host,
+                    &mut || step(bar, interrupts),
+                )?;
+                self.report.protect_once.push(once);
+            }
+        }
+        Ok(())
+    }
+
+    fn resident(&mut self) -> Result<()> {
+        let bytes = self.plan.resident_bytes;
+        let cases = [
+            ("anon", PagesArg::Small, BackingArg::Anon),
+            ("memfd", PagesArg::Small, BackingArg::Memfd),
+            ("2m", PagesArg::Huge, BackingArg::Anon),
+        ];
+        for (backing, pages, kind) in cases {
+            self.bar.say(format!("resident memory, {backing}"));
+            let pool = match pages {
+                PagesArg::Huge => match HugePages::reserve(bytes) {
+                    Ok(pool) => Some(pool),
+                    Err(reason) => {
+                        self.skip(&format!("resident memory of 2 MiB pages: {reason}"));
+                        self.step()?;
+                        continue;
+                    }
+                },
+                _ => None,
+            };
+            let spec = Spec {
+                rate_pages_per_s: 1000,
+                set_bytes: Some(IDLE_SET),
+                ..Spec::default()
+            };
+            let mut machine = self.machine(bytes, pages, kind, spec)?;
+            machine.wait_writes(1000)?;
+            let page = match pages {
+                PagesArg::Huge => HUGE_PAGE_BYTES as u64,
+                _ => paguro_sys::page_size() as u64,
+            };
+            let touched = Part {
+                share: 0.5,
+                step_bytes: 8 * page,
+                bytes: page.min(64 << 10),
+            };
+            fill(&mut machine, touched)?;
+            let before = (machine.ram_memory()?, machine.process_memory()?);
+            let dir = tempfile::tempdir_in(host::dir_for(2 * bytes))?;
+            snapshot(&mut machine, dir.path(), false)?;
+            let after = (machine.ram_memory()?, machine.process_memory()?);
+            drop(machine);
+            drop(pool);
+            self.report.resident.push(Resident {
+                backing,
+                memory_bytes: bytes,
+                before_bytes: before.0.resident_bytes,
+                after_bytes: after.0.resident_bytes,
+                page_tables_before_bytes: before.1.page_table_bytes,
+                page_tables_after_bytes: after.1.page_table_bytes,
+            });
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn throughput(&mut self, dirs: &[PathBuf]) -> Result<()> {
+        let bytes = self.plan.throughput_bytes;
+        let spec = Spec {
+            rate_pages_per_s: 1000,
+            set_bytes: Some(IDLE_SET),
+            ..Spec::default()
+        };
+        let mut machine = self.machine(bytes, PagesArg::Small, BackingArg::Anon, spec)?;
+        fill(&mut machine, Part::dense(1.0))?;
+        let channels = machine.execute("query-migrate-parameters", json!({}))?;
+        let threads = channels["multifd-channels"].as_u64().unwrap_or(1) as usize;
+        for parent in dirs {
+            self.bar.say(format!("throughput, {}", parent.display()));
+            if let Err(reason) = room_in(parent, 2 * bytes) {
+                self.skip(&format!("throughput in {}: {reason}", parent.display()));
+                continue;
+            }
+            let dir = tempfile::tempdir_in(parent)
+                .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+            let (mut plain, mut saved) = (Vec::new(), Vec::new());
+            let mut page_bytes = bytes;
+            for _ in 0..self.plan.other_runs {
+                let report = snapshot(&mut machine, dir.path(), true)?;
+                let number = |field: &str| report[field].as_f64().unwrap_or(0.0);
+                page_bytes = number("normal_pages") as u64 * paguro_sys::page_size() as u64;
+                saved.push((number("save_us"), number("total_us")));
+                plain.push(write_plain(dir.path(), page_bytes, threads)?);
+                self.step()?;
+            }
+            let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6;
+            self.report.throughput.push(Throughput {
+                dir: parent.display().to_string(),
+                bytes: page_bytes,
+                threads,
+                runs: saved.len(),
+                save_us: Spread::of(saved.iter().map(|run| run.0)),
+                plain_us: Spread::of(plain.iter().map(|run| micros(run.write))),
+                total_us: Spread::of(saved.iter().map(|run| run.1)),
+                plain_synced_us: Spread::of(plain.iter().map(|run| micros(run.sync))),
+            });
+        }
+        Ok(())
+    }
+
+    fn machine(
+        &self,
+        memory_bytes: u64,
+        pages: PagesArg,
+        backing: BackingArg,
+        workload: Spec,
+    ) -> Result<Machine> {
+        Machine::start(&MachineOptions {
+            memory_bytes,
+            accel: self.accel,
+            backing,
+            pages,
+            workload,
+            gap_threshold_us: GAP_THRESHOLD_US,
+            ..MachineOptions::default()
+        })
+    }
+
+    fn series(
+        &self,
+        machine: &mut Machine,
+        what: What,
+        variant: Variant,
+        runs: usize,
+    ) -> Result<Series> {
+        let dir = tempfile::tempdir_in(host::dir_for(what.memory_bytes + SPARE / 2))?;
+        let next = &mut || self.step();
+        measure(machine, what, variant, runs, dir.path(), next)
+    }
+
+    /// Says so where huge pages were asked for and not had: it would be 4 KiB pages again.
+    fn note_huge(&mut self, what: &str, pages: PagesArg, warm: &What) {
+        let wanted = warm.set_bytes.max(warm.memory_bytes / 2) / 2;
+        if pages == PagesArg::Thp && warm.huge_bytes < wanted {
+            let had = warm.huge_bytes >> 20;
+            self.report.skipped.push(format!(
+                "{what}: only {had} MiB of RAM are in huge pages, so this is no figure of THP"
+            ));
+        }
+    }
+
+    fn skip(&mut self, what: &str) {
+        self.report.skipped.push(what.to_owned());
+    }
+
+    fn step(&self) -> Result<()> {
+        step(&self.bar, self.interrupts)
+    }
+}
+
+fn step(bar: &Bar, interrupts: &Interrupts) -> Result<()> {
+    bar.step();
+    if interrupts.came() {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Fills the first `share` of RAM, and waits until the guest has gone over its set at least once.
+fn warm(machine: &mut Machine, spec: Spec, share: f64) -> Result<What> {
+    let memory_bytes = machine.options().memory_bytes;
+    fill(machine, Part::dense(share))?;
+    let set_bytes = spec.set_bytes.unwrap_or(memory_bytes);
+    // Twice as many pages hold one whole pass, wherever in a pass it begins.
+    machine.wait_writes(2 * set_bytes / paguro_sys::page_size() as u64)?;
+    let load = match (spec.op, set_bytes) {
+        (_, IDLE_SET) => "idle",
+        (Op::Write, _) => "write",
+        (Op::Read, _) => "read",
+    };
+    Ok(What {
+        memory_bytes,
+        set_bytes: if load == "idle" { 0 } else { set_bytes },
+        pages: pages_name(machine.options().pages),
+        load,
+        page_buffer_bytes: page_buffer_bytes(machine)?,
+        huge_bytes: machine.ram_memory()?.huge_bytes,
+    })
+}
+
+/// As it is configured where nothing is said about it.
+fn page_buffer_bytes(machine: &mut Machine) -> Result<u64> {
+    let parameters = machine.execute("query-migrate-parameters", json!({}))?;
+    match parameters["x-paguro-page-buffer"].as_u64() {
+        Some(0) | None => {
+            let ram = machine.options().memory_bytes as usize;
+            let options = SnapshotOptions::new(Host::probe(&Fallbacks::default()));
+            Ok(options.page_buffer_for(ram) as u64)
+        }
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn pages_name(pages: PagesArg) -> &'static str {
+    match pages {
+        PagesArg::Small => "4k",
+        PagesArg::Thp => "thp",
+        PagesArg::Huge => "2m",
+    }
+}
+
+/// One snapshot that nothing is measured of but what its report says.
+fn snapshot(machine: &mut Machine, dir: &Path, sync: bool) -> Result<serde_json::Value> {
+    let path = dir.join("snapshot");
+    let parameters = Parameters::from_iter([("x-paguro-sync".to_owned(), json!(sync))]);
+    let report = machine.snapshot(&path, &parameters, true)?;
+    std::fs::remove_file(&path).context("cannot remove a snapshot")?;
+    Ok(report)
+}
+
+/// Whether a machine of that size and its snapshot fit into memory.
+fn room_for(bytes: u64) -> Result<(), String> {
+    let wanted = 2 * bytes + SPARE;
+    match host::memory_available_bytes() {
+        Some(there) if there < wanted => Err(format!(
+            "it needs {} MiB of memory, and {} MiB are available",
+            wanted >> 20,
+            there >> 20
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn room_in(dir: &Path, bytes: u64) -> Result<(), String> {
+    match rustix::fs::statvfs(dir) {
+        Ok(stat) if stat.f_bavail.saturating_mul(stat.f_frsize) < bytes => {
+            Err("there is not enough room".to_owned())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}

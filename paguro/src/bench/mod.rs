@@ -1,0 +1,92 @@
+//! `paguro bench snapshot`: what a background snapshot costs the guest, each number next to the
+//! limit that the host sets for it in the same run.
+//!
+//! | room | for |
+//! |---|---|
+//! | [`campaign`] | what is measured, in which order, how often |
+//! | [`series`] | several snapshots of one machine, and what its guest saw of them |
+//! | [`ruler`] | the clock outside the machine: gaps, stills, time lost |
+//! | [`limits`], [`rig`], [`disk`] | the host's limits: bare faults, bare protection, plain writes |
+//! | [`fill`] | guest RAM that is there before it is measured |
+//! | [`load`] | who else used the cores meanwhile |
+//! | [`report`], [`stats`] | the numbers, and what JSON has of them |
+//! | [`aims`] | the aims, and whether they were reached |
+//! | [`table`] | the tables, with a definition over each |
+//!
+//! A tail is given next to that of an idle window of equal length in the same run; a claim rests on
+//! the difference. The first thing measured is the ruler itself, and if it is wrong the run fails.
+
+mod aims;
+mod campaign;
+mod disk;
+mod fill;
+mod limits;
+mod load;
+mod report;
+mod rig;
+mod ruler;
+mod series;
+mod stats;
+mod table;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use paguro_sys::Host;
+
+use crate::cli::{AccelArg, BenchSnapshotArgs};
+use crate::force::Forced;
+use crate::hints::Advised;
+use crate::interrupt::Interrupts;
+use crate::lab::host;
+use campaign::Campaign;
+use load::Load;
+use report::HostFacts;
+
+/// `paguro bench snapshot`
+pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
+    if *forced != Forced::default() {
+        return Err(Advised::error(
+            "figures of a host that pretends to be another say nothing",
+            format!("leave out {}", crate::force::VARIABLE),
+        ));
+    }
+    let interrupts = Interrupts::catch()?;
+    let begin = Instant::now();
+    let load = Load::begin();
+    let probed = Host::probe(&forced.fallbacks);
+    let accel = match host::no_kvm() {
+        None => AccelArg::Kvm,
+        Some(error) => {
+            eprintln!("no KVM here ({error}): threads of the process do the guest's work");
+            AccelArg::Threads
+        }
+    };
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let campaign = Campaign::new(args.quick, accel, probed, &dir, &interrupts);
+    let mut report = campaign.run()?;
+    report.host = HostFacts {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned()),
+        others_share: load.others_share(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        files_in: host::memory_dir().display().to_string(),
+    };
+    report.aims = aims::judge(&report);
+    report.took_s = begin.elapsed().as_secs_f64();
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        table::print(&report, &mut out)?;
+    }
+    Ok(if report.ruler.is_right {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("paguro: the ruler is wrong: the numbers cannot be trusted");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,245 @@
+//! Options that describe a machine.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use paguro_vmm::{DmaConfig, Serial};
+use paguro_workload::Spec;
+
+use crate::size::Size;
+
+/// RAM of a new machine.
+pub const DEFAULT_MEMORY: Size = Size(512 << 20);
+
+/// Options of `run` and `restore`.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// Name of the machine
+    #[arg(long, default_value = "paguro")]
+    pub name: String,
+    /// PVH ELF kernel to boot; without one a built-in guest runs that writes memory
+    #[arg(long, value_name = "FILE", conflicts_with = "workload")]
+    pub kernel: Option<PathBuf>,
+    /// Command line of the kernel
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    pub cmdline: Option<String>,
+    /// RAM, for example 512M or 4G [default: 512M, or that of the snapshot file]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// vCPUs [default: 1, or those of the snapshot file]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: Option<u32>,
+    /// What is behind the RAM
+    #[arg(long, value_enum, default_value_t = BackingArg::Anon)]
+    pub backing: BackingArg,
+    /// Which pages it has
+    #[arg(long, value_enum, default_value_t = PagesArg::Small)]
+    pub pages: PagesArg,
+    /// What runs the vCPUs [default: kvm, or what ran those of the snapshot file]
+    #[arg(long, value_enum)]
+    pub accel: Option<AccelArg>,
+    /// What the built-in guest does: pattern=sequential|random|zipf|hotset, rate=PAGES/S|unlimited,
+    /// hot=SIZE, seed=N, bytes=8|64|page, op=write|read, set=SIZE, separated by commas
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub workload: Option<Spec>,
+    /// Control socket: unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub qmp: Option<QmpAddress>,
+    /// Where the serial line goes: stdio, file:PATH or none
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
+    pub serial: Serial,
+    /// How RAM comes back: lazy (page by page, as the guest asks, and by prefetching), map (the file
+    /// is mapped), eager (all is read first)
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = RestoreModeArg::Lazy)]
+    pub restore_mode: RestoreModeArg,
+    /// What a lazy restore fetches unasked: off, unlimited, or a rate such as 100M/s
+    #[arg(long, value_name = "RATE", default_value = "unlimited", value_parser = prefetch)]
+    pub prefetch: PrefetchArg,
+    /// Do not start: wait for `cont`
+    #[arg(long)]
+    pub paused: bool,
+    /// While a snapshot is taken, compare RAM with its copies to find writers that no freeze sees
+    #[arg(long)]
+    pub check_freeze: bool,
+    /// Add a device that writes guest RAM: rate=PAGES/S[,direct=on]
+    #[arg(long, value_name = "rate=N[,direct=on]", value_parser = dma)]
+    pub x_dma: Option<DmaConfig>,
+    /// File through which other processes see the guest's progress
+    #[arg(long, value_name = "FILE")]
+    pub x_progress: Option<PathBuf>,
+    /// Gaps in the guest's progress of at least so many microseconds are listed one by one
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub x_gap_threshold_us: u64,
+    /// Size of the first RAM block; the rest stands from 4 GiB on
+    #[arg(long, value_name = "SIZE")]
+    pub x_ram_split: Option<Size>,
+    /// Pretend that there is a writer of this name that no freeze can see
+    #[arg(long, value_name = "NAME")]
+    pub x_unseen_writer: Option<String>,
+    /// End when standard input ends: for a program that runs machines and must leave none behind
+    #[arg(long)]
+    pub x_end_with_stdin: bool,
+}
+
+/// `--backing`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackingArg {
+    /// Private anonymous memory
+    Anon,
+    /// A memfd, which other processes could map too
+    Memfd,
+}
+
+/// `--pages`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PagesArg {
+    /// 4 KiB
+    #[value(name = "4k")]
+    Small,
+    /// 4 KiB, joined to huge pages by the kernel
+    Thp,
+    /// 2 MiB of hugetlbfs, which the host must have set aside
+    #[value(name = "2m")]
+    Huge,
+}
+
+/// `--accel`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccelArg {
+    /// /dev/kvm
+    Kvm,
+    /// Threads of this process that do the same work; needs no /dev/kvm
+    Threads,
+}
+
+/// `--restore-mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RestoreModeArg {
+    /// The file is mapped privately
+    Map,
+    /// Pages are fetched when they are touched, and before
+    Lazy,
+    /// All is read before the machine starts
+    Eager,
+}
+
+/// `--prefetch`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefetchArg {
+    /// Only what is asked for.
+    Off,
+    /// As fast as it goes.
+    Unlimited,
+    /// Bytes a second.
+    Limited(u64),
+}
+
+/// `--qmp`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QmpAddress(pub PathBuf);
+
+impl FromStr for QmpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() && !path.contains(',') => Ok(Self(path.into())),
+            Some(path) if path.contains(',') => {
+                Err("options after the path are not known: just unix:PATH".to_owned())
+            }
+            _ => Err("not an address of the form unix:PATH".to_owned()),
+        }
+    }
+}
+
+fn serial(text: &str) -> Result<Serial, String> {
+    match (text, text.strip_prefix("file:")) {
+        ("stdio", _) => Ok(Serial::Stdio),
+        ("none", _) => Ok(Serial::None),
+        (_, Some(path)) if !path.is_empty() => Ok(Serial::File(path.into())),
+        _ => Err("not one of stdio, file:PATH, none".to_owned()),
+    }
+}
+
+fn prefetch(text: &str) -> Result<PrefetchArg, String> {
+    match text {
+        "off" => Ok(PrefetchArg::Off),
+        "unlimited" => Ok(PrefetchArg::Unlimited),
+        _ => match text.strip_suffix("/s").map(str::parse) {
+            Some(Ok(Size(rate))) if rate > 0 => Ok(PrefetchArg::Limited(rate)),
+            _ => Err("not one of off, unlimited, SIZE/s".to_owned()),
+        },
+    }
+}
+
+fn dma(text: &str) -> Result<DmaConfig, String> {
+    let (mut rate, mut direct) = (None, false);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("rate", "unlimited")) => rate = Some(0),
+            Some(("rate", number)) => {
+                let number: u64 = number.parse().map_err(|_| "rate is no number".to_owned())?;
+                if number == 0 {
+                    return Err("rate is 0: leave the device out, or say unlimited".to_owned());
+                }
+                rate = Some(number);
+            }
+            Some(("direct", "on")) => direct = true,
+            Some(("direct", "off")) => direct = false,
+            _ => {
+                return Err(format!(
+                    "{part:?} is not one of rate=N, rate=unlimited, direct=on"
+                ));
+            }
+        }
+    }
+    let rate_pages_per_s = rate.ok_or("rate is missing")?;
+    Ok(DmaConfig {
+        rate_pages_per_s,
+        direct,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_unix_paths() {
+        assert_eq!("unix:/a/b".parse(), Ok(QmpAddress("/a/b".into())));
+        for text in ["/a/b", "unix:", "tcp:1:2", "unix:/a,server=on"] {
+            assert!(text.parse::<QmpAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn prefetch_is_off_unlimited_or_a_rate() {
+        assert_eq!(prefetch("off"), Ok(PrefetchArg::Off));
+        assert_eq!(prefetch("unlimited"), Ok(PrefetchArg::Unlimited));
+        assert_eq!(prefetch("2M/s"), Ok(PrefetchArg::Limited(2 << 20)));
+        for text in ["", "2M", "0/s", "/s", "on"] {
+            assert!(prefetch(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_dma_device_needs_a_rate() {
+        let config = DmaConfig {
+            rate_pages_per_s: 5,
+            direct: true,
+        };
+        assert_eq!(dma("rate=5,direct=on"), Ok(config));
+        assert_eq!(dma("rate=unlimited").map(|dma| dma.rate_pages_per_s), Ok(0));
+        for text in [
+            "",
+            "direct=on",
+            "rate=0",
+            "rate=x",
+            "rate=5,direct",
+            "speed=1",
+        ] {
+            assert!(dma(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The command line.
+
+mod bench;
+mod machine;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use bench::{BenchArgs, BenchCommand, BenchSnapshotArgs, DemoArgs, SoakArgs};
+pub use machine::{
+    AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
+    RestoreModeArg,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  paguro demo                                     see it all work on this machine
+  paguro run --memory 1G --qmp unix:/tmp/a.sock   start a guest that writes memory
+  paguro snapshot --qmp unix:/tmp/a.sock a.snap   save it while it runs
+  paguro inspect --verify a.snap                  look into the file, check every page
+  paguro restore a.snap --qmp unix:/tmp/b.sock    bring it back, page by page
+
+Environment:
+  PAGURO_LOG     what to trace, for example `debug` or `paguro_migration=trace`
+  PAGURO_FORCE   fallbacks to take and things to break on purpose, for tests";
+
+/// Snapshots a running virtual machine without stopping it, and brings it back byte for byte.
+#[derive(Debug, Parser)]
+#[command(name = "paguro", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a machine
+    Run(Box<RunArgs>),
+    /// Save a running machine to a file, without stopping it
+    Snapshot(SnapshotArgs),
+    /// Run a machine out of a snapshot file: short for `run --restore FILE`
+    Restore(Box<RestoreArgs>),
+    /// Show what is in a snapshot file
+    Inspect(InspectArgs),
+    /// Measure what snapshots cost the guest
+    Bench(BenchArgs),
+    /// Try this host: random machines, snapshots and restores, every byte checked
+    Soak(SoakArgs),
+    /// See it all work: snapshot a writing guest, restore it elsewhere, check every byte
+    Demo(DemoArgs),
+}
+
+const RUN_HELP: &str = "\
+Examples:
+  paguro run --qmp unix:/tmp/a.sock
+  paguro run --memory 4G --cpus 2 --pages thp --workload pattern=zipf,rate=unlimited
+  paguro run --kernel vmlinux --cmdline 'console=ttyS0' --serial stdio
+  paguro run --restore a.snap --restore-mode map
+
+The machine ends with status 0 after `quit` over QMP, after a signal (SIGINT, SIGTERM), or when the
+guest resets it; with status 1 if it fails.";
+
+/// `paguro run`
+#[derive(Debug, Args)]
+#[command(after_help = RUN_HELP)]
+pub struct RunArgs {
+    /// Start from this snapshot file. The other options describe the machine and must fit it; a
+    /// kernel is not loaded again.
+    #[arg(long, value_name = "FILE")]
+    pub restore: Option<PathBuf>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+const RESTORE_HELP: &str = "\
+Examples:
+  paguro restore a.snap --qmp unix:/tmp/b.sock
+  paguro restore a.snap --restore-mode eager --paused
+  paguro restore a.snap --prefetch 100M/s
+
+A machine that ran when it was saved runs on; one that was paused stays so until `cont`.";
+
+/// `paguro restore`
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_HELP)]
+pub struct RestoreArgs {
+    /// The snapshot file
+    pub file: PathBuf,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+const SNAPSHOT_HELP: &str = "\
+Examples:
+  paguro snapshot --qmp unix:/tmp/a.sock a.snap
+  paguro snapshot --qmp unix:/tmp/a.sock a.snap --json | jq .pause_us
+
+When it returns, the file is complete and on disk. Until then an older file of that name stays as it
+was. Ctrl-C cancels; the guest runs on.
+
+Fields of --json on success: `status` (`completed`), `hint` and `error` (null), and those of the
+engine's report, times in microseconds, sizes in bytes:
+  path, file_bytes (holes included), written_bytes, background
+  total_pages, normal_pages (in the file), zero_pages
+  faults (writes of the guest that waited for a copy), fault_pages (copied for them)
+  setup_us (from the command to the pause), pause_us (the machine stood still), save_us,
+  teardown_us, finish_us (syncing and naming the file), total_us
+  peak_buffer_bytes, set_bytes (memory that the snapshot took)
+and more that may change. On failure: `status` (`failed` or `cancelled`), `path`, `error`, and
+`hint`, which is null if there is none. The exit status is then 1.";
+
+/// `paguro snapshot`
+#[derive(Debug, Args)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub struct SnapshotArgs {
+    /// The control socket of the machine: unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub qmp: QmpAddress,
+    /// The file to write, replacing an older one when it is complete
+    pub file: PathBuf,
+    /// Stop the machine and leave it stopped (`postmigrate`), instead of letting it run on
+    #[arg(long)]
+    pub stop: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const INSPECT_HELP: &str = "\
+Examples:
+  paguro inspect a.snap
+  paguro inspect --verify a.snap
+
+QEMU's own mapped-ram files can be read too; they have no checksums, so --verify checks their
+structure only and says so. The exit status is 1 if the file is damaged.";
+
+/// `paguro inspect`
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_HELP)]
+pub struct InspectArgs {
+    /// The snapshot file
+    pub file: PathBuf,
+    /// Check the checksum of every page
+    #[arg(long)]
+    pub verify: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,249 @@
+//! A machine together with the engine's side of its memory: what the control socket works on.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use paguro_migration::machine::{Machine, WriterClass};
+use paguro_migration::restore::{Filler, RestoreMode};
+use paguro_migration::{Control, Memory, SnapshotOptions};
+use paguro_ram::{Backing, GuestRam};
+use paguro_sys::{Advice, BusErrors, HUGE_PAGE_BYTES, Userfault};
+use paguro_vmm::{Config, RunState, Vm};
+use paguro_workload::area::{DMA, DMA_DIRECT};
+use serde_json::{Value, json};
+
+use crate::size::Size;
+
+/// A machine that can be saved.
+pub struct Guest {
+    vm: Arc<Vm>,
+    memory: Arc<Memory>,
+    restored: Option<Return>,
+}
+
+/// How a machine came back from a file.
+pub struct Return {
+    /// In which way.
+    pub mode: RestoreMode,
+    /// What fills its RAM, if that happens while it runs.
+    pub filler: Option<Arc<Filler>>,
+    /// Watch for pages of a mapped file that cannot be read; ended when dropped.
+    pub bus_errors: Vec<BusErrors>,
+}
+
+impl Guest {
+    /// A machine on this memory.
+    pub fn new(vm: Arc<Vm>, memory: Arc<Memory>, restored: Option<Return>) -> Self {
+        Self {
+            vm,
+            memory,
+            restored,
+        }
+    }
+
+    /// The machine.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// What it is made of.
+    pub fn config(&self) -> &Config {
+        self.vm.config()
+    }
+
+    /// Its RAM.
+    pub fn ram(&self) -> &GuestRam {
+        self.memory.ram()
+    }
+
+    /// Saves it; blocks until that is done.
+    pub fn snapshot(
+        &self,
+        path: &Path,
+        options: &SnapshotOptions,
+        control: &Control,
+    ) -> Result<Value> {
+        let machine: &dyn Machine = &*self.vm;
+        let report = paguro_migration::snapshot(machine, &self.memory, path, options, control)?;
+        Ok(serde_json::to_value(report)?)
+    }
+
+    /// Whether its RAM could be frozen on this host; if not, why.
+    pub fn check_can_freeze(&self) -> Result<(), String> {
+        let host = self.memory.host();
+        let shared = self
+            .ram()
+            .blocks()
+            .iter()
+            .any(|block| block.backing() == Backing::Memfd || block.unit_pages() > 1);
+        if !host.can_freeze() {
+            return Err("it has no userfaultfd with write-protection for this process".to_owned());
+        }
+        if shared && !host.can_freeze_shared() {
+            return Err("its userfaultfd cannot write-protect shared memory".to_owned());
+        }
+        if host.userfault == Userfault::UserMode && self.vm.faults_in_kernel() {
+            return Err(
+                "this process may handle page faults of its own code only, not those of KVM"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether its state allows a migration; if not, why.
+    pub fn check_can_migrate(&self) -> Result<(), String> {
+        match self.vm.run_state() {
+            RunState::InMigrate => Err("Guest is waiting for an incoming migration".to_owned()),
+            RunState::PostMigrate => Err(
+                "Can't migrate the vm that was paused due to previous migration; 'cont' first"
+                    .to_owned(),
+            ),
+            RunState::InternalError | RunState::IoError => Err(match self.vm.failure() {
+                Some(reason) => format!("the machine has failed: {reason}"),
+                None => "the machine has failed".to_owned(),
+            }),
+            RunState::Shutdown => Err("the machine has ended".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Its writers, as `x-paguro-query-writers` lists them.
+    pub fn writers(&self) -> Value {
+        let list = self.vm.writers().into_iter().map(|writer| {
+            let class = match writer.class {
+                WriterClass::Seen => "seen",
+                WriterClass::Drained => "drained",
+                WriterClass::Unseen => "unseen",
+            };
+            json!({ "name": writer.name, "class": class })
+        });
+        Value::from_iter(list)
+    }
+
+    /// The counters of its devices that write RAM, as `x-paguro-query-device-writers` lists them.
+    pub fn device_writers(&self) -> Value {
+        let Some(counters) = self.vm.dma_counters() else {
+            return json!([]);
+        };
+        let writers = [(DMA, Some(counters.done)), (DMA_DIRECT, counters.direct_done)];
+        let there = writers
+            .into_iter()
+            .filter_map(|(writer, done)| Some(json!({ "writer": writer, "done": done? })));
+        Value::from_iter(there)
+    }
+
+    /// Reads a byte of every page, so that all of RAM arrives by faults. Another process cannot do
+    /// that by reading this one's memory: the kernel does not let it wait for a userfaultfd.
+    pub fn touch(&self) {
+        for block in self.ram().blocks() {
+            block.mapping().touch(0, block.used_bytes());
+        }
+    }
+
+    /// Asks the kernel to join pages to huge ones, wherever 2 MiB of a block have something in
+    /// them; the bytes for which it said yes.
+    pub fn collapse(&self) -> u64 {
+        let mut bytes = 0;
+        for block in self.ram().blocks() {
+            for at in (0..block.used_bytes() / HUGE_PAGE_BYTES).map(|at| at * HUGE_PAGE_BYTES) {
+                let mapping = block.mapping();
+                match mapping.advise(at, HUGE_PAGE_BYTES, Advice::Collapse) {
+                    Ok(()) => bytes += HUGE_PAGE_BYTES as u64,
+                    Err(error) => tracing::debug!(%error, "not collapsed"),
+                }
+            }
+        }
+        bytes
+    }
+
+    /// How far its RAM is filled; `{}` if it does not fill.
+    pub fn restore_progress(&self) -> Value {
+        let Some(filler) = self
+            .restored
+            .as_ref()
+            .and_then(|restored| restored.filler.as_ref())
+        else {
+            return json!({});
+        };
+        json!({
+            "total-pages": filler.total_pages(),
+            "left-pages": filler.left_pages(),
+            "faults": filler.faults_served(),
+            "done": filler.is_done(),
+            "failed": filler.has_failed(),
+        })
+    }
+
+    /// What it is and how long it took to make.
+    pub fn describe(&self) -> Value {
+        let config = self.config();
+        let timings = self.vm.timings();
+        let mode = self
+            .restored
+            .as_ref()
+            .map(|restored| mode_name(restored.mode));
+        json!({
+            "accel": config.accel.name(),
+            "cpus": config.cpus,
+            "memory": Size(config.memory_bytes).to_string(),
+            "memory-bytes": config.memory_bytes,
+            "restore-mode": mode,
+            "main-at-ns": crate::MAIN_AT_NS.get(),
+            "create-us": {
+                "vm": timings.vm_us,
+                "memslots": timings.memslots_us,
+                "chips": timings.chips_us,
+                "vcpus": timings.vcpus_us,
+                "total": timings.total_us,
+            },
+        })
+    }
+
+    /// The bells that ring when a page of a mapped file cannot be read.
+    pub fn bus_errors(&self) -> &[BusErrors] {
+        self.restored
+            .as_ref()
+            .map_or(&[], |restored| &restored.bus_errors)
+    }
+}
+
+fn mode_name(mode: RestoreMode) -> &'static str {
+    match mode {
+        RestoreMode::Eager => "eager",
+        RestoreMode::Map => "map",
+        RestoreMode::Lazy => "lazy",
+    }
+}
+
+/// Brings the failure of whoever fills RAM to the machine, also where the failure comes before
+/// there is a machine.
+#[derive(Default)]
+pub struct Alarm(Mutex<AlarmState>);
+
+#[derive(Default)]
+struct AlarmState {
+    reason: Option<String>,
+    vm: Option<Arc<Vm>>,
+}
+
+impl Alarm {
+    /// Something that the machine cannot live with. The first reason counts.
+    pub fn raise(&self, reason: String) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vm) = &state.vm {
+            vm.fail(&reason);
+        }
+        state.reason.get_or_insert(reason);
+    }
+
+    /// From now on this machine is failed.
+    pub fn connect(&self, vm: &Arc<Vm>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &state.reason {
+            vm.fail(reason);
+        }
+        state.vm = Some(vm.clone());
+    }
+}

@@ -1,0 +1,212 @@
+//! What an operator can do about an error.
+//!
+//! Libraries say what went wrong and whose fault it is; what to try next depends on the program's
+//! options, so only the program knows.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+
+use paguro_dirty::FreezeError;
+use paguro_migration::SnapshotError;
+use paguro_migration::restore::RestoreError;
+use paguro_ram::RamError;
+use paguro_vmm::VmError;
+use paguro_wire::{DecodeError, Fault};
+
+use crate::qmp::client::Refused;
+
+/// An error of the program's own, with what to do about it.
+#[derive(Debug)]
+pub struct Advised {
+    /// What is wrong.
+    pub error: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl Advised {
+    /// As an error.
+    pub fn error(error: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+        let (error, hint) = (error.into(), hint.into());
+        Self { error, hint }.into()
+    }
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Advised {}
+
+/// What to do about an error, if anybody knows: the first of its causes for which there is advice.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(of_cause)
+}
+
+const KERNEL_FAULTS: &str = "run as root, or as root set /proc/sys/vm/unprivileged_userfaultfd to 1; \
+     or take it with the machine stopped (`paguro snapshot --stop`, `background-snapshot` off)";
+const STOPPED: &str = "take it with the machine stopped: `paguro snapshot --stop`, or \
+     `background-snapshot` off";
+
+fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(advised) = error.downcast_ref::<Advised>() {
+        return Some(advised.hint.clone());
+    }
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        return of_refusal(refused);
+    }
+    if let Some(error) = error.downcast_ref::<VmError>() {
+        return of_machine(error);
+    }
+    if let Some(error) = error.downcast_ref::<SnapshotError>() {
+        return of_snapshot(error);
+    }
+    if let Some(error) = error.downcast_ref::<FreezeError>() {
+        return of_freeze(error);
+    }
+    if let Some(error) = error.downcast_ref::<RestoreError>() {
+        return of_restore(error);
+    }
+    if let Some(error) = error.downcast_ref::<RamError>() {
+        return of_ram(error);
+    }
+    if let Some(error) = error.downcast_ref::<DecodeError>() {
+        return of_file(error);
+    }
+    error.downcast_ref::<io::Error>().and_then(of_io)
+}
+
+/// A machine says itself why it refuses; not what to do here.
+fn of_refusal(refused: &Refused) -> Option<String> {
+    let freeze = "Background-snapshot is not supported";
+    refused.desc.starts_with(freeze).then(|| {
+        "save it with the machine stopped: `paguro snapshot --stop`; or run it as root, or as \
+         root set /proc/sys/vm/unprivileged_userfaultfd to 1 before"
+            .to_owned()
+    })
+}
+
+fn of_machine(error: &VmError) -> Option<String> {
+    let hint = match error {
+        VmError::NoKvm(source) if source.kind() == ErrorKind::PermissionDenied => {
+            "join the group that owns /dev/kvm, or use --accel threads, which needs no KVM"
+        }
+        VmError::NoKvm(_) => {
+            "load the kernel module (kvm_intel, kvm_amd), or use --accel threads, which needs no KVM"
+        }
+        VmError::OtherMachine { .. } => {
+            "leave out the options that describe the machine: the snapshot file knows them"
+        }
+        VmError::MissingSection { .. } | VmError::UnknownSection { .. } => {
+            "give the options with which the machine was first run; `paguro inspect` shows what \
+             the file has"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_snapshot(error: &SnapshotError) -> Option<String> {
+    let hint = match error {
+        SnapshotError::Busy => "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)",
+        SnapshotError::NoKernelFaults | SnapshotError::CannotFreeze(_) => KERNEL_FAULTS,
+        SnapshotError::UnseenWriter { .. } | SnapshotError::NoWriteProtect { .. } => STOPPED,
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_freeze(error: &FreezeError) -> Option<String> {
+    let hint = match error {
+        FreezeError::Unprotectable { .. } => {
+            "restore with --restore-mode lazy instead of map; or save it with the machine stopped: \
+             `paguro snapshot --stop`, or `background-snapshot` off"
+        }
+        FreezeError::Buffer { .. } => "set a smaller `x-paguro-page-buffer`",
+        FreezeError::BufferTooSmall { .. } => {
+            "set a larger `x-paguro-page-buffer` or a smaller `x-paguro-chunk-size`"
+        }
+        FreezeError::UnseenWriter { .. } | FreezeError::Discarded { .. } => STOPPED,
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_restore(error: &RestoreError) -> Option<String> {
+    let hint = match error {
+        RestoreError::Blocks { .. } => {
+            "leave out the options that describe RAM: the snapshot file knows it"
+        }
+        RestoreError::Damaged { .. } | RestoreError::Page(_) => {
+            "copy the file again; `paguro inspect --verify` names all that is damaged"
+        }
+        RestoreError::Faults(_) | RestoreError::NoKernelFaults => {
+            "use --restore-mode eager, which needs no userfaultfd; or run as root, or as root set \
+             /proc/sys/vm/unprivileged_userfaultfd to 1"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_ram(error: &RamError) -> Option<String> {
+    match error {
+        RamError::Map { .. } | RamError::Memfd { .. } => Some(
+            "give less --memory; with --pages 2m set pages aside first: `echo N > \
+             /proc/sys/vm/nr_hugepages`, N being the RAM in units of 2 MiB"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+fn of_file(error: &DecodeError) -> Option<String> {
+    let hint = match error.fault() {
+        Fault::NotASnapshot => "name a file that `paguro snapshot` or QEMU (mapped-ram) wrote",
+        Fault::Truncated => "copy the file again, or take a new snapshot: its end is missing",
+        Fault::Corrupt => "copy the file again; `paguro inspect --verify` checks all of it",
+        Fault::Unsupported => "use the version that wrote the file, or take a new snapshot",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_io(error: &io::Error) -> Option<String> {
+    let hint = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "make room, or write to another file system; the older file of that name is untouched"
+        }
+        ErrorKind::ConnectionRefused => "start the machine with --qmp: nobody listens there",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn the_first_cause_with_advice_gives_it() {
+        let full = io::Error::from(ErrorKind::StorageFull);
+        let error = Err::<(), _>(full).context("cannot write").unwrap_err();
+        assert!(hint(&error).unwrap().contains("make room"));
+        let advised = Advised::error("no", "do this");
+        assert_eq!(
+            hint(&advised.context("outside")).as_deref(),
+            Some("do this")
+        );
+        assert_eq!(hint(&anyhow::anyhow!("no idea")), None);
+    }
+
+    #[test]
+    fn without_kvm_threads_are_offered() {
+        for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied] {
+            let error = VmError::NoKvm(io::Error::from(kind)).into();
+            assert!(hint(&error).unwrap().contains("--accel threads"));
+        }
+    }
+}

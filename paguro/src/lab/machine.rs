@@ -1,0 +1,411 @@
+//! A machine as a child process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use super::smaps::{self, ProcessMemory, RamMemory};
+use super::{MachineOptions, ProgressFile};
+use crate::force;
+use crate::qmp::Client;
+
+/// What anything may take before it is given up: long, because hosts can be slow and busy, and
+/// only something that is stuck gets there.
+const IN_VAIN: Duration = Duration::from_secs(120);
+
+/// Between two looks at something that will change soon.
+const POLL: Duration = Duration::from_millis(2);
+
+/// Parameters of a snapshot: names and values of `migrate-set-parameters`.
+pub type Parameters = Map<String, Value>;
+
+/// A machine that runs in a process of its own. Dropping it ends the process, whatever its state.
+pub struct Machine {
+    child: Child,
+    options: MachineOptions,
+    client: Client,
+    progress: Arc<ProgressFile>,
+    defaults: Parameters,
+    dir: TempDir,
+    /// Closed when this process ends, in whatever way; the child ends with it.
+    _leash: Option<OwnedFd>,
+}
+
+/// Where the RAM of a machine is in its process.
+#[derive(Clone, Debug)]
+pub struct Ram {
+    /// The process.
+    pub pid: u32,
+    /// Its blocks.
+    pub blocks: Vec<ProcessBlock>,
+}
+
+/// How far the RAM of a lazily restored machine is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Filling {
+    /// Pages in the file.
+    pub total_pages: u64,
+    /// Pages that have not arrived.
+    pub left_pages: u64,
+    /// Faults that were answered.
+    pub faults: u64,
+    /// All has arrived, and nothing is registered for it any more.
+    pub done: bool,
+    /// A page could not be had.
+    pub failed: bool,
+}
+
+impl Machine {
+    /// Starts one, and waits until its control socket answers. It runs by then, unless it is to
+    /// be paused or was when it was saved.
+    pub fn start(options: &MachineOptions) -> Result<Self> {
+        let progress = Arc::new(ProgressFile::create(options.cpus)?);
+        Self::start_watched(options, progress)
+    }
+
+    /// As [`Machine::start`], on progress memory that a watcher may be looking at already.
+    pub fn start_watched(options: &MachineOptions, progress: Arc<ProgressFile>) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("paguro-").tempdir()?;
+        let socket = dir.path().join("qmp.sock");
+        let log = std::fs::File::create(dir.path().join("stderr"))?;
+        let mut command = Command::new(program()?);
+        command
+            .args(options.args())
+            .arg("--qmp")
+            .arg(format!("unix:{}", socket.display()))
+            .arg("--x-progress")
+            .arg(progress.path())
+            .arg("--x-end-with-stdin")
+            .env_remove(force::VARIABLE)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log);
+        if !options.force.is_empty() {
+            command.env(force::VARIABLE, &options.force);
+        }
+        let mut child = command.spawn().context("cannot start a machine")?;
+        let leash = child.stdin.take().map(OwnedFd::from);
+        // Anything that fails from here on must not leave the child behind.
+        let client = match connect(&mut child, &socket) {
+            Ok(client) => client,
+            Err(error) => {
+                kill(&mut child);
+                let said = read_log(dir.path());
+                return Err(error.context(format!("the machine did not start: {said}")));
+            }
+        };
+        let mut machine = Self {
+            child,
+            options: options.clone(),
+            client,
+            progress,
+            defaults: Parameters::new(),
+            dir,
+            _leash: leash,
+        };
+        let defaults = machine.execute("query-migrate-parameters", json!({}))?;
+        machine.defaults = match defaults {
+            Value::Object(defaults) => defaults,
+            _ => bail!("migration parameters are no object"),
+        };
+        Ok(machine)
+    }
+
+    /// What it was made of.
+    pub fn options(&self) -> &MachineOptions {
+        &self.options
+    }
+
+    /// The guest's counters.
+    pub fn progress(&self) -> &Arc<ProgressFile> {
+        &self.progress
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A command of its control socket. When it fails because the machine died, the error has its
+    /// last words.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.client.execute(command, arguments).map_err(|error| {
+            // The connection breaks a moment before the process is gone.
+            std::thread::sleep(Duration::from_millis(5));
+            match self.child.try_wait() {
+                Ok(Some(status)) => {
+                    let said = read_log(self.dir.path());
+                    error.context(format!("the machine has ended ({status}): {said}"))
+                }
+                _ => error,
+            }
+        })
+    }
+
+    /// What it has said on standard error so far.
+    pub fn said(&self) -> String {
+        read_log(self.dir.path())
+    }
+
+    /// Stops it.
+    pub fn stop(&mut self) -> Result<()> {
+        self.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets it run on.
+    pub fn cont(&mut self) -> Result<()> {
+        self.execute("cont", json!({})).map(drop)
+    }
+
+    /// Ends it in an orderly way; its exit status must be 0.
+    pub fn quit(mut self) -> Result<()> {
+        self.execute("quit", json!({}))?;
+        let status = self.wait_exit()?;
+        if !status.success() {
+            bail!("the machine ended with {status}: {}", self.said());
+        }
+        Ok(())
+    }
+
+    /// QEMU's word for its state.
+    pub fn status(&mut self) -> Result<String> {
+        let status = self.execute("query-status", json!({}))?;
+        let reason = status["x-paguro-reason"].as_str();
+        if let Some(reason) = reason {
+            bail!("the machine failed: {reason}");
+        }
+        Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until the guest has done so many writes more than now, over all vCPUs.
+    pub fn wait_writes(&mut self, more: u64) -> Result<()> {
+        let from = self.progress.total_writes();
+        let deadline = Instant::now() + IN_VAIN;
+        while self.progress.total_writes() - from < more {
+            if Instant::now() > deadline {
+                let status = self.status()?;
+                bail!("the guest makes no progress, and its state is {status:?}");
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Saves it in the background (or with the guest stopped, which then stays so) and waits for
+    /// the end. `parameters` count for this snapshot only. Gives the engine's report.
+    ///
+    /// # Errors
+    ///
+    /// Why it failed, in its own words.
+    pub fn snapshot(
+        &mut self,
+        file: &Path,
+        parameters: &Parameters,
+        background: bool,
+    ) -> Result<Value> {
+        self.begin_snapshot(file, parameters, background)?;
+        self.wait_snapshot()
+    }
+
+    /// Begins a snapshot, without waiting for its end.
+    pub fn begin_snapshot(
+        &mut self,
+        file: &Path,
+        parameters: &Parameters,
+        background: bool,
+    ) -> Result<()> {
+        let mut all = self.defaults.clone();
+        all.extend(parameters.clone());
+        self.execute("migrate-set-parameters", Value::Object(all))?;
+        let capability = |name, state| json!({ "capability": name, "state": state });
+        let capabilities = [
+            capability("background-snapshot", background),
+            capability("mapped-ram", true),
+        ];
+        self.execute(
+            "migrate-set-capabilities",
+            json!({ "capabilities": capabilities }),
+        )?;
+        let name = file.to_str().context("a file name that is no text")?;
+        let uri = format!("file:{name}");
+        self.execute("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// Waits for the end of a snapshot and gives the engine's report.
+    pub fn wait_snapshot(&mut self) -> Result<Value> {
+        let deadline = Instant::now() + IN_VAIN;
+        loop {
+            let now = self.execute("query-migrate", json!({}))?;
+            match now["status"].as_str().unwrap_or_default() {
+                "completed" => return self.execute("x-paguro-query-report", json!({})),
+                "failed" => {
+                    let reason = now["error-desc"].as_str();
+                    bail!("the snapshot failed: {}", reason.unwrap_or("no reason"));
+                }
+                "cancelled" => bail!("the snapshot was cancelled"),
+                _ => {}
+            }
+            if Instant::now() > deadline {
+                bail!("the snapshot does not end: {now}");
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Where its RAM is.
+    pub fn ram(&mut self) -> Result<Ram> {
+        let answer = self.execute("x-paguro-query-ram", json!({}))?;
+        let blocks = answer["blocks"].as_array().context("no RAM blocks")?;
+        let blocks = blocks.iter().map(|block| {
+            let number = |field: &str| block[field].as_u64().context("a RAM block lacks a field");
+            Ok(ProcessBlock {
+                gpa: number("guest-address")?,
+                host_address: number("host-address")?,
+                len: number("length")?,
+            })
+        });
+        Ok(Ram {
+            pid: self.pid(),
+            blocks: blocks.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Compares its RAM with what its counters imply. It must be stopped. Pages that have not
+    /// arrived are made to, by the faults of its own process: the kernel lets nobody else wait for
+    /// them.
+    pub fn check_ram(&mut self) -> Result<Report> {
+        if self.filling()?.is_some_and(|filling| !filling.done) {
+            self.execute("x-paguro-touch", json!({}))?;
+        }
+        let ram = self.ram()?;
+        let devices = self.device_writers()?;
+        let process = Process::open(ram.pid, ram.blocks)
+            .context("cannot read the memory of the machine's process")?;
+        paguro_oracle::check(&process, &devices).context("cannot check the machine's RAM")
+    }
+
+    /// The counters of its devices that write RAM; to be asked while it is stopped.
+    pub fn device_writers(&mut self) -> Result<Vec<DeviceWriter>> {
+        let answer = self.execute("x-paguro-query-device-writers", json!({}))?;
+        Ok(serde_json::from_value(answer)?)
+    }
+
+    /// How far a lazily restored machine is filled; `None` of any other.
+    pub fn filling(&mut self) -> Result<Option<Filling>> {
+        let answer = self.execute("x-paguro-query-restore", json!({}))?;
+        if answer == json!({}) {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_value(answer)?))
+    }
+
+    /// Waits until a lazily restored machine is filled.
+    pub fn wait_filled(&mut self) -> Result<()> {
+        let deadline = Instant::now() + IN_VAIN;
+        while let Some(filling) = self.filling()?.filter(|filling| !filling.done) {
+            if filling.failed {
+                bail!("a page could not be had");
+            }
+            if Instant::now() > deadline {
+                bail!("{} pages do not arrive", filling.left_pages);
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// When its process entered `main`, by this host's CLOCK_MONOTONIC.
+    pub fn main_at_ns(&mut self) -> Result<u64> {
+        let answer = self.execute("x-paguro-query-machine", json!({}))?;
+        let at = answer["main-at-ns"].as_u64();
+        at.context("the machine does not say when it entered main")
+    }
+
+    /// Asks the kernel to join the pages of its RAM to huge ones now, also where it would not do
+    /// so by itself (memfd). Gives the bytes for which it said yes.
+    pub fn collapse(&mut self) -> Result<u64> {
+        let answer = self.execute("x-paguro-collapse", json!({}))?;
+        Ok(answer["bytes"].as_u64().unwrap_or(0))
+    }
+
+    /// What the kernel says about its RAM.
+    pub fn ram_memory(&mut self) -> Result<RamMemory> {
+        let ram = self.ram()?;
+        let blocks = ram.blocks.iter();
+        let ranges: Vec<_> = blocks
+            .map(|block| block.host_address..block.host_address + block.len)
+            .collect();
+        Ok(smaps::ram(ram.pid, &ranges)?)
+    }
+
+    /// What the kernel says about its process.
+    pub fn process_memory(&self) -> io::Result<ProcessMemory> {
+        smaps::process(self.pid())
+    }
+
+    fn wait_exit(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + IN_VAIN;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("the machine does not end");
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        kill(&mut self.child);
+    }
+}
+
+/// This very program.
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find the file of this program")
+}
+
+fn connect(child: &mut Child, socket: &Path) -> Result<Client> {
+    let deadline = Instant::now() + IN_VAIN;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Err(anyhow!("it ended with {status}"));
+        }
+        if socket.exists() {
+            match Client::connect(socket) {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => {}
+            }
+        } else if Instant::now() > deadline {
+            return Err(anyhow!("it makes no control socket"));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn kill(child: &mut Child) {
+    // Fails only if it is gone already.
+    child.kill().ok();
+    child.wait().ok();
+}
+
+/// The end of what a machine said.
+fn read_log(dir: &Path) -> String {
+    let text = std::fs::read(dir.join("stderr")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.trim().lines().collect();
+    lines[lines.len().saturating_sub(8)..].join("\n")
+}

@@ -1,0 +1,38 @@
+//! What `demo`, `soak` and `bench` share: machines in processes of their own, seen from outside.
+//!
+//! A machine is a child process of this very program, spoken to over its control socket. What is
+//! said about it is never its own word: the guest's progress is read from the memory that it
+//! shares with the host and timed by this process's clock, and its RAM is compared with the
+//! workload's arithmetic by `paguro-oracle`, in the file and through `/proc/PID/mem`.
+//!
+//! | room | for |
+//! |---|---|
+//! | [`machine`] | a machine as a child process, and what can be asked of it |
+//! | [`options`] | how such a machine is to be |
+//! | [`progress`] | the counters that the guest posts |
+//! | [`watcher`] | the outside clock: gaps, rates, time lost |
+//! | [`check`] | every page against the oracle |
+//! | [`smaps`] | what the kernel says about a child's memory |
+//! | [`host`] | what this host has to offer: KVM, 2 MiB pages, room for files |
+
+pub mod check;
+pub mod host;
+pub mod machine;
+pub mod options;
+pub mod progress;
+pub mod smaps;
+pub mod watcher;
+
+pub use check::{Tally, check_file};
+pub use host::HugePages;
+pub use machine::Machine;
+pub use options::{MachineOptions, RestoreFrom};
+pub use progress::ProgressFile;
+pub use watcher::{Record, Watcher};
+
+/// The host's CLOCK_MONOTONIC, in nanoseconds: the clock of all stamps here and in the engine's
+/// reports.
+pub fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

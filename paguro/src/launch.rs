@@ -1,0 +1,163 @@
+//! Makes a machine as the options say, new or out of a snapshot file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use paguro_migration::Memory;
+use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
+use paguro_pager::{Prefetch, SourceError};
+use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
+use paguro_sys::Host;
+use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, Vm, describe};
+
+use crate::cli::{
+    AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, RestoreModeArg,
+};
+use crate::guest::{Alarm, Guest, Return};
+use crate::hints::Advised;
+use crate::qmp::with_causes;
+use crate::size::Size;
+
+/// Threads that read a file back, and that answer the guest's faults meanwhile.
+const RESTORE_THREADS: usize = 2;
+
+/// A machine that was never run, booted.
+pub fn fresh(args: &MachineArgs, host: Host) -> Result<Guest> {
+    let config = config(args, None)?;
+    let blocks = config.ram_layout()?.into_iter().map(RamBlock::new);
+    let ram = GuestRam::new(blocks.collect::<Result<_, _>>()?);
+    let memory = Memory::new(host, ram.clone());
+    let vm = Vm::create(config, ram)?;
+    vm.boot()?;
+    Ok(Guest::new(vm, memory, None))
+}
+
+/// A machine out of a file, and whether it ran when it was saved.
+pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, bool)> {
+    refuse_unmappable(args)?;
+    let file = Arc::new(RestoreFile::open(path)?);
+    if file.machine_name() != MACHINE_NAME {
+        return Err(Advised::error(
+            format!(
+                "{} is a snapshot of a machine {:?}; this one is {MACHINE_NAME:?}",
+                path.display(),
+                file.machine_name()
+            ),
+            "restore it with the program that runs such machines; `paguro inspect` can show it",
+        ));
+    }
+    let picture = describe(file.devices())?;
+    let memory_bytes = file.ram_bytes();
+    if let Some(given) = args.memory.filter(|given| given.0 != memory_bytes) {
+        let found = Size(memory_bytes);
+        return Err(Advised::error(
+            format!(
+                "--memory {given} does not fit {}, which has {found}",
+                path.display()
+            ),
+            format!("leave --memory out, or give {found}"),
+        ));
+    }
+    let config = config(args, Some(&picture))?;
+    let alarm = Arc::new(Alarm::default());
+    let raise = alarm.clone();
+    let options = RestoreOptions {
+        mode: mode(args.restore_mode),
+        prefetch: prefetch(args.prefetch),
+        threads: RESTORE_THREADS,
+        host,
+        faults_in_kernel: config.accel == Accel::Kvm,
+    };
+    let on_failure = Box::new(move |error: &SourceError| raise.raise(with_causes(error)));
+    // From here on pages are served, or there: KVM may touch them.
+    let restored = restore_ram(&file, config.ram_layout()?, &options, on_failure)?;
+    let vm = Vm::create(config, restored.ram)?;
+    alarm.connect(&vm);
+    vm.load_devices(file.devices())
+        .with_context(|| format!("{} does not fit this machine", path.display()))?;
+    let back = Return {
+        mode: options.mode,
+        filler: restored.filler,
+        bus_errors: restored.bus_errors,
+    };
+    Ok((
+        Guest::new(vm, restored.memory, Some(back)),
+        file.was_running(),
+    ))
+}
+
+/// What cannot be a private mapping of a file, refused before anything is made.
+fn refuse_unmappable(args: &MachineArgs) -> Result<()> {
+    let option = match (args.restore_mode, args.pages, args.backing) {
+        (RestoreModeArg::Map, PagesArg::Huge, _) => "--pages 2m",
+        (RestoreModeArg::Map, _, BackingArg::Memfd) => "--backing memfd",
+        _ => return Ok(()),
+    };
+    Err(Advised::error(
+        format!(
+            "--restore-mode map cannot be combined with {option}: a file is mapped privately, in pages of 4 KiB"
+        ),
+        "use --restore-mode lazy, which can",
+    ))
+}
+
+/// The machine that the options describe; what they leave out comes from the picture.
+fn config(args: &MachineArgs, picture: Option<&Described>) -> Result<Config> {
+    let accel = match args.accel {
+        Some(AccelArg::Kvm) => Accel::Kvm,
+        Some(AccelArg::Threads) => Accel::Threads,
+        None => picture.map_or(Accel::Kvm, |picture| picture.accel),
+    };
+    let memory = match (args.memory, picture) {
+        (Some(memory), _) => memory.0,
+        (None, Some(picture)) => picture.memory_bytes,
+        (None, None) => DEFAULT_MEMORY.0,
+    };
+    let split = args.x_ram_split.map(|split| split.0);
+    let config = Config {
+        name: args.name.clone(),
+        memory_bytes: memory,
+        cpus: args
+            .cpus
+            .or(picture.map(|picture| picture.cpus))
+            .unwrap_or(1),
+        accel,
+        backing: match args.backing {
+            BackingArg::Anon => Backing::Anonymous,
+            BackingArg::Memfd => Backing::Memfd,
+        },
+        pages: match args.pages {
+            PagesArg::Small => PageKind::Small,
+            PagesArg::Thp => PageKind::Thp,
+            PagesArg::Huge => PageKind::Huge,
+        },
+        kernel: args.kernel.clone(),
+        cmdline: args.cmdline.clone().unwrap_or_default(),
+        workload: args.workload.unwrap_or_default(),
+        serial: args.serial.clone(),
+        dma: args.x_dma.or(picture.and_then(|picture| picture.dma)),
+        progress: args.x_progress.clone(),
+        gap_threshold_us: args.x_gap_threshold_us,
+        ram_split: split.or(picture.and_then(|picture| picture.ram_split)),
+        unseen_writer: args.x_unseen_writer.clone(),
+        ..Config::default()
+    };
+    Ok(config)
+}
+
+fn mode(arg: RestoreModeArg) -> RestoreMode {
+    match arg {
+        RestoreModeArg::Map => RestoreMode::Map,
+        RestoreModeArg::Lazy => RestoreMode::Lazy,
+        RestoreModeArg::Eager => RestoreMode::Eager,
+    }
+}
+
+fn prefetch(arg: PrefetchArg) -> Prefetch {
+    match arg {
+        PrefetchArg::Off => Prefetch::Off,
+        PrefetchArg::Unlimited => Prefetch::Unlimited,
+        PrefetchArg::Limited(rate) => Prefetch::Limited(rate),
+    }
+}

@@ -1,0 +1,107 @@
+//! paguro: moves the memory of running virtual machines.
+//!
+//! A command is parsed, done, and its end is told by the exit status: 0 if all is right, 1 with a
+//! message and, where there is one, a hint what to do; 2 for a command line that makes no sense.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`run`] | `run` and `restore`: a machine, from its start to its end |
+//! | [`launch`] | how a machine is made out of options or a file |
+//! | [`guest`] | a machine together with the engine's side of its memory |
+//! | [`qmp`] | its control socket, and the client side of it |
+//! | [`snapshot`] | `snapshot`: asks a running machine to save itself |
+//! | [`inspect`] | `inspect`: looks into a file |
+//! | [`demo`], [`bench`], [`soak`] | try and measure all of it |
+//! | [`lab`] | what these share: machines in processes of their own, seen from outside |
+//! | [`hints`] | what an operator can do about an error |
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cli;
+mod demo;
+mod force;
+mod guest;
+mod hints;
+mod inspect;
+mod interrupt;
+mod lab;
+mod launch;
+mod progress;
+mod qmp;
+mod run;
+mod size;
+mod snapshot;
+mod soak;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use cli::{BenchCommand, Cli, Command};
+use force::Forced;
+
+/// When the program began, by CLOCK_MONOTONIC: what it takes to bring a machine back counts from
+/// here.
+static MAIN_AT_NS: OnceLock<u64> = OnceLock::new();
+
+fn main() -> ExitCode {
+    MAIN_AT_NS.get_or_init(lab::now_ns);
+    let cli = Cli::parse();
+    trace();
+    match forced().and_then(|forced| execute(&cli.command, &forced)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("paguro: {error:#}");
+            if let Some(hint) = hints::hint(&error) {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: &Command, forced: &Forced) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(&args.machine, args.restore.as_deref(), forced),
+        Command::Restore(args) => run::run(&args.machine, Some(&args.file), forced),
+        Command::Snapshot(args) => snapshot::snapshot(args),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Bench(args) => match &args.command {
+            BenchCommand::Snapshot(args) => bench::snapshot(args, forced),
+        },
+        Command::Soak(args) => soak::soak(args, forced),
+        Command::Demo(args) => demo::demo(args, forced),
+    }
+}
+
+/// What `PAGURO_FORCE` asks for. Nobody else reads it.
+fn forced() -> Result<Forced> {
+    match std::env::var_os(force::VARIABLE) {
+        Some(text) => {
+            let text = text
+                .to_str()
+                .with_context(|| format!("{} is no text", force::VARIABLE))?;
+            Forced::parse(text)
+        }
+        None => Ok(Forced::default()),
+    }
+}
+
+/// Traces go to standard error; without `PAGURO_LOG`, warnings do.
+fn trace() {
+    use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+    let filter = EnvFilter::builder()
+        .with_env_var("PAGURO_LOG")
+        .with_default_directive(LevelFilter::WARN.into())
+        .from_env_lossy();
+    let colours = std::io::stderr().is_terminal();
+    let to = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(colours);
+    to.with_env_filter(filter).init();
+}

@@ -1,0 +1,70 @@
+//! Progress bars: on standard error, and only where somebody looks at it.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::size::human;
+
+/// A bar that goes away when dropped. Without a terminal it shows nothing.
+#[derive(Debug)]
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// Counts pages.
+    pub fn pages(what: &'static str, total: u64) -> Self {
+        Self::new(
+            what,
+            total,
+            "{prefix} [{wide_bar}] {human_pos}/{human_len} pages {eta}",
+        )
+    }
+
+    /// Counts bytes.
+    pub fn bytes(what: &'static str) -> Self {
+        Self::new(what, 0, "{prefix} [{wide_bar}] {bytes}/{total_bytes} {msg}")
+    }
+
+    /// Counts steps of a longer work.
+    pub fn steps(what: &'static str, total: u64) -> Self {
+        Self::new(what, total, "{prefix} [{wide_bar}] {pos}/{len} {msg} {eta}")
+    }
+
+    fn new(what: &'static str, total: u64, template: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        // A template that does not parse would be ours; the plain bar does as well.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(what);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self(bar)
+    }
+
+    /// Where it is.
+    pub fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
+    /// One more is done.
+    pub fn step(&self) {
+        self.0.inc(1);
+    }
+
+    /// What it is at.
+    pub fn say(&self, what: String) {
+        self.0.set_message(what);
+    }
+
+    /// What else there is to say.
+    pub fn say_written(&self, bytes: u64) {
+        self.0.set_message(format!("{} written", human(bytes)));
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

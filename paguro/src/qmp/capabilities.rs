@@ -1,0 +1,220 @@
+//! Migration capabilities: which there are, and which go together.
+
+use serde_json::{Value, json};
+
+use super::commands::Answer;
+use super::{Args, Monitor, QmpError};
+
+/// The capabilities that paguro has, by QEMU's names, each with its place in [`Capabilities`].
+const OFFERED: [(&str, Place); 3] = [
+    (BACKGROUND_SNAPSHOT, |set| &mut set.background_snapshot),
+    (EVENTS, |set| &mut set.events),
+    (MAPPED_RAM, |set| &mut set.mapped_ram),
+];
+
+type Place = fn(&mut Capabilities) -> &mut bool;
+
+const BACKGROUND_SNAPSHOT: &str = "background-snapshot";
+const EVENTS: &str = "events";
+const MAPPED_RAM: &str = "mapped-ram";
+
+/// Those that QEMU has besides. Switching one off is no error: clients switch off what they
+/// know and do not want.
+const OTHERS: [&str; 19] = [
+    "auto-converge",
+    "dirty-bitmaps",
+    "dirty-limit",
+    "late-block-activate",
+    "multifd",
+    "pause-before-switchover",
+    "postcopy-blocktime",
+    "postcopy-preempt",
+    "postcopy-ram",
+    "rdma-pin-all",
+    "release-ram",
+    "return-path",
+    "switchover-ack",
+    "validate-uuid",
+    "x-colo",
+    "x-ignore-shared",
+    "xbzrle",
+    "zero-blocks",
+    "zero-copy-send",
+];
+
+/// What can never work together with `background-snapshot` and `mapped-ram`.
+const REFUSED: [(&str, &[&str]); 2] = [
+    (
+        BACKGROUND_SNAPSHOT,
+        &[
+            "auto-converge",
+            "dirty-bitmaps",
+            "dirty-limit",
+            "late-block-activate",
+            "multifd",
+            "pause-before-switchover",
+            "postcopy-preempt",
+            "postcopy-ram",
+            "rdma-pin-all",
+            "release-ram",
+            "return-path",
+            "switchover-ack",
+            "validate-uuid",
+            "x-colo",
+            "x-ignore-shared",
+            "xbzrle",
+            "zero-copy-send",
+        ],
+    ),
+    (
+        MAPPED_RAM,
+        &[
+            "postcopy-preempt",
+            "postcopy-ram",
+            "rdma-pin-all",
+            "x-colo",
+            "xbzrle",
+        ],
+    ),
+];
+
+/// What is switched on. All is off at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The guest runs on while it is saved.
+    pub background_snapshot: bool,
+    /// `MIGRATION` events are told.
+    pub events: bool,
+    /// Each page has a fixed place in the file.
+    pub mapped_ram: bool,
+}
+
+/// `migrate-set-capabilities`
+pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
+    let list = args.objects("capabilities")?;
+    let mut changes = Vec::new();
+    for mut change in args.need("capabilities", list)? {
+        let name = change.string("capability")?;
+        let name = change.need("capability", name)?;
+        let state = change.boolean("state")?;
+        let state = change.need("state", state)?;
+        change.finish()?;
+        changes.push((name, state));
+    }
+    args.finish()?;
+    let mut migrations = monitor.migrations.lock();
+    migrations.refuse_if_busy()?;
+    let new = changed(migrations.capabilities, &changes)?;
+    if new.background_snapshot && !migrations.capabilities.background_snapshot {
+        monitor.guest.check_can_freeze().map_err(|why| {
+            QmpError::generic(format!(
+                "Background-snapshot is not supported by this host: {why}"
+            ))
+        })?;
+    }
+    migrations.capabilities = new;
+    Ok(Answer::default())
+}
+
+/// `query-migrate-capabilities`
+pub fn query(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    let mut set = monitor.migrations.lock().capabilities;
+    let list = OFFERED
+        .iter()
+        .map(|(name, place)| json!({ "capability": name, "state": *place(&mut set) }));
+    Ok(Value::from_iter(list).into())
+}
+
+/// The capabilities after `changes`; all of them or none.
+fn changed(mut set: Capabilities, changes: &[(String, bool)]) -> Result<Capabilities, QmpError> {
+    let mut foreign: Vec<&str> = Vec::new();
+    for (name, state) in changes {
+        if let Some((_, place)) = OFFERED.iter().find(|(known, _)| known == name) {
+            *place(&mut set) = *state;
+        } else if !OTHERS.contains(&name.as_str()) {
+            return Err(QmpError::generic(format!(
+                "Parameter 'capability' does not accept value '{name}'"
+            )));
+        } else {
+            foreign.retain(|other| other != name);
+            foreign.extend(state.then_some(name.as_str()));
+        }
+    }
+    let mut on = foreign.clone();
+    for (name, place) in OFFERED {
+        on.extend(place(&mut set).then_some(name));
+    }
+    for (one, others) in REFUSED {
+        if on.contains(&one)
+            && let Some(other) = others.iter().find(|other| on.contains(other))
+        {
+            return Err(QmpError::generic(format!(
+                "{one} is not compatible with {other}"
+            )));
+        }
+    }
+    match foreign.first() {
+        Some(name) => Err(QmpError::generic(format!(
+            "Capability '{name}' is not supported by paguro"
+        ))),
+        None => Ok(set),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(changes: &[(&str, bool)]) -> Result<Capabilities, String> {
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|(name, state)| ((*name).to_owned(), *state))
+            .collect();
+        changed(Capabilities::default(), &changes).map_err(|error| error.desc)
+    }
+
+    #[test]
+    fn those_that_exist_can_be_set_together() {
+        let set = change(&[
+            (BACKGROUND_SNAPSHOT, true),
+            (MAPPED_RAM, true),
+            (EVENTS, true),
+        ]);
+        let all = Capabilities {
+            background_snapshot: true,
+            events: true,
+            mapped_ram: true,
+        };
+        assert_eq!(set, Ok(all));
+    }
+
+    #[test]
+    fn what_cannot_work_together_is_refused_by_both_names() {
+        for (one, others) in REFUSED {
+            for other in others {
+                let error = change(&[(other, true), (one, true)]).unwrap_err();
+                assert_eq!(error, format!("{one} is not compatible with {other}"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_paguro_does_not_have_may_only_be_switched_off() {
+        assert_eq!(change(&[("multifd", false)]), Ok(Capabilities::default()));
+        assert_eq!(
+            change(&[("multifd", true), ("multifd", false)]),
+            Ok(Capabilities::default())
+        );
+        assert!(
+            change(&[("multifd", true)])
+                .unwrap_err()
+                .contains("'multifd'")
+        );
+        assert!(
+            change(&[("nonsense", false)])
+                .unwrap_err()
+                .contains("'nonsense'")
+        );
+    }
+}

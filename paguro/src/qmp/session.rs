@@ -1,0 +1,175 @@
+//! One client: greeting, negotiation, commands.
+
+use std::io::Read;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::commands::{self, Answer};
+use super::events::{self, Outgoing};
+use super::splitter::{Piece, Splitter};
+use super::{Args, Monitor, QmpError};
+
+/// A client that reads nothing for so long, while its socket is full, is put out.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const READ_BYTES: usize = 4096;
+
+/// Serves a client until it hangs up.
+pub fn run(stream: UnixStream, monitor: &Monitor) {
+    if let Err(error) = serve(&stream, monitor) {
+        tracing::debug!(%error, "QMP session ended");
+    }
+    monitor.events.detach();
+}
+
+fn serve(stream: &UnixStream, monitor: &Monitor) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let (out, queue) = events::queue();
+    let to_client = stream.try_clone()?;
+    let writer = std::thread::Builder::new()
+        .name("qmp-out".to_owned())
+        .spawn(move || {
+            events::write_out(to_client, queue);
+        })?;
+    let mut session = Session {
+        monitor,
+        out,
+        negotiated: false,
+    };
+    let result = session.read_from(stream);
+    // Once no sender is left the writer writes the rest and ends.
+    monitor.events.detach();
+    drop(session);
+    if writer.join().is_err() {
+        tracing::error!("the QMP writer panicked");
+    }
+    stream.shutdown(Shutdown::Both).ok();
+    result
+}
+
+/// The client or its writer is gone.
+struct Gone;
+
+struct Session<'a> {
+    monitor: &'a Monitor,
+    out: SyncSender<Outgoing>,
+    negotiated: bool,
+}
+
+impl Session<'_> {
+    fn read_from(&mut self, mut stream: &UnixStream) -> std::io::Result<()> {
+        let greeting = json!({ "QMP": { "version": commands::version(), "capabilities": [] } });
+        if self.send(&greeting).is_err() {
+            return Ok(());
+        }
+        let mut splitter = Splitter::default();
+        let mut bytes = [0; READ_BYTES];
+        loop {
+            let count = match stream.read(&mut bytes) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let mut pieces = Vec::new();
+            splitter.feed(&bytes[..count], |piece| pieces.push(piece));
+            for piece in pieces {
+                if self.answer(piece).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, piece: Piece) -> Result<(), Gone> {
+        let mut id = None;
+        let before = self.negotiated;
+        let result = self.execute(piece, &mut id);
+        let (mut reply, after) = match result {
+            Ok(answer) => (json!({ "return": answer.value }), answer.after),
+            Err(error) => (json!({ "error": error.to_json() }), None),
+        };
+        if let Some(id) = id {
+            reply["id"] = id;
+        }
+        self.send(&reply)?;
+        if self.negotiated && !before {
+            // Not earlier: the first line after the greeting is the answer, not an event.
+            self.monitor.events.attach(self.out.clone());
+        }
+        if let Some(after) = after {
+            after(self.monitor);
+        }
+        Ok(())
+    }
+
+    /// Does what a value asks for. Its id is known even where the rest makes no sense.
+    fn execute(&mut self, piece: Piece, id: &mut Option<Value>) -> Result<Answer, QmpError> {
+        let syntax = |why: String| QmpError::generic(format!("JSON parse error, {why}"));
+        let bytes = match piece {
+            Piece::Value(bytes) => bytes,
+            Piece::Garbage(garbage) => return Err(syntax(garbage.to_string())),
+        };
+        let value = serde_json::from_slice(&bytes).map_err(|error| syntax(error.to_string()))?;
+        let Value::Object(mut members) = value else {
+            return Err(QmpError::generic("QMP input must be a JSON object"));
+        };
+        *id = members.remove("id");
+        let (command, args) = request(members)?;
+        if command == "qmp_capabilities" {
+            self.negotiate(args)?;
+            return Ok(Answer::default());
+        }
+        if !self.negotiated {
+            return Err(QmpError::not_found(
+                "Expecting capabilities negotiation with 'qmp_capabilities'",
+            ));
+        }
+        commands::run(self.monitor, &command, args)
+    }
+
+    fn negotiate(&mut self, mut args: Args) -> Result<(), QmpError> {
+        if self.negotiated {
+            return Err(QmpError::not_found(
+                "Capabilities negotiation is already complete, command ignored",
+            ));
+        }
+        let enable = args.strings("enable")?.unwrap_or_default();
+        args.finish()?;
+        if let Some(name) = enable.first() {
+            return Err(QmpError::generic(format!(
+                "Capability '{name}' is not offered"
+            )));
+        }
+        self.negotiated = true;
+        Ok(())
+    }
+
+    fn send(&self, value: &Value) -> Result<(), Gone> {
+        let line = Outgoing::Line(value.to_string());
+        self.out.send(line).map_err(|_| Gone)
+    }
+}
+
+/// The command and the arguments in a request.
+fn request(mut members: Map<String, Value>) -> Result<(String, Args), QmpError> {
+    let wrong = |text: &str| QmpError::generic(format!("QMP input {text}"));
+    let command = match members.remove("execute") {
+        Some(Value::String(command)) => command,
+        Some(_) => return Err(wrong("member 'execute' must be a string")),
+        None => return Err(wrong("lacks member 'execute'")),
+    };
+    let args = match members.remove("arguments") {
+        Some(Value::Object(args)) => Args::new(args),
+        Some(_) => return Err(wrong("member 'arguments' must be an object")),
+        None => Args::default(),
+    };
+    match members.keys().next() {
+        Some(name) => Err(wrong(&format!("member '{name}' is unexpected"))),
+        None => Ok((command, args)),
+    }
+}

@@ -1,0 +1,110 @@
+//! Commands about the machine itself: its run state, its name, its RAM, its end.
+
+use paguro_vmm::{Accel, RunState, ShutdownCause};
+use serde_json::{Value, json};
+
+use super::commands::Answer;
+use super::{Args, Monitor, QmpError};
+
+/// `query-status`
+pub fn query_status(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    let state = monitor.guest.vm().run_state();
+    let mut status = json!({ "running": state == RunState::Running, "status": state.name() });
+    if let Some(reason) = monitor.guest.vm().failure() {
+        status["x-paguro-reason"] = reason.into();
+    }
+    Ok(status.into())
+}
+
+/// `stop`: no error if it is stopped.
+pub fn stop(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    monitor.guest.vm().stop()?;
+    Ok(Answer::default())
+}
+
+/// `cont`: no error if it runs.
+pub fn cont(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    monitor.guest.vm().cont()?;
+    Ok(Answer::default())
+}
+
+/// `quit`: the answer goes out first, then the machine ends, and the program with it.
+pub fn quit(_: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(Answer {
+        after: Some(|monitor| monitor.guest.vm().quit(ShutdownCause::HostQmpQuit)),
+        ..Answer::default()
+    })
+}
+
+/// `query-name`
+pub fn query_name(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(json!({ "name": monitor.guest.config().name }).into())
+}
+
+/// `query-kvm`
+pub fn query_kvm(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    let enabled = monitor.guest.config().accel == Accel::Kvm;
+    Ok(json!({ "enabled": enabled, "present": std::path::Path::new("/dev/kvm").exists() }).into())
+}
+
+/// `x-paguro-query-ram`: where each RAM block stands in this process, for who reads it from
+/// outside.
+pub fn query_ram(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    let ram = monitor.guest.ram();
+    let blocks = ram.blocks().iter().map(|block| {
+        json!({
+            "name": block.id(),
+            "guest-address": block.guest_address(),
+            "host-address": block.mapping().addr(),
+            "length": block.used_bytes(),
+        })
+    });
+    Ok(json!({ "pid": std::process::id(), "blocks": Value::from_iter(blocks) }).into())
+}
+
+/// `x-paguro-query-restore`: how far the RAM of a restored machine is filled; `{}` if it was not
+/// restored page by page.
+pub fn query_restore(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(monitor.guest.restore_progress().into())
+}
+
+/// `x-paguro-query-writers`: who writes guest RAM, and whether a freeze sees it.
+pub fn query_writers(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(monitor.guest.writers().into())
+}
+
+/// `x-paguro-query-machine`: how long it took to make, in parts.
+pub fn query_machine(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(monitor.guest.describe().into())
+}
+
+/// `x-paguro-query-device-writers`: devices that write guest RAM by themselves, each with the
+/// number of its writes. Their memory agrees with it only while the machine is stopped.
+pub fn query_device_writers(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(monitor.guest.device_writers().into())
+}
+
+/// `x-paguro-collapse`: makes huge pages now, for tests; the kernel does so for memfds only when
+/// asked.
+pub fn collapse(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    Ok(json!({ "bytes": monitor.guest.collapse() }).into())
+}
+
+/// `x-paguro-touch`: makes all of RAM arrive, for who reads it from outside.
+pub fn touch(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
+    args.finish()?;
+    monitor.guest.touch();
+    Ok(Answer::default())
+}

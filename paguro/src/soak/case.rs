@@ -1,0 +1,276 @@
+//! A case: one machine, its snapshots and its returns, as a text that brings it back.
+//!
+//! `pages=4k,backing=anon,accel=kvm,cpus=2,pattern=zipf,rate=unlimited,dma=off,restore=lazy,`
+//! `force=none,chunk=64K,seed=7`. What is not named (moments, sizes, other parameters) follows
+//! from the seed. Three keys only bend that: `snapshots=N` takes as many of the source, all in the
+//! background, `returns=N` restores as often, and `memory=SIZE`, `set=SIZE` fix sizes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use paguro_vmm::DmaConfig;
+use paguro_workload::Spec;
+use paguro_workload::spec::Pattern;
+
+use crate::cli::{AccelArg, BackingArg, PagesArg, RestoreModeArg};
+use crate::lab::options::name;
+use crate::size::Size;
+
+/// What a case is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Which pages RAM has.
+    pub pages: PagesArg,
+    /// What is behind it.
+    pub backing: BackingArg,
+    /// KVM or threads.
+    pub accel: AccelArg,
+    /// vCPUs.
+    pub cpus: u32,
+    /// Order in which the guest writes.
+    pub pattern: Pattern,
+    /// As fast as it goes, or 10 000 pages a second.
+    pub unlimited: bool,
+    /// The device that writes RAM.
+    pub dma: Dma,
+    /// How it comes back.
+    pub restore: RestoreModeArg,
+    /// A fallback to take.
+    pub force: &'static str,
+    /// Bytes copied and released at once.
+    pub chunk_bytes: u64,
+    /// All else.
+    pub seed: u64,
+    /// As many snapshots of the source; 0: by the seed.
+    pub snapshots: u32,
+    /// As many returns; 0: by the seed.
+    pub returns: u32,
+    /// RAM; 0: by the seed.
+    pub memory_bytes: u64,
+    /// What of it is written; 0: by the seed.
+    pub set_bytes: u64,
+}
+
+/// `--x-dma`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dma {
+    /// No such device.
+    Off,
+    /// It writes by `read(2)`.
+    Read,
+    /// And by direct I/O.
+    Direct,
+}
+
+/// Pages a second of a guest that is not unlimited.
+pub const RATE: u64 = 10_000;
+
+/// Values of `force`.
+pub const FORCES: [&str; 6] = [
+    "none",
+    "no-wp-unpopulated",
+    "no-pagemap-scan",
+    "no-populate-read",
+    "user-mode-only",
+    "no-userfaultfd",
+];
+
+/// Orders of writing.
+pub const PATTERNS: [Pattern; 4] = [
+    Pattern::Sequential,
+    Pattern::Random,
+    Pattern::Zipf,
+    Pattern::HotSet,
+];
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            pages: PagesArg::Small,
+            backing: BackingArg::Anon,
+            accel: AccelArg::Kvm,
+            cpus: 1,
+            pattern: Pattern::Random,
+            unlimited: false,
+            dma: Dma::Off,
+            restore: RestoreModeArg::Lazy,
+            force: "none",
+            chunk_bytes: 2 << 20,
+            seed: 1,
+            snapshots: 0,
+            returns: 0,
+            memory_bytes: 0,
+            set_bytes: 0,
+        }
+    }
+}
+
+impl Case {
+    /// Whether there can be such a machine, on a host that has all.
+    pub fn makes_sense(&self) -> bool {
+        let mappable = self.backing == BackingArg::Anon && self.pages != PagesArg::Huge;
+        let maps = self.restore == RestoreModeArg::Map;
+        let fills = self.restore == RestoreModeArg::Lazy;
+        match self.force {
+            // Faults of KVM are taken in the kernel.
+            "user-mode-only" if self.accel == AccelArg::Kvm => false,
+            "no-userfaultfd" if fills => false,
+            _ => mappable || !maps,
+        }
+    }
+
+    /// Whether its guest can be saved while it runs.
+    pub fn can_freeze(&self) -> bool {
+        self.force != "no-userfaultfd"
+    }
+
+    /// The device.
+    pub fn dma_config(&self) -> Option<DmaConfig> {
+        let rate_pages_per_s = if self.unlimited { 0 } else { RATE / 5 };
+        let config = |direct| DmaConfig {
+            rate_pages_per_s,
+            direct,
+        };
+        match self.dma {
+            Dma::Off => None,
+            Dma::Read => Some(config(false)),
+            Dma::Direct => Some(config(true)),
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = if self.unlimited { "unlimited" } else { "10k" };
+        write!(
+            f,
+            "pages={},backing={},accel={},cpus={},pattern={},rate={rate},dma={},restore={},\
+             force={},chunk={},seed={}",
+            name(self.pages),
+            name(self.backing),
+            name(self.accel),
+            self.cpus,
+            self.pattern.name(),
+            name(self.dma),
+            name(self.restore),
+            self.force,
+            Size(self.chunk_bytes),
+            self.seed,
+        )?;
+        for (key, count) in [("snapshots", self.snapshots), ("returns", self.returns)] {
+            if count > 0 {
+                write!(f, ",{key}={count}")?;
+            }
+        }
+        for (key, bytes) in [("memory", self.memory_bytes), ("set", self.set_bytes)] {
+            if bytes > 0 {
+                write!(f, ",{key}={}", Size(bytes))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    /// Keys that are left out have their default: the simplest machine, seed 1.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut case = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("{part:?} is no key=value"))?;
+            case.set(key, value)
+                .map_err(|why| format!("{key}={value}: {why}"))?;
+        }
+        if !case.makes_sense() {
+            return Err("there is no such machine: its options exclude each other".to_owned());
+        }
+        Ok(case)
+    }
+}
+
+impl Case {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "pages" => self.pages = one_of(value)?,
+            "backing" => self.backing = one_of(value)?,
+            "accel" => self.accel = one_of(value)?,
+            "cpus" => self.cpus = number(value)?,
+            "pattern" => {
+                let spec: Spec = format!("pattern={value}")
+                    .parse()
+                    .map_err(|error| format!("{error}"))?;
+                self.pattern = spec.pattern;
+            }
+            "rate" => {
+                self.unlimited = match value {
+                    "unlimited" => true,
+                    "10k" => false,
+                    _ => return Err("not unlimited or 10k".to_owned()),
+                }
+            }
+            "dma" => self.dma = one_of(value)?,
+            "restore" => self.restore = one_of(value)?,
+            "force" => {
+                let known = FORCES.iter().find(|known| **known == value);
+                self.force = known.ok_or_else(|| format!("not one of {}", FORCES.join(", ")))?;
+            }
+            "chunk" => self.chunk_bytes = size(value)?,
+            "seed" => self.seed = number(value)?,
+            "snapshots" => self.snapshots = number(value)?,
+            "returns" => self.returns = number(value)?,
+            "memory" => self.memory_bytes = size(value)?,
+            "set" => self.set_bytes = size(value)?,
+            _ => return Err("there is no such key".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+fn one_of<T: ValueEnum>(value: &str) -> Result<T, String> {
+    T::from_str(value, false)
+}
+
+fn number<T: FromStr>(value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| "not a number".to_owned())
+}
+
+fn size(value: &str) -> Result<u64, String> {
+    let Size(bytes) = value.parse().map_err(|error| format!("{error}"))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::soak::matrix::all;
+
+    #[test]
+    fn every_case_of_the_matrix_has_a_text_of_its_own() {
+        for mut case in all() {
+            case.seed = 77;
+            assert_eq!(case.to_string().parse(), Ok(case));
+        }
+        let text = "rate=unlimited,snapshots=20,returns=3,memory=64M,set=16M";
+        let case: Case = text.parse().unwrap();
+        assert!(case.to_string().ends_with("snapshots=20,returns=3,memory=64M,set=16M"));
+        assert_eq!(case.to_string().parse(), Ok(case));
+    }
+
+    #[test]
+    fn what_is_no_case_is_refused_by_name() {
+        for (text, word) in [
+            ("pages=8k", "pages=8k"),
+            ("speed=1", "no such key"),
+            ("cpus", "key=value"),
+            ("restore=map,pages=2m", "no such machine"),
+            ("force=break-no-rearm", "no-wp-unpopulated"),
+        ] {
+            let error = text.parse::<Case>().unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A program that runs a machine, and a raw QMP connection to it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
+
+/// Long enough that only a test that fails gets there.
+const IN_VAIN: Duration = Duration::from_secs(60);
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+/// The right to run vCPUs, of which a host has few: one test at a time, over all processes.
+pub struct Turn {
+    _file: File,
+    _lock: MutexGuard<'static, ()>,
+}
+
+pub fn turn() -> Turn {
+    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = std::env::temp_dir().join("paguro-tests.lock");
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    // A file of another user's can be locked all the same.
+    let file = options.open(&path).or_else(|_| File::open(&path)).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    Turn {
+        _file: file,
+        _lock: lock,
+    }
+}
+
+/// The program, in no environment that would change what it does.
+pub fn paguro<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(PAGURO);
+    command
+        .args(args)
+        .env_remove("PAGURO_FORCE")
+        .env_remove("PAGURO_LOG");
+    command
+}
+
+/// What a command that ends by itself printed.
+pub fn output<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    paguro(args).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// `paguro run` with a control socket, `--accel threads` and little RAM.
+pub struct Machine {
+    child: Option<Child>,
+    socket: PathBuf,
+    _turn: Option<Turn>,
+}
+
+impl Machine {
+    /// Runs one in `dir`; `args` come after `--qmp`.
+    pub fn run(dir: &Path, args: &[&str]) -> Self {
+        let socket = dir.join("qmp.sock");
+        let qmp = format!("unix:{}", socket.display());
+        let mut all = vec![
+            "run", "--qmp", &qmp, "--accel", "threads", "--serial", "none",
+        ];
+        if !args.contains(&"--restore") && !args.contains(&"--memory") {
+            all.extend(["--memory", "16M"]);
+        }
+        all.extend(args);
+        let turn = turn();
+        let child = paguro(all)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let machine = Self {
+            child: Some(child),
+            socket,
+            _turn: Some(turn),
+        };
+        machine.wait_for_socket();
+        machine
+    }
+
+    fn wait_for_socket(&self) {
+        let deadline = Instant::now() + IN_VAIN;
+        while UnixStream::connect(&self.socket).is_err() {
+            assert!(Instant::now() < deadline, "no socket");
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn qmp_address(&self) -> String {
+        format!("unix:{}", self.socket.display())
+    }
+
+    /// A connection after its negotiation.
+    pub fn connect(&self) -> Qmp {
+        let mut qmp = Qmp::connect(&self.socket);
+        assert_eq!(qmp.execute("qmp_capabilities", json!({})), json!({}));
+        qmp
+    }
+
+    /// `paguro snapshot` of it.
+    pub fn snapshot(&self, file: &Path, options: &[&str]) -> Output {
+        let address = self.qmp_address();
+        let mut args = vec!["snapshot", "--qmp", &address, file.to_str().unwrap()];
+        args.extend(options);
+        output(args)
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    }
+
+    /// Waits for its end; its status and what it said.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let output = self.child.take().unwrap().wait_with_output().unwrap();
+        (output.status, text(&output.stderr))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// A QMP connection that hides nothing.
+pub struct Qmp {
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+    pub greeting: Value,
+    /// Events that came before an answer.
+    pub events: Vec<Value>,
+}
+
+impl Qmp {
+    pub fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(IN_VAIN)).unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let greeting = serde_json::from_str(&line).unwrap();
+        Self {
+            stream,
+            lines,
+            greeting,
+            events: Vec::new(),
+        }
+    }
+
+    /// Bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The next line, event or answer; nothing at the end.
+    pub fn line(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.lines.read_line(&mut line).unwrap() {
+            0 => None,
+            _ => Some(serde_json::from_str(&line).unwrap()),
+        }
+    }
+
+    /// The next answer.
+    pub fn answer(&mut self) -> Value {
+        loop {
+            let line = self.line().expect("the connection was closed");
+            if line.get("event").is_none() {
+                return line;
+            }
+            self.events.push(line);
+        }
+    }
+
+    /// The `return` value of a command.
+    #[track_caller]
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let request = json!({ "execute": command, "arguments": arguments });
+        self.send(request.to_string().as_bytes());
+        let mut answer = self.answer();
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
+        answer["return"].take()
+    }
+
+    /// Class and text of the error that a command must meet.
+    #[track_caller]
+    pub fn refused(&mut self, command: &str, arguments: Value) -> (String, String) {
+        let request = json!({ "execute": command, "arguments": arguments });
+        self.send(request.to_string().as_bytes());
+        let answer = self.answer();
+        let part = |name: &str| {
+            answer["error"][name]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        assert!(answer.get("error").is_some(), "{command}: {answer}");
+        (part("class"), part("desc"))
+    }
+
+    pub fn set(&mut self, capabilities: &[(&str, bool)]) {
+        let list = capabilities
+            .iter()
+            .map(|(name, state)| json!({ "capability": name, "state": state }));
+        let list = Value::from_iter(list);
+        self.execute("migrate-set-capabilities", json!({ "capabilities": list }));
+    }
+
+    /// Names of the events so far and up to the next of that name.
+    pub fn events_until(&mut self, name: &str) -> Vec<Value> {
+        let mut events = std::mem::take(&mut self.events);
+        while !events.iter().any(|event| event["event"] == name) {
+            events.push(self.line().expect("the connection was closed"));
+        }
+        events
+    }
+
+    /// Polls `query-migrate` until the migration has ended.
+    pub fn migration_end(&mut self) -> Value {
+        let deadline = Instant::now() + IN_VAIN;
+        loop {
+            let now = self.execute("query-migrate", json!({}));
+            if ["completed", "failed", "cancelled"]
+                .iter()
+                .any(|end| now["status"] == *end)
+            {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "it does not end: {now}");
+            std::thread::yield_now();
+        }
+    }
+}

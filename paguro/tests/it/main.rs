@@ -1,0 +1,9 @@
+//! The program as its users see it: commands, the control socket, files.
+
+mod cli;
+mod machine;
+mod protocol;
+mod python;
+mod restoring;
+mod snapshots;
+mod socket;

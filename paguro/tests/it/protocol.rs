@@ -1,0 +1,304 @@
+//! QMP itself: values without newlines, in pieces, garbage, ids, negotiation, arguments.
+
+use serde_json::{Value, json};
+
+use crate::machine::{Machine, Qmp};
+
+fn machine() -> (tempfile::TempDir, Machine) {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run(dir.path(), &["--paused"]);
+    (dir, machine)
+}
+
+fn error(class: &str, desc: &str) -> Value {
+    json!({ "error": { "class": class, "desc": desc } })
+}
+
+#[test]
+fn the_greeting_names_a_version() {
+    let (_dir, machine) = machine();
+    let greeting = &Qmp::connect(machine.socket()).greeting["QMP"];
+    assert!(greeting["version"]["qemu"]["major"].is_u64(), "{greeting}");
+    assert!(
+        greeting["version"]["package"]
+            .as_str()
+            .unwrap()
+            .starts_with("paguro")
+    );
+    assert_eq!(greeting["capabilities"], json!([]));
+}
+
+#[test]
+fn negotiation_comes_first_and_once() {
+    let (_dir, machine) = machine();
+    let mut qmp = Qmp::connect(machine.socket());
+    let (class, _) = qmp.refused("query-status", json!({}));
+    assert_eq!(class, "CommandNotFound");
+    let (class, _) = qmp.refused("qmp_capabilities", json!({ "enable": ["oob"] }));
+    assert_eq!(class, "GenericError");
+    qmp.execute("qmp_capabilities", json!({ "enable": [] }));
+    let (class, _) = qmp.refused("qmp_capabilities", json!({}));
+    assert_eq!(class, "CommandNotFound");
+    // The next client starts anew.
+    drop(qmp);
+    let mut qmp = Qmp::connect(machine.socket());
+    assert_eq!(qmp.refused("query-status", json!({})).0, "CommandNotFound");
+}
+
+#[test]
+fn values_need_no_newline_and_may_come_in_single_bytes() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    for byte in br#"{"execute":"query-name","id":"}{"}{"execute":"query-status","id":2}"# {
+        qmp.send(&[*byte]);
+    }
+    assert_eq!(
+        qmp.answer(),
+        json!({ "return": { "name": "paguro" }, "id": "}{" })
+    );
+    let status = json!({ "running": false, "status": "prelaunch" });
+    assert_eq!(qmp.answer(), json!({ "return": status, "id": 2 }));
+}
+
+#[test]
+fn garbage_is_answered_and_the_next_command_done() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    let deep = "[".repeat(1000) + &"]".repeat(1000);
+    for garbage in [
+        "hello\n",
+        "}\n",
+        "{]\n",
+        "{\"execute\" \"stop\"}",
+        "{\"execute\":\"st\nop\"}\n",
+        "\u{fffe}\n",
+        "[1, 2]",
+        "\"text\"",
+        &deep,
+    ] {
+        qmp.send(garbage.as_bytes());
+        qmp.send(br#"{"execute":"query-name","id":1}"#);
+        let mut answers = vec![qmp.answer()];
+        while answers.last().unwrap().get("id").is_none() {
+            answers.push(qmp.answer());
+        }
+        assert_eq!(
+            answers.pop().unwrap()["return"]["name"],
+            "paguro",
+            "{garbage:?}"
+        );
+        assert!(!answers.is_empty(), "{garbage:?} went unanswered");
+        for answer in answers {
+            assert_eq!(answer["error"]["class"], "GenericError", "{garbage:?}");
+        }
+    }
+}
+
+#[test]
+fn ids_of_any_type_come_back_and_none_where_there_was_none() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    for id in [json!(7), json!("x"), json!({ "a": [1, null] }), json!(null)] {
+        qmp.send(
+            json!({ "execute": "nope", "id": id })
+                .to_string()
+                .as_bytes(),
+        );
+        let mut expected = error("CommandNotFound", "The command nope has not been found");
+        expected["id"] = id;
+        assert_eq!(qmp.answer(), expected);
+    }
+    qmp.send(br#"{"execute":"query-migrate"}"#);
+    assert_eq!(qmp.answer(), json!({ "return": {} }));
+}
+
+#[test]
+fn requests_that_are_none_are_named() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    for (request, desc) in [
+        (json!({}), "QMP input lacks member 'execute'"),
+        (
+            json!({ "execute": 3 }),
+            "QMP input member 'execute' must be a string",
+        ),
+        (
+            json!({ "execute": "stop", "arguments": [] }),
+            "QMP input member 'arguments' must be an object",
+        ),
+        (
+            json!({ "execute": "stop", "more": 1 }),
+            "QMP input member 'more' is unexpected",
+        ),
+        (
+            json!({ "execute": "stop", "arguments": { "x": 1 } }),
+            "Parameter 'x' is unexpected",
+        ),
+        (
+            json!({ "execute": "migrate", "arguments": { "uri": 3 } }),
+            "Invalid parameter type for 'uri', expected: string",
+        ),
+        (
+            json!({ "execute": "migrate", "arguments": { "uri": "file:/x", "y": 1 } }),
+            "Parameter 'y' is unexpected",
+        ),
+        (
+            json!({ "execute": "migrate-set-capabilities" }),
+            "Parameter 'capabilities' is missing",
+        ),
+        (
+            json!({ "execute": "migrate-set-capabilities", "arguments": { "capabilities": [{ "capability": "events" }] } }),
+            "Parameter 'capabilities[0].state' is missing",
+        ),
+        (
+            json!({ "execute": "migrate-set-parameters", "arguments": { "multifd-channels": 0 } }),
+            "Parameter 'multifd-channels' expects a value between 1 and 64",
+        ),
+    ] {
+        qmp.send(request.to_string().as_bytes());
+        assert_eq!(qmp.answer(), error("GenericError", desc), "{request}");
+    }
+}
+
+#[test]
+fn every_command_that_is_listed_exists() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    let list = qmp.execute("query-commands", json!({}));
+    let names: Vec<_> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["name"])
+        .collect();
+    for name in [
+        "qmp_capabilities",
+        "query-status",
+        "stop",
+        "cont",
+        "quit",
+        "query-version",
+        "query-commands",
+        "migrate-set-capabilities",
+        "query-migrate-capabilities",
+        "migrate-set-parameters",
+        "query-migrate-parameters",
+        "migrate",
+        "migrate_cancel",
+        "query-migrate",
+    ] {
+        assert!(
+            names.iter().any(|listed| *listed == name),
+            "{name} is not listed"
+        );
+    }
+    for name in names
+        .iter()
+        .filter_map(|name| name.as_str())
+        .filter(|name| *name != "qmp_capabilities")
+    {
+        // An argument that no command takes: refused by the command, so it is there.
+        let (class, desc) = qmp.refused(name, json!({ "no-such-argument": 1 }));
+        assert_eq!(class, "GenericError", "{name}: {desc}");
+    }
+}
+
+#[test]
+fn capabilities_are_all_off_and_set_together_or_not_at_all() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    let off = json!([
+        { "capability": "background-snapshot", "state": false },
+        { "capability": "events", "state": false },
+        { "capability": "mapped-ram", "state": false },
+    ]);
+    assert_eq!(qmp.execute("query-migrate-capabilities", json!({})), off);
+    let both = json!({ "capabilities": [
+        { "capability": "events", "state": true },
+        { "capability": "background-snapshot", "state": true },
+        { "capability": "postcopy-ram", "state": true },
+    ] });
+    let (class, desc) = qmp.refused("migrate-set-capabilities", both);
+    assert_eq!(class, "GenericError");
+    assert_eq!(
+        desc,
+        "background-snapshot is not compatible with postcopy-ram"
+    );
+    assert_eq!(qmp.execute("query-migrate-capabilities", json!({})), off);
+    qmp.set(&[("events", true)]);
+    let now = qmp.execute("query-migrate-capabilities", json!({}));
+    assert_eq!(now[1], json!({ "capability": "events", "state": true }));
+}
+
+#[test]
+fn parameters_are_set_together_or_not_at_all() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    let before = qmp.execute("query-migrate-parameters", json!({}));
+    assert_eq!(before["max-bandwidth"], 0);
+    let (_, desc) = qmp.refused(
+        "migrate-set-parameters",
+        json!({ "max-bandwidth": 1000, "x-paguro-chunk-size": 12345 }),
+    );
+    assert!(desc.contains("power of two"), "{desc}");
+    assert_eq!(qmp.execute("query-migrate-parameters", json!({})), before);
+    let new = json!({
+        "max-bandwidth": 1000,
+        "multifd-channels": 3,
+        "x-paguro-page-buffer": 1 << 20,
+        "x-paguro-chunk-size": 65536,
+        "x-paguro-checksums": false,
+        "x-paguro-huge-pages": "split",
+        "x-paguro-check-freeze": true,
+        "x-paguro-sync": false,
+        "x-paguro-arm-in-pause": true,
+        "x-paguro-pause-sleep-us": 20000,
+        "x-paguro-sabotage": "break-skip-page",
+    });
+    qmp.execute("migrate-set-parameters", new.clone());
+    assert_eq!(qmp.execute("query-migrate-parameters", json!({})), new);
+}
+
+#[test]
+fn stop_and_cont_tell_their_events_with_a_timestamp() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    qmp.execute("cont", json!({}));
+    let events = qmp.events_until("RESUME");
+    assert!(events[0]["timestamp"]["seconds"].is_u64(), "{events:?}");
+    assert!(
+        events[0]["timestamp"]["microseconds"].is_u64(),
+        "{events:?}"
+    );
+    let status = json!({ "running": true, "status": "running" });
+    assert_eq!(qmp.execute("query-status", json!({})), status);
+    // Once more is no error, and no event.
+    qmp.execute("cont", json!({}));
+    qmp.execute("stop", json!({}));
+    qmp.execute("stop", json!({}));
+    let names: Vec<_> = qmp
+        .events_until("STOP")
+        .iter()
+        .map(|event| event["event"].clone())
+        .collect();
+    assert_eq!(names, ["STOP"]);
+    let status = json!({ "running": false, "status": "paused" });
+    assert_eq!(qmp.execute("query-status", json!({})), status);
+}
+
+#[test]
+fn quit_is_answered_and_ends_the_program_with_0() {
+    let (_dir, machine) = machine();
+    let mut qmp = machine.connect();
+    let socket = machine.socket().to_owned();
+    assert_eq!(qmp.execute("quit", json!({})), json!({}));
+    let events = qmp.events_until("SHUTDOWN");
+    assert_eq!(
+        events[0]["data"],
+        json!({ "guest": false, "reason": "host-qmp-quit" })
+    );
+    assert_eq!(qmp.line(), None);
+    let (status, said) = machine.wait();
+    assert!(status.success(), "{said}");
+    assert!(!socket.exists(), "the socket stays behind");
+}

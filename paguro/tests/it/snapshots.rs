@@ -1,0 +1,335 @@
+//! Snapshots over the control socket.
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::machine::{Machine, output, text};
+
+fn run(args: &[&str]) -> (tempfile::TempDir, Machine) {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run(dir.path(), args);
+    (dir, machine)
+}
+
+fn uri(dir: &tempfile::TempDir, name: &str) -> String {
+    format!("file:{}", dir.path().join(name).display())
+}
+
+/// Whether this process may freeze memory of threads; says so if not.
+fn can_freeze(machine: &Machine) -> bool {
+    let list = json!([{ "capability": "background-snapshot", "state": true }]);
+    let mut qmp = machine.connect();
+    let request =
+        json!({ "execute": "migrate-set-capabilities", "arguments": { "capabilities": list } });
+    qmp.send(request.to_string().as_bytes());
+    let answer = qmp.answer();
+    if answer.get("error").is_some() {
+        println!("skipped: {}", answer["error"]["desc"]);
+        return false;
+    }
+    qmp.set(&[("background-snapshot", false)]);
+    true
+}
+
+#[test]
+fn without_mapped_ram_a_migration_is_refused() {
+    let (dir, machine) = run(&[]);
+    let mut qmp = machine.connect();
+    let (class, desc) = qmp.refused("migrate", json!({ "uri": uri(&dir, "a") }));
+    assert_eq!(class, "GenericError");
+    assert!(desc.contains("mapped-ram"), "{desc}");
+    assert_eq!(qmp.execute("query-migrate", json!({})), json!({}));
+}
+
+#[test]
+fn a_background_snapshot_tells_its_states_and_lets_the_guest_run() {
+    let (dir, machine) = run(&[]);
+    if !can_freeze(&machine) {
+        return;
+    }
+    let mut qmp = machine.connect();
+    qmp.set(&[
+        ("background-snapshot", true),
+        ("mapped-ram", true),
+        ("events", true),
+    ]);
+    qmp.execute("migrate", json!({ "uri": uri(&dir, "a"), "detach": true }));
+    let mut statuses = Vec::new();
+    while statuses.last().is_none_or(|last| last != "completed") {
+        for event in qmp.events_until("MIGRATION") {
+            if event["event"] == "MIGRATION" {
+                statuses.push(event["data"]["status"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    assert_eq!(statuses.first().map(String::as_str), Some("setup"));
+    assert!(statuses.contains(&"active".to_owned()), "{statuses:?}");
+    let end = qmp.execute("query-migrate", json!({}));
+    assert_eq!(end["status"], "completed");
+    for field in ["total-time", "setup-time", "downtime"] {
+        assert!(end[field].is_u64(), "{field}: {end}");
+    }
+    let ram = &end["ram"];
+    assert_eq!(ram["total"], 16 << 20);
+    assert_eq!(ram["remaining"], 0);
+    assert_eq!(ram["page-size"], 4096);
+    let (normal, zero) = (
+        ram["normal"].as_u64().unwrap(),
+        ram["duplicate"].as_u64().unwrap(),
+    );
+    assert_eq!((normal + zero) * 4096, 16 << 20);
+    assert_eq!(ram["normal-bytes"], normal * 4096);
+    assert!(ram["transferred"].as_u64().unwrap() >= normal * 4096);
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+    let report = qmp.execute("x-paguro-query-report", json!({}));
+    assert_eq!(report["normal_pages"], normal);
+    assert!(dir.path().join("a").exists());
+}
+
+#[test]
+fn without_events_no_migration_event_comes_but_stop_and_resume_do() {
+    let (dir, machine) = run(&[]);
+    if !can_freeze(&machine) {
+        return;
+    }
+    let mut qmp = machine.connect();
+    qmp.set(&[("background-snapshot", true), ("mapped-ram", true)]);
+    qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
+    assert_eq!(qmp.migration_end()["status"], "completed");
+    let names: Vec<_> = qmp
+        .events_until("RESUME")
+        .iter()
+        .map(|event| event["event"].clone())
+        .collect();
+    assert_eq!(names, ["STOP", "RESUME"]);
+}
+
+#[test]
+fn a_stopped_snapshot_leaves_the_guest_in_postmigrate() {
+    let (dir, machine) = run(&[]);
+    let mut qmp = machine.connect();
+    qmp.set(&[("mapped-ram", true)]);
+    let addr = json!({ "transport": "file", "filename": dir.path().join("a"), "offset": 0 });
+    let channel = json!({ "channel-type": "main", "addr": addr });
+    qmp.execute("migrate", json!({ "channels": [channel] }));
+    assert_eq!(qmp.migration_end()["status"], "completed");
+    let status = qmp.execute("query-status", json!({}));
+    assert_eq!(status, json!({ "running": false, "status": "postmigrate" }));
+    let (_, desc) = qmp.refused("migrate", json!({ "uri": uri(&dir, "b") }));
+    assert!(desc.contains("previous migration"), "{desc}");
+    qmp.execute("cont", json!({}));
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+}
+
+#[test]
+fn a_failure_shows_in_query_migrate_and_the_guest_runs_on() {
+    let (dir, machine) = run(&[]);
+    let mut qmp = machine.connect();
+    qmp.set(&[("mapped-ram", true)]);
+    qmp.execute("migrate", json!({ "uri": uri(&dir, "no/such/dir") }));
+    let end = qmp.migration_end();
+    assert_eq!(end["status"], "failed");
+    let desc = end["error-desc"].as_str().unwrap();
+    assert!(
+        desc.contains("no/such/dir") && desc.contains("No such file"),
+        "{desc}"
+    );
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+    // What failed does not stand in the way of the next.
+    qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
+    assert_eq!(qmp.migration_end()["status"], "completed");
+}
+
+#[test]
+fn one_at_a_time_and_cancelling_is_idempotent() {
+    let (dir, machine) = run(&[]);
+    let mut qmp = machine.connect();
+    qmp.execute("migrate_cancel", json!({}));
+    qmp.set(&[("mapped-ram", true), ("events", true)]);
+    // Slow enough that it cannot end before it is cancelled.
+    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
+    qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
+    let (_, desc) = qmp.refused("migrate", json!({ "uri": uri(&dir, "b") }));
+    assert!(desc.contains("in progress"), "{desc}");
+    let list = json!({ "capabilities": [{ "capability": "events", "state": false }] });
+    let (_, desc) = qmp.refused("migrate-set-capabilities", list);
+    assert!(desc.contains("in progress"), "{desc}");
+    qmp.execute("migrate_cancel", json!({}));
+    qmp.execute("migrate_cancel", json!({}));
+    let end = qmp.migration_end();
+    assert_eq!(end["status"], "cancelled");
+    assert!(end.get("error-desc").is_none(), "{end}");
+    qmp.execute("migrate_cancel", json!({}));
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name != "qmp.sock")
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn an_unseen_writer_is_refused_by_its_name() {
+    let (dir, machine) = run(&["--x-unseen-writer", "vhost-user-net"]);
+    if !can_freeze(&machine) {
+        return;
+    }
+    let output = machine.snapshot(&dir.path().join("a"), &[]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("vhost-user-net") && said.contains("hint:"),
+        "{said}"
+    );
+    let output = machine.snapshot(&dir.path().join("a"), &["--stop"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_command_prints_json_and_puts_capabilities_back() {
+    let (dir, machine) = run(&[]);
+    if !can_freeze(&machine) {
+        return;
+    }
+    machine
+        .connect()
+        .set(&[("mapped-ram", true), ("events", true)]);
+    let file = dir.path().join("a,offset=b");
+    let output = machine.snapshot(&file, &["--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["status"], "completed");
+    assert_eq!(report["path"], file.to_str().unwrap());
+    for field in [
+        "pause_us",
+        "setup_us",
+        "save_us",
+        "total_us",
+        "normal_pages",
+        "zero_pages",
+    ] {
+        assert!(report[field].is_u64(), "{field}: {report}");
+    }
+    assert!(file.exists());
+    let now = machine
+        .connect()
+        .execute("query-migrate-capabilities", json!({}));
+    let states: Vec<_> = now
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["state"].clone())
+        .collect();
+    assert_eq!(states, [false, true, true], "{now}");
+}
+
+#[test]
+fn the_command_fails_with_what_the_machine_said() {
+    let (dir, machine) = run(&[]);
+    let file = dir.path().join("no/such/dir");
+    let output = machine.snapshot(&file, &["--json", "--stop"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["status"], "failed");
+    assert!(
+        report["error"].as_str().unwrap().contains("No such file"),
+        "{report}"
+    );
+    let nobody = dir.path().join("nobody");
+    let args = [
+        "snapshot",
+        "--qmp",
+        &format!("unix:{}", nobody.display()),
+        "x",
+    ]
+    .map(str::to_owned);
+    let lonely = output_of(args);
+    assert!(
+        lonely.contains("no QMP socket") && lonely.contains("hint:"),
+        "{lonely}"
+    );
+}
+
+fn output_of(args: [String; 4]) -> String {
+    let output = output(args);
+    assert_eq!(output.status.code(), Some(1));
+    text(&output.stderr)
+}
+
+#[test]
+fn an_interrupted_command_cancels_and_the_guest_runs_on() {
+    let (dir, machine) = run(&[]);
+    machine
+        .connect()
+        .execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
+    let address = machine.qmp_address();
+    let file = dir.path().join("a");
+    let child = crate::machine::paguro([
+        "snapshot",
+        "--stop",
+        "--json",
+        "--qmp",
+        &address,
+        file.to_str().unwrap(),
+    ])
+    .stdout(std::process::Stdio::piped())
+    .spawn()
+    .unwrap();
+    wait_until_caught(child.id(), Signal::INT);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["status"], "cancelled", "{report}");
+    assert!(!file.exists());
+    let status = machine.connect().execute("query-status", json!({}));
+    assert_eq!(status["status"], "running");
+}
+
+/// Waits until a process handles a signal, which before would end it unheard.
+fn wait_until_caught(pid: u32, signal: Signal) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let caught = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigCgt:"))
+            .unwrap();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+        if caught >> (signal.as_raw() - 1) & 1 == 1 {
+            return;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the signal is never caught"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn signals_end_the_program_orderly_also_during_a_snapshot() {
+    let (dir, machine) = run(&[]);
+    let mut qmp = machine.connect();
+    qmp.set(&[("mapped-ram", true), ("events", true)]);
+    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
+    qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
+    machine.signal(Signal::TERM);
+    let events = qmp.events_until("SHUTDOWN");
+    let last = events
+        .iter()
+        .find(|event| event["event"] == "SHUTDOWN")
+        .unwrap();
+    assert_eq!(
+        last["data"],
+        json!({ "guest": false, "reason": "host-signal" })
+    );
+    let (status, said) = machine.wait();
+    assert!(status.success(), "{said}");
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
