@@ -1,0 +1,39 @@
+//! What this CPU can do.
+
+use core::arch::asm;
+use paguro_stage2::el2::El2;
+
+#[derive(Debug)]
+pub struct Features {
+    pub pa_bits: u8,
+    pub pa_range: u8,
+    pub vmid_16_bits: bool,
+    pub hardware_dirty: bool,
+    /// FEAT_BBM level.
+    pub block_change: u8,
+    pub ttl: bool,
+}
+
+pub fn read() -> Features {
+    let (mmfr0, mmfr1, mmfr2): (u64, u64, u64);
+    // SAFETY: reads identification registers.
+    unsafe {
+        asm!("mrs {}, id_aa64mmfr0_el1", "mrs {}, id_aa64mmfr1_el1", "mrs {}, id_aa64mmfr2_el1",
+            out(reg) mmfr0, out(reg) mmfr1, out(reg) mmfr2);
+    }
+    let pa_range = (mmfr0 & 0xf).min(5) as u8;
+    Features {
+        pa_bits: [32, 36, 40, 42, 44, 48][usize::from(pa_range)],
+        pa_range,
+        vmid_16_bits: mmfr1 >> 4 & 0xf == 2,
+        hardware_dirty: mmfr1 & 0xf >= 2,
+        block_change: (mmfr2 >> 52 & 0xf).min(2) as u8,
+        ttl: mmfr2 >> 48 & 0xf != 0,
+    }
+}
+
+impl Features {
+    pub fn el2(&self) -> El2 {
+        El2::new(self.ttl)
+    }
+}
