@@ -22,8 +22,9 @@ use std::time::Duration;
 
 use paguro_faults::Use;
 use paguro_ram::{Backing, PageKind, populate, presence};
-use paguro_sys::Features;
+use paguro_sys::{Features, page_size};
 
+use crate::buffer::START_BYTES;
 use crate::freeze::{breathe, timed};
 use crate::picture::{CHUNK, Picture};
 use crate::{Freeze, FreezeError, HugePolicy, Sabotage, UNIT_PAGES};
@@ -116,6 +117,7 @@ impl Freeze {
                 return Err(FreezeError::Ended);
             }
             self.arm_again(true)?;
+            self.make_room();
             let round = self
                 .stats()
                 .rounds
@@ -139,6 +141,12 @@ impl Freeze {
             }
             before = cost;
         }
+    }
+
+    /// What the guest was seen writing it will write again as soon as it is frozen.
+    fn make_room(&self) {
+        let hot: usize = self.blocks.iter().map(|block| block.hot.count()).sum();
+        self.buffer.grow(START_BYTES + hot * CHUNK * page_size());
     }
 
     /// One round: ranges that were touched since the last look, then what was released.
@@ -172,6 +180,13 @@ impl Freeze {
             let mut released = Vec::new();
             block.released.take(0..pages, |run| released.push(run));
             for run in released {
+                // It may be armed again already: noted late, or released before its granule was
+                // armed. Then markers stand where pages are absent and would look like swapped
+                // ones; and while a pager fills, a copier that touches an absent page waits for a
+                // reader, who may be that copier.
+                if let (Some(_), Some(faults)) = (&self.source, &self.faults) {
+                    faults.release(index, run.clone())?;
+                }
                 self.arm_range(index, run, running)?;
             }
         }

@@ -15,12 +15,15 @@ use crate::{Copied, FreezeError, UNIT_PAGES};
 /// Room that the scan takes at a time.
 pub(crate) const SCAN_UNITS: usize = CHUNK / UNIT_PAGES;
 
+/// What a buffer begins with. It grows before the pause if the guest was seen writing more: most
+/// guests do not, and memory that the host hands out for the first time is not free.
+pub(crate) const START_BYTES: usize = 32 << 20;
+
 /// Units of 64 KiB and the queue of chunks copied ahead of the scan.
 #[derive(Debug)]
 pub struct PageBuffer {
     state: Mutex<State>,
     changed: Condvar,
-    units: usize,
     reserve: usize,
 }
 
@@ -29,7 +32,12 @@ struct State {
     free: Vec<Unit>,
     queue: VecDeque<Copied>,
     closed: bool,
-    least_free: usize,
+    /// Units that exist.
+    made: usize,
+    /// Units that may exist.
+    limit: usize,
+    /// Units that were in use at the same time, at most.
+    most_used: usize,
 }
 
 /// What a copier finds.
@@ -56,26 +64,28 @@ impl PageBuffer {
                 least: least * unit_bytes,
             });
         }
-        let free = Unit::split(units, unit_bytes)
+        let made = units.min(least.max(START_BYTES / unit_bytes));
+        let free = Unit::split(made, unit_bytes)
             .map_err(|source| FreezeError::Buffer { bytes, source })?;
         let state = State {
             free,
             queue: VecDeque::new(),
             closed: false,
-            least_free: units,
+            made,
+            limit: units,
+            most_used: 0,
         };
         // The scan leaves room for one chunk, so that a fault need not wait for the scan's writes.
         Ok(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            units,
             reserve: chunk,
         })
     }
 
     /// Bytes that were in use at the same time, at most.
     pub(crate) fn peak_bytes(&self) -> usize {
-        (self.units - self.lock().least_free) * UNIT_PAGES * page_size()
+        self.lock().most_used * UNIT_PAGES * page_size()
     }
 
     /// Room for a fault's chunk; `None` once it is closed.
@@ -89,6 +99,34 @@ impl PageBuffer {
                 return Some(units);
             }
             state = self.wait(state);
+        }
+    }
+
+    /// Makes the buffer as large as its limit allows, up to `bytes`. Before the pause only: on
+    /// some hosts fresh memory takes longer to be had than a full buffer takes to be written.
+    pub(crate) fn grow(&self, bytes: usize) {
+        let unit_bytes = UNIT_PAGES * page_size();
+        loop {
+            let mut state = self.lock();
+            let wanted = (bytes / unit_bytes).min(state.limit);
+            let more = wanted.saturating_sub(state.made).min(SCAN_UNITS);
+            if more == 0 || state.closed {
+                return;
+            }
+            state.made += more;
+            drop(state);
+            // The lock is not held while the host hands memory out.
+            let made = Unit::split(more, unit_bytes);
+            let mut state = self.lock();
+            match made {
+                Ok(made) => state.free.extend(made),
+                Err(error) => {
+                    // What there is must do.
+                    tracing::warn!(%error, "the page buffer cannot grow");
+                    state.made -= more;
+                    state.limit = state.made;
+                }
+            }
         }
     }
 
@@ -173,7 +211,8 @@ impl State {
         if left < keep {
             return None;
         }
-        self.least_free = self.least_free.min(left);
-        Some(self.free.split_off(left))
+        let room = self.free.split_off(left);
+        self.most_used = self.most_used.max(self.made - left);
+        Some(room)
     }
 }

@@ -48,10 +48,7 @@ impl Freeze {
         let block = &self.blocks[index];
         let size = self.options.chunk_pages.max(block.unit);
         let first = pages.start / block.unit * block.unit;
-        let end = pages
-            .end
-            .next_multiple_of(block.unit)
-            .min(block.pages());
+        let end = pages.end.next_multiple_of(block.unit).min(block.pages());
         for start in (first..end).step_by(size) {
             let part = start..(start + size).min(end);
             let Some(units) = self.buffer.take(part.len().div_ceil(UNIT_PAGES)) else {

@@ -254,9 +254,9 @@ impl Freeze {
         self.total.store(total, Ordering::Release);
         self.left.store(left, Ordering::Release);
         // Not if it failed meanwhile: what is over stays over.
-        let _ =
-            self.epoch
-                .compare_exchange(ARMING, FROZEN, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .epoch
+            .compare_exchange(ARMING, FROZEN, Ordering::AcqRel, Ordering::Acquire);
         drop(barrier);
         Ok(())
     }

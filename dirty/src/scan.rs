@@ -87,15 +87,17 @@ impl Freeze {
     /// The scan begins with what was written last: it will be written again soon, and what is
     /// saved before that costs no fault.
     fn plan(&self) -> Vec<(usize, usize)> {
+        // As it is now: a granule that becomes hot between the two passes would be in neither.
+        let hot_now = self.written();
         let mut order = Vec::new();
         for hot in [true, false] {
-            for (index, block) in self.blocks.iter().enumerate() {
+            for (index, (block, set)) in self.blocks.iter().zip(&hot_now).enumerate() {
                 let granules = 0..block.pages().div_ceil(CHUNK);
                 let mut add = |run: Range<usize>| order.extend(run.map(|granule| (index, granule)));
                 if hot {
-                    block.hot.runs(granules, &mut add);
+                    set.runs(granules, &mut add);
                 } else {
-                    block.hot.gaps(granules, &mut add);
+                    set.gaps(granules, &mut add);
                 }
             }
         }

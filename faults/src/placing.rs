@@ -10,7 +10,7 @@ use std::sync::RwLockReadGuard;
 use paguro_ram::{Located, RamBlock};
 use paguro_sys::{HUGE_PAGE_BYTES, Placed, UffdError, page_size};
 
-use crate::{Faults, FaultsError};
+use crate::{Faults, FaultsError, Use};
 
 /// How pages are placed at the moment.
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Faults {
         content: &[u8],
     ) -> Result<Outcome, FaultsError> {
         let mode = self.mode();
-        let protected = *mode == Mode::Protected;
+        let protected = self.protects(&mode, block);
         self.place_with(block, first, content.len(), |to, done, len| {
             self.uffd.copy(to, &content[done..done + len], protected)
         })
@@ -79,7 +79,7 @@ impl Faults {
     pub fn place_zeros(&self, block: usize, pages: Range<usize>) -> Result<Outcome, FaultsError> {
         let mode = self.mode();
         let ram = self.block(block);
-        let protected = *mode == Mode::Protected;
+        let protected = self.protects(&mode, block);
         let huge = ram.unit_pages() > 1;
         let len = pages.len() * page_size();
         self.place_with(block, pages.start, len, |to, _, len| {
@@ -101,6 +101,11 @@ impl Faults {
         let unit = self.block(at.block).unit_pages();
         let first = at.page / unit * unit;
         first..first + unit
+    }
+
+    /// A block that the freeze does not watch (a read-only one) cannot have protected pages.
+    fn protects(&self, mode: &Mode, block: usize) -> bool {
+        *mode == Mode::Protected && self.is_registered(block, Use::WriteProtect)
     }
 
     fn mode(&self) -> RwLockReadGuard<'_, Mode> {

@@ -12,9 +12,9 @@ pub struct SnapshotOptions {
     pub background: bool,
     /// Threads that copy and write.
     pub channels: usize,
-    /// Bytes of page copies that may wait to be written; 0 for an eighth of RAM, but at least 16
-    /// and at most 256 MiB. A guest that writes faster than the file takes it waits when the
-    /// buffer is full.
+    /// Bytes of page copies that may wait to be written; 0 for half of RAM, but at least 16 and at
+    /// most 256 MiB. Only what is needed of it is taken from the host. A guest that writes faster
+    /// than the file takes it waits when the buffer is full.
     pub page_buffer_bytes: usize,
     /// Bytes copied and released at once, at most: 4 KiB to 2 MiB.
     pub chunk_bytes: usize,
@@ -37,7 +37,7 @@ pub struct SnapshotOptions {
 }
 
 impl SnapshotOptions {
-    /// A background snapshot with checksums, two threads and a page buffer of an eighth of RAM.
+    /// A background snapshot with checksums, two threads and a page buffer of up to half of RAM.
     pub fn new(host: Host) -> Self {
         Self {
             host,
@@ -61,7 +61,7 @@ impl SnapshotOptions {
     /// Bytes of page buffer for a machine with that much RAM.
     pub fn page_buffer_for(&self, ram_bytes: usize) -> usize {
         match self.page_buffer_bytes {
-            0 => (ram_bytes / 8).clamp(16 << 20, 256 << 20),
+            0 => (ram_bytes / 2).clamp(16 << 20, 256 << 20),
             bytes => bytes,
         }
     }

@@ -68,7 +68,6 @@ struct Outcome {
     extra_memory_bytes: u64,
     page_table_bytes: u64,
     first_instruction_us: u64,
-    filled_us: u64,
     lazy_faults: u64,
     pages_checked: u64,
     wrong: u64,
@@ -213,7 +212,12 @@ impl Demo<'_> {
         std::thread::sleep(WINDOW);
         let after_to = now_ns();
         let record = watcher.stop();
-        self.measure(&record, &report, (idle_from, idle_to), (after_from, after_to));
+        self.measure(
+            &record,
+            &report,
+            (idle_from, idle_to),
+            (after_from, after_to),
+        );
         if source.ram_memory()?.is_registered {
             self.complain("guest RAM is still registered with a userfaultfd".to_owned());
         }
@@ -279,7 +283,6 @@ impl Demo<'_> {
         self.step("checking it when all pages have arrived")?;
         back.cont()?;
         back.wait_filled()?;
-        self.outcome.filled_us = now_ns().saturating_sub(main_at) / 1000;
         self.outcome.lazy_faults = back.filling()?.map_or(0, |filling| filling.faults);
         back.stop()?;
         let filled = back.check_ram()?;
@@ -419,7 +422,11 @@ fn print(outcome: &Outcome, options: &MachineOptions) -> Result<()> {
             0 => "right".to_owned(),
             wrong => format!("{wrong} WRONG"),
         };
-        writeln!(out, "  {:<26}{:>8} pages {verdict}", check.name, check.pages)?;
+        writeln!(
+            out,
+            "  {:<26}{:>8} pages {verdict}",
+            check.name, check.pages
+        )?;
     }
     writeln!(
         out,

@@ -89,7 +89,11 @@ mod tests {
 
     #[test]
     fn what_is_forced_can_be_handed_on() {
-        for text in ["", "break-no-rearm", "no-pagemap-scan,user-mode-only,break-skip-page"] {
+        for text in [
+            "",
+            "break-no-rearm",
+            "no-pagemap-scan,user-mode-only,break-skip-page",
+        ] {
             assert_eq!(Forced::parse(text).unwrap().text(), text);
         }
     }

@@ -92,6 +92,28 @@ impl Guest {
         Ok(())
     }
 
+    /// Why it failed, if it did. Pages that could not be read come first: whatever else was
+    /// noticed may come of the zeros that stand in their place.
+    pub fn failure(&self) -> Option<String> {
+        let reason = self.vm.failure()?;
+        match self.lost_pages() {
+            count if count > 0 && !reason.ends_with(LOST) => {
+                Some(format!("{count} {LOST}; {reason}"))
+            }
+            _ => Some(reason),
+        }
+    }
+
+    /// Pages of a mapped file that could not be read so far.
+    fn lost_pages(&self) -> u64 {
+        self.bus_errors().iter().map(|watch| watch.count()).sum()
+    }
+
+    /// Stops it for good because pages of the file that its RAM maps could not be read.
+    pub fn fail_for_lost_pages(&self) {
+        self.vm.fail(format!("{} {LOST}", self.lost_pages()));
+    }
+
     /// Whether its state allows a migration; if not, why.
     pub fn check_can_migrate(&self) -> Result<(), String> {
         match self.vm.run_state() {
@@ -100,7 +122,7 @@ impl Guest {
                 "Can't migrate the vm that was paused due to previous migration; 'cont' first"
                     .to_owned(),
             ),
-            RunState::InternalError | RunState::IoError => Err(match self.vm.failure() {
+            RunState::InternalError | RunState::IoError => Err(match self.failure() {
                 Some(reason) => format!("the machine has failed: {reason}"),
                 None => "the machine has failed".to_owned(),
             }),
@@ -127,7 +149,10 @@ impl Guest {
         let Some(counters) = self.vm.dma_counters() else {
             return json!([]);
         };
-        let writers = [(DMA, Some(counters.done)), (DMA_DIRECT, counters.direct_done)];
+        let writers = [
+            (DMA, Some(counters.done)),
+            (DMA_DIRECT, counters.direct_done),
+        ];
         let there = writers
             .into_iter()
             .filter_map(|(writer, done)| Some(json!({ "writer": writer, "done": done? })));
@@ -208,6 +233,8 @@ impl Guest {
             .map_or(&[], |restored| &restored.bus_errors)
     }
 }
+
+const LOST: &str = "pages of the snapshot file that guest RAM maps could not be read";
 
 fn mode_name(mode: RestoreMode) -> &'static str {
     match mode {

@@ -141,7 +141,6 @@ fn config(args: &MachineArgs, picture: Option<&Described>) -> Result<Config> {
         gap_threshold_us: args.x_gap_threshold_us,
         ram_split: split.or(picture.and_then(|picture| picture.ram_split)),
         unseen_writer: args.x_unseen_writer.clone(),
-        ..Config::default()
     };
     Ok(config)
 }

@@ -12,7 +12,7 @@
 //! | [`qmp`] | its control socket, and the client side of it |
 //! | [`snapshot`] | `snapshot`: asks a running machine to save itself |
 //! | [`inspect`] | `inspect`: looks into a file |
-//! | [`demo`], [`bench`], [`soak`] | try and measure all of it |
+//! | [`demo`], [`mod@bench`], [`soak`] | try and measure all of it |
 //! | [`lab`] | what these share: machines in processes of their own, seen from outside |
 //! | [`hints`] | what an operator can do about an error |
 

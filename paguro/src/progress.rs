@@ -57,6 +57,11 @@ impl Bar {
         self.0.set_message(what);
     }
 
+    /// Does something that prints, out of the bar's way.
+    pub fn above<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+
     /// What else there is to say.
     pub fn say_written(&self, bytes: u64) {
         self.0.set_message(format!("{} written", human(bytes)));

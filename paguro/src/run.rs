@@ -66,7 +66,7 @@ pub fn run(args: &MachineArgs, restore: Option<&Path>, forced: &Forced) -> Resul
     }
     monitor.events.flush(FAREWELL);
     drop(socket);
-    if let Some(reason) = guest.vm().failure() {
+    if let Some(reason) = guest.failure() {
         bail!("the machine failed: {reason}");
     }
     if ended.cause.is_error() {
@@ -137,10 +137,7 @@ fn fail_on_bus_errors(guest: Arc<Guest>) -> Result<()> {
                 Err(error) => return tracing::error!(%error, "bus errors go unheard"),
             }
         }
-        let count: u64 = guest.bus_errors().iter().map(|watch| watch.count()).sum();
-        guest.vm().fail(format!(
-            "{count} pages of the snapshot file that guest RAM maps could not be read"
-        ));
+        guest.fail_for_lost_pages();
     };
     std::thread::Builder::new()
         .name("bus-errors".to_owned())

@@ -236,7 +236,8 @@ pub fn hugetlb(
     mut found: impl FnMut(Range<usize>),
 ) -> io::Result<()> {
     let huge = mapping.page_bytes();
-    for start in part.clone().step_by(huge) {
+    // The caller may ask about a part of a page.
+    for start in (part.start / huge * huge..part.end).step_by(huge) {
         let range = mapping.range(start, huge);
         let mut one = 0u8;
         // SAFETY: asks about one page of a live mapping and writes one byte.
@@ -245,7 +246,7 @@ pub fn hugetlb(
             return Err(io::Error::last_os_error());
         }
         if one & 1 != 0 {
-            found(start..start + huge);
+            found(start.max(part.start)..(start + huge).min(part.end));
         }
     }
     Ok(())

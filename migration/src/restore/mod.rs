@@ -56,7 +56,8 @@ pub struct RestoreOptions {
 pub struct Restored {
     /// The RAM.
     pub ram: GuestRam,
-    /// The engine's side of it.
+    /// The engine's side of it. To be kept as long as the RAM is used: with [`RestoreMode::Lazy`]
+    /// it owns the userfaultfd, and a page that has not arrived when that closes reads as zeros.
     pub memory: Arc<Memory>,
     /// What fills it, with [`RestoreMode::Lazy`].
     pub filler: Option<Arc<Filler>>,

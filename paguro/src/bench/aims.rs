@@ -1,9 +1,10 @@
 //! The project's aims for background snapshots, and whether they were reached.
 
 use super::report::{Aim, Report};
-use super::series::{Series, Variant};
+use super::series::Series;
 use super::stats::Spread;
-use super::table::{size, time};
+use super::text::{size, time};
+use super::variant::Variant;
 
 /// Judges all that was measured.
 pub fn judge(report: &Report) -> Vec<Aim> {
@@ -12,6 +13,7 @@ pub fn judge(report: &Report) -> Vec<Aim> {
     for series in report.gaps.iter().filter(default) {
         aims.push(gap(series));
     }
+    aims.extend(flat(report));
     let full = |series: &&Series| default(series) && series.what.load == "write";
     for series in report.gaps.iter().filter(full) {
         aims.push(pause(series));
@@ -23,7 +25,7 @@ pub fn judge(report: &Report) -> Vec<Aim> {
         what: format!("throughput in {}", there.dir),
         aim: "80 % of plain writes".to_owned(),
         reached: format!("{:.0} %", there.share() * 100.0),
-        is_met: there.share() >= 0.8,
+        is_met: Some(there.share() >= 0.8),
     }));
     if let Some(aim) = memory(report) {
         aims.push(aim);
@@ -34,7 +36,7 @@ pub fn judge(report: &Report) -> Vec<Aim> {
             what: format!("memory of an idle guest, {}", guest.backing),
             aim: "nothing absent becomes resident".to_owned(),
             reached: format!("+{}", size(grown as f64)),
-            is_met: grown == 0,
+            is_met: Some(grown == 0),
         }
     }));
     aims
@@ -42,7 +44,11 @@ pub fn judge(report: &Report) -> Vec<Aim> {
 
 fn name(series: &Series) -> String {
     let what = &series.what;
-    let load = if what.load == "idle" { "idle" } else { "full rate" };
+    let load = if what.load == "idle" {
+        "idle"
+    } else {
+        "full rate"
+    };
     format!("{}, {}, {load}", size(what.memory_bytes as f64), what.pages)
 }
 
@@ -52,8 +58,47 @@ fn gap(series: &Series) -> Aim {
         what: format!("longest gap less that of the idle window, {}", name(series)),
         aim: time(most_us),
         reached: both(series.excess_us),
-        is_met: series.excess_us.median <= most_us,
+        is_met: Some(series.excess_us.median <= most_us),
     }
+}
+
+/// How much longer the longest gap is in the largest RAM than in the smallest.
+fn flat(report: &Report) -> Vec<Aim> {
+    const MOST_US: f64 = 1e3;
+    let mut aims = Vec::new();
+    for (pages, load) in [
+        ("4k", "idle"),
+        ("4k", "write"),
+        ("thp", "idle"),
+        ("thp", "write"),
+    ] {
+        let same = report.gaps.iter().filter(|series| {
+            let what = &series.what;
+            series.variant == Variant::Default && (what.pages, what.load) == (pages, load)
+        });
+        let size_of = |series: &&Series| series.what.memory_bytes;
+        let (Some(least), Some(most)) = (
+            same.clone().min_by_key(size_of),
+            same.clone().max_by_key(size_of),
+        ) else {
+            continue;
+        };
+        if size_of(&least) == size_of(&most) {
+            continue;
+        }
+        let growth_us = most.excess_us.median - least.excess_us.median;
+        aims.push(Aim {
+            what: format!(
+                "the same, {} against {}",
+                name(most),
+                size(least.what.memory_bytes as f64)
+            ),
+            aim: format!("flat: at most {} more", time(MOST_US)),
+            reached: time(growth_us),
+            is_met: Some(growth_us <= MOST_US),
+        });
+    }
+    aims
 }
 
 fn pause(series: &Series) -> Aim {
@@ -61,7 +106,7 @@ fn pause(series: &Series) -> Aim {
         what: format!("the pause as the guest sees it, {}", name(series)),
         aim: format!("{} + device state", time(1e3)),
         reached: both(series.pause.seen_us),
-        is_met: series.pause.seen_us.median <= 1e3,
+        is_met: Some(series.pause.seen_us.median <= 1e3),
     }
 }
 
@@ -74,17 +119,21 @@ fn lost(series: &Series, report: &Report) -> Aim {
             what: title,
             aim: time(40e3),
             reached: both(series.lost_us),
-            is_met: reached <= 40e3,
+            is_met: Some(reached <= 40e3),
         };
     }
-    let same = |once: &&super::limits::ProtectOnce| (once.pages, once.load) == (what.pages, what.load);
+    let same =
+        |once: &&super::limits::ProtectOnce| (once.pages, once.load) == (what.pages, what.load);
     let once = report.protect_once.iter().find(same);
     let limit = once.map_or(0.0, |once| once.lost_us.median);
     Aim {
         what: title,
         aim: format!("under 2x of protect once ({})", time(limit)),
-        reached: format!("{} = {:.2}x", time(reached), reached / limit.max(1.0)),
-        is_met: reached < 2.0 * limit,
+        reached: match ratio(reached, limit) {
+            Some(ratio) => format!("{} = {ratio:.2}x", time(reached)),
+            None => time(reached),
+        },
+        is_met: (limit > 0.0).then_some(reached < 2.0 * limit),
     }
 }
 
@@ -109,8 +158,13 @@ fn memory(report: &Report) -> Option<Aim> {
             size(engine.set_bytes.max)
         ),
         reached: size(reached),
-        is_met: reached <= allowed && engine.peak_buffer_bytes.max <= buffer,
+        is_met: Some(reached <= allowed && engine.peak_buffer_bytes.max <= buffer),
     })
+}
+
+/// A number as a multiple of its limit; `None` where the limit was lost in noise.
+pub fn ratio(reached: f64, limit: f64) -> Option<f64> {
+    (limit > 0.0).then(|| reached / limit)
 }
 
 fn both(spread: Spread) -> String {

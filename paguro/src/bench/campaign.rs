@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use paguro_ram::PageKind;
-use paguro_migration::SnapshotOptions;
-use paguro_sys::{Fallbacks, HUGE_PAGE_BYTES, Host};
+use paguro_sys::{HUGE_PAGE_BYTES, Host};
 use paguro_vmm::Accel;
 use paguro_workload::Spec;
 use paguro_workload::spec::Op;
@@ -14,110 +13,20 @@ use serde_json::json;
 use super::disk::write_plain;
 use super::fill::{Part, fill};
 use super::limits::{self, MEMORY_BYTES, SET_BYTES, full_speed};
+use super::plan::{GuestLoad, MIB, Plan};
 use super::report::{Report, Resident, RulerTest, Throughput};
-use super::series::{SLEEP_US, Series, Variant, What, measure};
+use super::series::{Series, What, measure};
+use super::setup::{IDLE_SET, SPARE, files_in, pages_name, room_for, room_in, snapshot, warm};
 use super::stats::Spread;
+use super::variant::{SLEEP_US, Variant};
 use crate::cli::{AccelArg, BackingArg, PagesArg};
 use crate::interrupt::Interrupts;
-use crate::lab::machine::Parameters;
 use crate::lab::options::name;
 use crate::lab::{HugePages, Machine, MachineOptions, host};
 use crate::progress::Bar;
 
 /// Less than a fault through KVM costs.
 const GAP_THRESHOLD_US: u64 = 20;
-
-/// What an idle guest goes over: nothing is written but its own counters.
-const IDLE_SET: u64 = 2 << 20;
-
-/// Memory that is left to the host.
-const SPARE: u64 = 2 << 30;
-
-/// How much is measured.
-struct Plan {
-    runs: usize,
-    /// Runs of what is there to compare with.
-    other_runs: usize,
-    /// RAM for the gaps, and the loads and pages for each.
-    gaps: Vec<(u64, PagesArg, Load)>,
-    /// RAM of the machine on which the gaps of variants are compared, if they are.
-    variants_bytes: Option<u64>,
-    /// Whether the time lost with variants is compared on THP too.
-    thp_variants: bool,
-    resident_bytes: u64,
-    throughput_bytes: u64,
-}
-
-/// What a guest does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Load {
-    Idle,
-    Full,
-}
-
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-
-impl Plan {
-    fn full() -> Self {
-        let sizes = [256 * MIB, GIB, 4 * GIB];
-        let both = [PagesArg::Small, PagesArg::Thp];
-        let gaps = sizes.into_iter().flat_map(|bytes| {
-            let of_pages = move |pages| [Load::Idle, Load::Full].map(|load| (bytes, pages, load));
-            both.into_iter().flat_map(of_pages)
-        });
-        Self {
-            runs: 7,
-            other_runs: 5,
-            gaps: gaps.collect(),
-            variants_bytes: Some(GIB),
-            thp_variants: true,
-            resident_bytes: GIB,
-            throughput_bytes: GIB,
-        }
-    }
-
-    fn quick() -> Self {
-        let small = (256 * MIB, PagesArg::Small, Load::Idle);
-        let full = |bytes, pages| (bytes, pages, Load::Full);
-        Self {
-            runs: 3,
-            other_runs: 3,
-            gaps: vec![
-                small,
-                full(256 * MIB, PagesArg::Small),
-                full(256 * MIB, PagesArg::Thp),
-                full(GIB, PagesArg::Small),
-            ],
-            variants_bytes: None,
-            thp_variants: false,
-            resident_bytes: 256 * MIB,
-            throughput_bytes: 512 * MIB,
-        }
-    }
-
-    fn has_variants(&self, case: (u64, PagesArg, Load)) -> bool {
-        let (bytes, pages, load) = case;
-        Some(bytes) == self.variants_bytes && pages == PagesArg::Small && load == Load::Full
-    }
-
-    fn loses_variants(&self, pages: PagesArg, op: Op) -> bool {
-        op == Op::Write && (pages == PagesArg::Small || self.thp_variants)
-    }
-
-    /// Snapshots and things that take about as long.
-    fn steps(&self) -> u64 {
-        let gaps = self.gaps.iter().map(|&case| {
-            let variants = if self.has_variants(case) { 2 } else { 0 };
-            self.runs + variants * self.other_runs
-        });
-        let ruler = 2 * self.other_runs;
-        let variants = if self.thp_variants { 4 } else { 2 };
-        let lost = 4 * (self.runs + self.other_runs) + variants * self.other_runs;
-        let rest = 2 + 3 + 2 * self.other_runs;
-        (gaps.sum::<usize>() + ruler + lost + rest) as u64
-    }
-}
 
 /// A campaign under way.
 pub struct Campaign<'a> {
@@ -220,7 +129,11 @@ impl<'a> Campaign<'a> {
     fn gaps(&mut self) -> Result<()> {
         for case in self.plan.gaps.clone() {
             let (bytes, pages, load) = case;
-            let load_name = if load == Load::Idle { "idle" } else { "full" };
+            let load_name = if load == GuestLoad::Idle {
+                "idle"
+            } else {
+                "full"
+            };
             let what = format!("gaps, {} MiB, {}, {load_name}", bytes >> 20, name(pages));
             self.bar.say(what.clone());
             if let Err(reason) = room_for(bytes) {
@@ -228,8 +141,8 @@ impl<'a> Campaign<'a> {
                 continue;
             }
             let spec = match load {
-                Load::Idle => full_speed(Op::Read, Some(IDLE_SET)),
-                Load::Full => full_speed(Op::Write, None),
+                GuestLoad::Idle => full_speed(Op::Read, Some(IDLE_SET)),
+                GuestLoad::Full => full_speed(Op::Write, None),
             };
             let mut machine = self.machine(bytes, pages, BackingArg::Anon, spec)?;
             let warm = warm(&mut machine, spec, 1.0)?;
@@ -328,7 +241,7 @@ impl<'a> Campaign<'a> {
             };
             fill(&mut machine, touched)?;
             let before = (machine.ram_memory()?, machine.process_memory()?);
-            let dir = tempfile::tempdir_in(host::dir_for(2 * bytes))?;
+            let dir = files_in(&host::dir_for(2 * bytes))?;
             snapshot(&mut machine, dir.path(), false)?;
             let after = (machine.ram_memory()?, machine.process_memory()?);
             drop(machine);
@@ -363,16 +276,23 @@ impl<'a> Campaign<'a> {
                 self.skip(&format!("throughput in {}: {reason}", parent.display()));
                 continue;
             }
-            let dir = tempfile::tempdir_in(parent)
-                .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+            let dir = files_in(parent)?;
             let (mut plain, mut saved) = (Vec::new(), Vec::new());
             let mut page_bytes = bytes;
-            for _ in 0..self.plan.other_runs {
+            // Memory for the file that the host must hand out first would be what is measured.
+            write_plain(dir.path(), bytes, threads)?;
+            for run in 0..self.plan.other_runs {
+                // Each kind comes first as often as the other.
+                if run.is_multiple_of(2) {
+                    plain.push(write_plain(dir.path(), page_bytes, threads)?);
+                }
                 let report = snapshot(&mut machine, dir.path(), true)?;
                 let number = |field: &str| report[field].as_f64().unwrap_or(0.0);
                 page_bytes = number("normal_pages") as u64 * paguro_sys::page_size() as u64;
                 saved.push((number("save_us"), number("total_us")));
-                plain.push(write_plain(dir.path(), page_bytes, threads)?);
+                if !run.is_multiple_of(2) {
+                    plain.push(write_plain(dir.path(), page_bytes, threads)?);
+                }
                 self.step()?;
             }
             let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6;
@@ -415,7 +335,12 @@ impl<'a> Campaign<'a> {
         variant: Variant,
         runs: usize,
     ) -> Result<Series> {
-        let dir = tempfile::tempdir_in(host::dir_for(what.memory_bytes + SPARE / 2))?;
+        let dir = files_in(&host::dir_for(what.memory_bytes + SPARE / 2))?;
+        // The memory of the file is touched before it is timed, as that of the guest is.
+        let file_bytes = what.set_bytes.max(what.memory_bytes / 2);
+        if variant == Variant::Default {
+            write_plain(dir.path(), file_bytes, 1)?;
+        }
         let next = &mut || self.step();
         measure(machine, what, variant, runs, dir.path(), next)
     }
@@ -446,79 +371,4 @@ fn step(bar: &Bar, interrupts: &Interrupts) -> Result<()> {
         bail!("interrupted");
     }
     Ok(())
-}
-
-/// Fills the first `share` of RAM, and waits until the guest has gone over its set at least once.
-fn warm(machine: &mut Machine, spec: Spec, share: f64) -> Result<What> {
-    let memory_bytes = machine.options().memory_bytes;
-    fill(machine, Part::dense(share))?;
-    let set_bytes = spec.set_bytes.unwrap_or(memory_bytes);
-    // Twice as many pages hold one whole pass, wherever in a pass it begins.
-    machine.wait_writes(2 * set_bytes / paguro_sys::page_size() as u64)?;
-    let load = match (spec.op, set_bytes) {
-        (_, IDLE_SET) => "idle",
-        (Op::Write, _) => "write",
-        (Op::Read, _) => "read",
-    };
-    Ok(What {
-        memory_bytes,
-        set_bytes: if load == "idle" { 0 } else { set_bytes },
-        pages: pages_name(machine.options().pages),
-        load,
-        page_buffer_bytes: page_buffer_bytes(machine)?,
-        huge_bytes: machine.ram_memory()?.huge_bytes,
-    })
-}
-
-/// As it is configured where nothing is said about it.
-fn page_buffer_bytes(machine: &mut Machine) -> Result<u64> {
-    let parameters = machine.execute("query-migrate-parameters", json!({}))?;
-    match parameters["x-paguro-page-buffer"].as_u64() {
-        Some(0) | None => {
-            let ram = machine.options().memory_bytes as usize;
-            let options = SnapshotOptions::new(Host::probe(&Fallbacks::default()));
-            Ok(options.page_buffer_for(ram) as u64)
-        }
-        Some(bytes) => Ok(bytes),
-    }
-}
-
-fn pages_name(pages: PagesArg) -> &'static str {
-    match pages {
-        PagesArg::Small => "4k",
-        PagesArg::Thp => "thp",
-        PagesArg::Huge => "2m",
-    }
-}
-
-/// One snapshot that nothing is measured of but what its report says.
-fn snapshot(machine: &mut Machine, dir: &Path, sync: bool) -> Result<serde_json::Value> {
-    let path = dir.join("snapshot");
-    let parameters = Parameters::from_iter([("x-paguro-sync".to_owned(), json!(sync))]);
-    let report = machine.snapshot(&path, &parameters, true)?;
-    std::fs::remove_file(&path).context("cannot remove a snapshot")?;
-    Ok(report)
-}
-
-/// Whether a machine of that size and its snapshot fit into memory.
-fn room_for(bytes: u64) -> Result<(), String> {
-    let wanted = 2 * bytes + SPARE;
-    match host::memory_available_bytes() {
-        Some(there) if there < wanted => Err(format!(
-            "it needs {} MiB of memory, and {} MiB are available",
-            wanted >> 20,
-            there >> 20
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn room_in(dir: &Path, bytes: u64) -> Result<(), String> {
-    match rustix::fs::statvfs(dir) {
-        Ok(stat) if stat.f_bavail.saturating_mul(stat.f_frsize) < bytes => {
-            Err("there is not enough room".to_owned())
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
 }

@@ -10,7 +10,7 @@ use paguro_workload::spec::{Op, Pattern};
 use serde::Serialize;
 
 use super::rig::Rig;
-use super::series::{Around, wait_before, wait_for_idle};
+use super::run::{Around, wait_before, wait_for_idle};
 use super::stats::{Spread, quantile};
 
 /// RAM that is written or read to find what is lost.

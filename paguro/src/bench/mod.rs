@@ -3,15 +3,17 @@
 //!
 //! | room | for |
 //! |---|---|
-//! | [`campaign`] | what is measured, in which order, how often |
-//! | [`series`] | several snapshots of one machine, and what its guest saw of them |
+//! | [`campaign`] | what is measured, in which order |
+//! | [`plan`] | how much of it |
+//! | [`run`], [`series`] | one snapshot, or several, and what the guest saw |
+//! | [`variant`] | ways to take a snapshot that are compared |
 //! | [`ruler`] | the clock outside the machine: gaps, stills, time lost |
 //! | [`limits`], [`rig`], [`disk`] | the host's limits: bare faults, bare protection, plain writes |
-//! | [`fill`] | guest RAM that is there before it is measured |
+//! | [`setup`], [`fill`] | machines that are warm before they are measured |
 //! | [`load`] | who else used the cores meanwhile |
 //! | [`report`], [`stats`] | the numbers, and what JSON has of them |
 //! | [`aims`] | the aims, and whether they were reached |
-//! | [`table`] | the tables, with a definition over each |
+//! | [`table`], [`text`] | the tables, with a definition over each |
 //!
 //! A tail is given next to that of an idle window of equal length in the same run; a claim rests on
 //! the difference. The first thing measured is the ruler itself, and if it is wrong the run fails.
@@ -22,12 +24,17 @@ mod disk;
 mod fill;
 mod limits;
 mod load;
+mod plan;
 mod report;
 mod rig;
 mod ruler;
+mod run;
 mod series;
+mod setup;
 mod stats;
 mod table;
+mod text;
+mod variant;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

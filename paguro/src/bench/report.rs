@@ -1,5 +1,5 @@
 //! All that was measured, as JSON has it. Times end in `_us`, sizes in `_bytes`; a
-//! [`Spread`](super::stats::Spread) is the median and the maximum of the runs.
+//! [`Spread`] is the median and the maximum of the runs.
 
 use serde::Serialize;
 
@@ -129,6 +129,6 @@ pub struct Aim {
     pub aim: String,
     /// What was reached.
     pub reached: String,
-    /// Whether that is enough.
-    pub is_met: bool,
+    /// Whether that is enough; null where what it is compared with could not be measured.
+    pub is_met: Option<bool>,
 }

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use paguro_ram::{GuestRam, PageKind, RamBlock};
-use paguro_sys::{Event, FaultKind, HUGE_PAGE_BYTES, Host, RegisterMode, Uffd, UffdError, page_size};
+use paguro_sys::{
+    Event, FaultKind, HUGE_PAGE_BYTES, Host, RegisterMode, Uffd, UffdError, page_size,
+};
 use paguro_vmm::{Accel, Config, Vm};
 use paguro_workload::Spec;
 use paguro_workload::layout::AREA_START;

@@ -178,7 +178,10 @@ impl Record {
 
     /// The gaps that reached into a window, whole, oldest first.
     pub fn gaps_in(&self, window: Window) -> impl Iterator<Item = Window> {
-        self.gaps.iter().copied().filter(move |gap| gap.meets(&window))
+        self.gaps
+            .iter()
+            .copied()
+            .filter(move |gap| gap.meets(&window))
     }
 
     /// The longest of them, in nanoseconds; 0 if none reached the threshold.

@@ -5,60 +5,7 @@ use std::io::{self, Write};
 use super::report::Report;
 use super::series::{Gaps, Series};
 use super::stats::Spread;
-
-/// Columns of text, the first to the left, the others to the right.
-struct Table(Vec<Vec<String>>);
-
-impl Table {
-    fn new(heading: &[&str]) -> Self {
-        Self(vec![heading.iter().map(|cell| (*cell).to_owned()).collect()])
-    }
-
-    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.0.push(cells.into_iter().collect());
-    }
-
-    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            let cells = self.0.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for row in &self.0 {
-            let mut line = String::from(" ");
-            for (column, cell) in row.iter().enumerate() {
-                let width = widths[column];
-                line += &if column == 0 {
-                    format!(" {cell:<width$}")
-                } else {
-                    format!("  {cell:>width$}")
-                };
-            }
-            writeln!(out, "{}", line.trim_end())?;
-        }
-        writeln!(out)
-    }
-}
-
-/// A time in microseconds, for people.
-pub fn time(us: f64) -> String {
-    match us.abs() {
-        at if at < 0.5 => "0".to_owned(),
-        at if at < 999.5 => format!("{us:.0} us"),
-        at if at < 99_950.0 => format!("{:.2} ms", us / 1e3),
-        at if at < 999_500.0 => format!("{:.0} ms", us / 1e3),
-        _ => format!("{:.2} s", us / 1e6),
-    }
-}
-
-/// Bytes, for people.
-pub fn size(bytes: f64) -> String {
-    if bytes < 0.0 {
-        return format!("-{}", size(-bytes));
-    }
-    crate::size::human(bytes as u64)
-}
+use super::text::{Table, size, time};
 
 fn pair(spread: Spread) -> String {
     format!("{} / {}", time(spread.median), time(spread.max))
@@ -125,13 +72,23 @@ pub fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 
 fn ruler(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let ruler = &report.ruler;
-    writeln!(out, "The ruler: a sleep of {} in the pause.", time(ruler.sleep_us))?;
+    writeln!(
+        out,
+        "The ruler: a sleep of {} in the pause.",
+        time(ruler.sleep_us)
+    )?;
     writeln!(
         out,
         "  The pause's gap in the guest's progress, the smallest with it less the smallest without; by\n  \
          the guest's list of gaps, and by looking at the guest from outside alone.\n"
     )?;
-    let mut table = Table::new(&["min / median / max", "with", "without", "reads", "outside alone reads"]);
+    let mut table = Table::new(&[
+        "min / median / max",
+        "with",
+        "without",
+        "reads",
+        "outside alone reads",
+    ]);
     table.row([
         String::new(),
         three(ruler.with_us),
@@ -159,7 +116,14 @@ fn longest_gaps(report: &Report, out: &mut dyn Write) -> io::Result<()> {
          goes. Less idle: longest gap of the whole snapshot less that of its idle window, run by run.\n"
     )?;
     let mut table = Table::new(&[
-        "", "", "runs", "arming", "pause", "saving", "teardown", "less idle",
+        "",
+        "",
+        "runs",
+        "arming",
+        "pause",
+        "saving",
+        "teardown",
+        "less idle",
     ]);
     for series in report.gaps.iter().chain(&report.lost) {
         let mut row = machine(series);
@@ -169,7 +133,15 @@ fn longest_gaps(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         row.push(pair(series.excess_us));
         table.row(row);
     }
-    table.print(out)
+    table.print(out)?;
+    let all = report.gaps.iter().chain(&report.lost);
+    let differences = all.map(|series| series.clock_difference_us.median);
+    writeln!(
+        out,
+        "  Looked at from outside alone, the longest gap is shorter by {} (the median of the worst row):\n  \
+         the time between two looks.\n",
+        time(differences.fold(0.0, f64::max))
+    )
 }
 
 fn lost(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -181,7 +153,14 @@ fn lost(report: &Report, out: &mut dyn Write) -> io::Result<()> {
          the same guest when all RAM is protected and let go with nothing saved.\n"
     )?;
     let mut table = Table::new(&[
-        "", "", "lost", "idle", "protect once", "ratio", "snapshot", "pages/s",
+        "",
+        "",
+        "lost",
+        "idle",
+        "protect once",
+        "ratio",
+        "snapshot",
+        "pages/s",
     ]);
     for series in &report.lost {
         let what = series.what;
@@ -194,7 +173,8 @@ fn lost(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         row.push(time(series.idle_lost_us.median));
         row.push(once.map_or_else(String::new, |once| pair(once.lost_us)));
         row.push(once.map_or_else(String::new, |once| {
-            format!("{:.2}", series.lost_us.median / once.lost_us.median.max(1.0))
+            let ratio = super::aims::ratio(series.lost_us.median, once.lost_us.median);
+            ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
         }));
         row.push(time(series.engine.total_us.median));
         row.push(format!("{:.1} M", series.full_rate_pages_per_s / 1e6));
@@ -211,7 +191,15 @@ fn stalls(report: &Report, out: &mut dyn Write) -> io::Result<()> {
          in brackets as many of the idle window. Next to a bare fault round trip: a protected page,\n\
          released alone by a thread that waits for it.\n"
     )?;
-    let mut table = Table::new(&["", "", "a run", "p50 (idle)", "p99 (idle)", "p50 / bare", "p99 / bare"]);
+    let mut table = Table::new(&[
+        "",
+        "",
+        "a run",
+        "p50 (idle)",
+        "p99 (idle)",
+        "p50 / bare",
+        "p99 / bare",
+    ]);
     let bare = report
         .bare_faults
         .iter()
@@ -300,8 +288,18 @@ fn extra(report: &Report, out: &mut dyn Write) -> io::Result<()> {
          tables (VmPTE, looked at every 10 ms) apart. And what the engine did, medians.\n"
     )?;
     let mut table = Table::new(&[
-        "", "", "buffer", "sets", "resident", "page tables", "faults", "pages a fault", "rounds",
-        "armed in pause", "engine's pause", "snapshot",
+        "",
+        "",
+        "buffer",
+        "sets",
+        "resident",
+        "page tables",
+        "faults",
+        "pages a fault",
+        "rounds",
+        "armed in pause",
+        "engine's pause",
+        "snapshot",
     ]);
     for series in report.gaps.iter().chain(&report.lost) {
         let engine = &series.engine;
@@ -335,7 +333,11 @@ fn aims(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "Aims, judged by the median of the runs.\n")?;
     let mut table = Table::new(&["", "aim", "reached", ""]);
     for aim in &report.aims {
-        let verdict = if aim.is_met { "met" } else { "missed" };
+        let verdict = match aim.is_met {
+            Some(true) => "met",
+            Some(false) => "missed",
+            None => "not judged: the limit was lost in noise",
+        };
         table.row([
             aim.what.clone(),
             aim.aim.clone(),
@@ -345,27 +347,4 @@ fn aims(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     table.print(out)?;
     writeln!(out, "{PEERS}\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_have_a_unit_that_fits() {
-        let all = [0.0, 12.4, 999.9, 1500.0, 123_456.0, 2_500_000.0, -2000.0].map(time);
-        let wanted = ["0", "12 us", "1.00 ms", "1.50 ms", "123 ms", "2.50 s", "-2.00 ms"];
-        assert_eq!(all, wanted);
-    }
-
-    #[test]
-    fn columns_stand_under_each_other() {
-        let mut table = Table::new(&["", "a", "long heading"]);
-        table.row(["one".to_owned(), "1".to_owned(), "2".to_owned()]);
-        let mut out = Vec::new();
-        table.print(&mut out).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        let ends: Vec<usize> = text.trim_end().lines().map(str::len).collect();
-        assert_eq!(ends[0], ends[1], "{text}");
-    }
 }

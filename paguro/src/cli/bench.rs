@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::PagesArg;
+use crate::soak::Case;
 
 /// `paguro bench`
 #[derive(Debug, Args)]
@@ -21,8 +22,36 @@ pub enum BenchCommand {
     Snapshot(BenchSnapshotArgs),
 }
 
+const SNAPSHOT_HELP: &str = "\
+Examples:
+  paguro bench snapshot --quick
+  paguro bench snapshot --json > figures.json
+
+A table stands under a definition of its numbers. The exit status is 1 if the ruler, tested first,
+does not read 20 ms as 20 ms.
+
+Fields of --json; times in _us, sizes in _bytes; where several runs were made {min, median, max}:
+  quick, accel, took_s, skipped (what was not measured, and why)
+  host: kernel, cores, others_share (of all cores, by other programs), files_in
+  ruler: sleep_us, with_us, without_us, reads_us, outside_reads_us, is_right
+  gaps, lost: for each machine (memory_bytes, set_bytes, pages, load, page_buffer_bytes, huge_bytes)
+    and variant (default, arm-in-pause, page-chunks):
+    arming, pause, saving, teardown, whole: seen_us (longest gap), idle_us (in an idle window of equal
+      length); excess_us (whole less idle, run by run); pause_still_us, clock_difference_us (the
+      outside clock alone)
+    lost_us (guest time lost), idle_lost_us, full_rate_pages_per_s
+    stalls: count (a run), p50_us, p99_us, idle_p50_us, idle_p99_us
+    extra_resident_bytes, extra_page_table_bytes, engine (fields of `paguro snapshot --json`)
+  protect_once: pages, load, runs, lost_us, idle_lost_us, took_us
+  bare_faults: through, count, p50_us, p99_us
+  resident: backing, memory_bytes, before_bytes, after_bytes, page_tables_before_bytes,
+    page_tables_after_bytes
+  throughput: dir, bytes, threads, runs, save_us, plain_us, total_us, plain_synced_us
+  aims: what, aim, reached, is_met (null where it cannot be judged)";
+
 /// `paguro bench snapshot`
 #[derive(Debug, Args)]
+#[command(after_help = SNAPSHOT_HELP)]
 pub struct BenchSnapshotArgs {
     /// Fewer sizes and runs: minutes become seconds, and tails less certain
     #[arg(long)]
@@ -36,8 +65,25 @@ pub struct BenchSnapshotArgs {
     pub dir: Option<PathBuf>,
 }
 
+const SOAK_HELP: &str = "\
+Examples:
+  paguro soak --minutes 30
+  paguro soak --pairwise --seed 1
+  paguro soak --case pages=thp,cpus=2,rate=unlimited,restore=lazy,seed=7
+
+Machines of all kinds run, are saved at random moments, and come back; every page of every file and
+of every machine is compared with what the guest's own counters imply. Each case is printed, with
+its seed; what this host cannot do is skipped and said so. At the first wrong page it ends, prints
+the command that brings the case back, and exits with status 1. The last line sums up.
+
+Keys of a case: pages=4k|thp|2m, backing=anon|memfd, accel=kvm|threads, cpus=N,
+pattern=sequential|random|zipf|hotset, rate=10k|unlimited, dma=off|read|direct,
+restore=eager|map|lazy, force=none or a fallback of PAGURO_FORCE, chunk=SIZE, seed=N; and
+snapshots=N, returns=N, memory=SIZE, set=SIZE where the seed shall not choose.";
+
 /// `paguro soak`
 #[derive(Debug, Args)]
+#[command(after_help = SOAK_HELP)]
 pub struct SoakArgs {
     /// How long
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -45,6 +91,12 @@ pub struct SoakArgs {
     /// Choose the same machines as an earlier run that printed this seed
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
+    /// Instead of all machines for some time, once a few in which every two properties meet
+    #[arg(long, conflicts_with = "case")]
+    pub pairwise: bool,
+    /// Instead of all machines for some time, this one, once; can be given several times
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub case: Vec<Case>,
 }
 
 const DEMO_HELP: &str = "\
@@ -65,7 +117,7 @@ Fields of --json; times in microseconds, sizes in bytes, rates in pages a second
   file_bytes, written_bytes, normal_pages, zero_pages, faults, fault_pages
   extra_memory_bytes (page copies and page sets at most), page_table_bytes (that the kernel added)
   first_instruction_us (from the entry of main to the restored guest's first write)
-  filled_us (from there until all its pages had arrived), lazy_faults
+  lazy_faults (pages that it asked for)
   pages_checked, wrong, checks (what was checked: name, pages, wrong), problems (all else that was
   not as it must be)";
 

@@ -19,7 +19,7 @@ use crate::qmp::Client;
 
 /// What anything may take before it is given up: long, because hosts can be slow and busy, and
 /// only something that is stuck gets there.
-const IN_VAIN: Duration = Duration::from_secs(120);
+const IN_VAIN: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that will change soon.
 const POLL: Duration = Duration::from_millis(2);
@@ -193,7 +193,10 @@ impl Machine {
         while self.progress.total_writes() - from < more {
             if Instant::now() > deadline {
                 let status = self.status()?;
-                bail!("the guest makes no progress, and its state is {status:?}");
+                bail!(
+                    "the guest makes no progress, and its state is {status:?}\n{}",
+                    self.said()
+                );
             }
             std::thread::sleep(POLL);
         }
@@ -255,7 +258,7 @@ impl Machine {
                 _ => {}
             }
             if Instant::now() > deadline {
-                bail!("the snapshot does not end: {now}");
+                bail!("the snapshot does not end: {now}\n{}", self.said());
             }
             std::thread::sleep(POLL);
         }
@@ -316,7 +319,11 @@ impl Machine {
                 bail!("a page could not be had");
             }
             if Instant::now() > deadline {
-                bail!("{} pages do not arrive", filling.left_pages);
+                bail!(
+                    "{} pages do not arrive\n{}",
+                    filling.left_pages,
+                    self.said()
+                );
             }
             std::thread::sleep(POLL);
         }

@@ -26,7 +26,7 @@ pub mod watcher;
 pub use check::{Tally, check_file};
 pub use host::HugePages;
 pub use machine::Machine;
-pub use options::{MachineOptions, RestoreFrom};
+pub use options::MachineOptions;
 pub use progress::ProgressFile;
 pub use watcher::{Record, Watcher};
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use paguro_workload::progress::{self, Gap, PROGRESS_BYTES, Progress, WRITES};
+use paguro_workload::progress::{PROGRESS_BYTES, WRITES};
 use tempfile::NamedTempFile;
 
 use super::host;
@@ -50,29 +50,6 @@ impl ProgressFile {
     /// The sum over all vCPUs.
     pub fn total_writes(&self) -> u64 {
         (0..self.vcpus).map(|vcpu| self.writes(vcpu)).sum()
-    }
-
-    /// All counters of a vCPU; zeros before it runs. Take one at the start of a window and one at
-    /// its end, and subtract.
-    pub fn read(&self, vcpu: usize) -> Progress {
-        let mut bytes = vec![0; progress::RING];
-        let at = (vcpu * PROGRESS_BYTES) as u64;
-        if self.file().read_exact_at(&mut bytes, at).is_err() {
-            bytes.fill(0);
-        }
-        Progress::read(|offset| {
-            let word = bytes[offset..].first_chunk();
-            word.map_or(0, |word| u64::from_ne_bytes(*word))
-        })
-    }
-
-    /// The gaps of a vCPU that reached the threshold (500 us), numbered `from..to` (values of
-    /// [`Progress::long_gaps`]), oldest first, and how many of them were overwritten already.
-    pub fn gaps(&self, vcpu: usize, from: u64, to: u64) -> (Vec<Gap>, u64) {
-        let mut gaps = Vec::new();
-        let load = |offset| self.word(vcpu, offset);
-        let overwritten = progress::gaps(from, to, load, |gap| gaps.push(gap));
-        (gaps, overwritten)
     }
 
     fn word(&self, vcpu: usize, offset: usize) -> u64 {

@@ -94,7 +94,10 @@ VmFlags: rd wr sh uw
     fn only_the_mappings_of_the_blocks_count() {
         let all = std::iter::once(0x1000..0x4000).collect::<Vec<_>>();
         let found = of_smaps(SMAPS, &all);
-        assert_eq!((found.resident_bytes, found.huge_bytes), (12 << 10, 8 << 10));
+        assert_eq!(
+            (found.resident_bytes, found.huge_bytes),
+            (12 << 10, 8 << 10)
+        );
         assert!(found.is_registered);
         let first = std::iter::once(0x1000..0x3000).collect::<Vec<_>>();
         let found = of_smaps(SMAPS, &first);

@@ -116,11 +116,6 @@ impl Record {
         self.full
     }
 
-    /// The first and the last sample; nothing if there is none.
-    pub fn span_ns(&self) -> Option<(u64, u64)> {
-        Some((*self.at_ns.first()?, *self.at_ns.last()?))
-    }
-
     /// The longest gap of any vCPU within a window: of a gap that reaches beyond it, the part
     /// inside counts.
     pub fn longest_gap(&self, from_ns: u64, to_ns: u64) -> GapSeen {

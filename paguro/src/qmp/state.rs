@@ -11,7 +11,7 @@ pub fn query_status(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
     let state = monitor.guest.vm().run_state();
     let mut status = json!({ "running": state == RunState::Running, "status": state.name() });
-    if let Some(reason) = monitor.guest.vm().failure() {
+    if let Some(reason) = monitor.guest.failure() {
         status["x-paguro-reason"] = reason.into();
     }
     Ok(status.into())

@@ -1,7 +1,9 @@
 //! All machines that are tried: the full matrix, and a small selection of it in which every two
 //! values of two dimensions meet.
-
-use std::collections::BTreeSet;
+//!
+//! The matrix has the dimensions of a machine: pages, backing, accelerator, vCPUs, pattern, rate,
+//! device, restore mode. Fallbacks and chunk sizes are drawn for each of its cases; in the
+//! selection they are dimensions too.
 
 use super::case::{Case, Dma, FORCES, PATTERNS};
 use super::rng::Rng;
@@ -10,8 +12,9 @@ use crate::cli::{AccelArg, BackingArg, PagesArg, RestoreModeArg};
 /// Values of `chunk`.
 const CHUNKS: [u64; 4] = [4 << 10, 64 << 10, 512 << 10, 2 << 20];
 
-/// How many values each dimension has.
+/// How many values each dimension has; the last two are drawn in the full matrix.
 const SIZES: [usize; 10] = [3, 2, 2, 2, 4, 2, 3, 3, FORCES.len(), CHUNKS.len()];
+const DRAWN: usize = 2;
 
 type Choice = [usize; SIZES.len()];
 
@@ -36,12 +39,14 @@ fn case(choice: &Choice) -> Case {
     }
 }
 
-fn choices() -> impl Iterator<Item = Choice> {
-    let count: usize = SIZES.iter().product();
+/// Choices with all values of the first `dimensions`, and the first value of the others.
+fn choices(dimensions: usize) -> impl Iterator<Item = Choice> {
+    let sizes = &SIZES[..dimensions];
+    let count: usize = sizes.iter().product();
     (0..count)
-        .map(|mut number| {
+        .map(move |mut number| {
             let mut choice = [0; SIZES.len()];
-            for (value, size) in choice.iter_mut().zip(SIZES) {
+            for (value, size) in choice.iter_mut().zip(sizes) {
                 *value = number % size;
                 number /= size;
             }
@@ -50,74 +55,126 @@ fn choices() -> impl Iterator<Item = Choice> {
         .filter(|choice| case(choice).makes_sense())
 }
 
-/// Every case that makes sense, in one order; seeds are still to be given.
-pub fn all() -> Vec<Case> {
-    choices().map(|choice| case(&choice)).collect()
+/// The full matrix in a random order, each case with a seed of its own.
+pub fn full(rng: &mut Rng, fits: impl Fn(&Case) -> bool) -> Vec<Case> {
+    let mut all: Vec<_> = choices(SIZES.len() - DRAWN)
+        .map(|choice| case(&choice))
+        .filter(&fits)
+        .collect();
+    rng.shuffle(&mut all);
+    for case in &mut all {
+        case.seed = rng.next() >> 32;
+        case.chunk_bytes = rng.pick(&CHUNKS);
+        let drawn = Case {
+            force: rng.pick(&FORCES),
+            ..*case
+        };
+        // Every other one as the host is.
+        if rng.one_in(2) && drawn.makes_sense() && fits(&drawn) {
+            *case = drawn;
+        }
+    }
+    all
 }
 
 /// A few cases in which every two values that can meet, meet. `fits` says which cases this host
 /// can run. Another seed gives another selection.
-pub fn pairwise(seed: u64, fits: impl Fn(&Case) -> bool) -> Vec<Case> {
-    let mut rng = Rng::new(seed);
-    let mut choices: Vec<Choice> = choices().filter(|choice| fits(&case(choice))).collect();
-    rng.shuffle(&mut choices);
-    let mut missing: BTreeSet<_> = choices.iter().flat_map(pairs).collect();
+pub fn pairwise(rng: &mut Rng, fits: impl Fn(&Case) -> bool) -> Vec<Case> {
+    let mut left: Vec<Choice> = choices(SIZES.len())
+        .filter(|choice| fits(&case(choice)))
+        .collect();
+    rng.shuffle(&mut left);
+    let mut missing = Pairs::default();
+    left.iter().for_each(|choice| missing.set(choice, true));
     let mut selected = Vec::new();
-    // Greedy: of some candidates, the one that brings most new pairs. A candidate that brings none
-    // now never will.
-    while !missing.is_empty() {
-        let gain = |choice: &Choice| pairs(choice).filter(|pair| missing.contains(pair)).count();
-        let best = choices.iter().max_by_key(|choice| gain(choice)).copied();
-        let Some(best) = best else { break };
-        for pair in pairs(&best) {
-            missing.remove(&pair);
-        }
-        choices.retain(|choice| pairs(choice).any(|pair| missing.contains(&pair)));
-        selected.push(case(&best));
+    // Greedy: the one that brings most new pairs. One that brings none now never will.
+    while let Some(best) = left.iter().max_by_key(|choice| missing.count(choice)) {
+        let best = *best;
+        missing.set(&best, false);
+        left.retain(|choice| missing.count(choice) > 0);
+        selected.push(Case {
+            seed: rng.next() >> 32,
+            ..case(&best)
+        });
     }
     selected
 }
 
-type Pair = ((usize, usize), (usize, usize));
+/// Most values that a dimension has.
+const WIDTH: usize = 8;
 
-fn pairs(choice: &Choice) -> impl Iterator<Item = Pair> {
-    let choice = *choice;
+/// A set of pairs of values.
+struct Pairs(Vec<bool>);
+
+impl Default for Pairs {
+    fn default() -> Self {
+        let values = SIZES.len() * WIDTH;
+        Self(vec![false; values * values])
+    }
+}
+
+impl Pairs {
+    fn set(&mut self, choice: &Choice, to: bool) {
+        indexes(choice).for_each(|index| self.0[index] = to);
+    }
+
+    fn count(&self, choice: &Choice) -> usize {
+        indexes(choice).filter(|index| self.0[*index]).count()
+    }
+}
+
+fn indexes(choice: &Choice) -> impl Iterator<Item = usize> + '_ {
+    let value = |dimension: usize| dimension * WIDTH + choice[dimension];
     (0..SIZES.len()).flat_map(move |one| {
-        (one + 1..SIZES.len()).map(move |two| ((one, choice[one]), (two, choice[two])))
+        (one + 1..SIZES.len()).map(move |two| value(one) * SIZES.len() * WIDTH + value(two))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
-    fn the_matrix_has_no_case_twice() {
-        let all = all();
-        let texts: BTreeSet<_> = all.iter().map(Case::to_string).collect();
-        assert_eq!(texts.len(), all.len());
-        assert!(all.len() > 10_000, "{}", all.len());
+    fn the_matrix_has_no_case_twice_and_no_senseless_one() {
+        let all = full(&mut Rng::new(1), |_| true);
+        assert!(all.iter().all(Case::makes_sense));
+        let machines: BTreeSet<_> = all
+            .iter()
+            .map(|case| {
+                let plain = Case {
+                    force: "none",
+                    chunk_bytes: 0,
+                    seed: 0,
+                    ..*case
+                };
+                plain.to_string()
+            })
+            .collect();
+        assert_eq!(machines.len(), all.len());
+        assert!(all.len() > 1_000, "{}", all.len());
     }
 
     #[test]
     fn in_a_selection_every_pair_that_can_meet_meets() {
-        let selected = pairwise(1, |_| true);
+        let selected = pairwise(&mut Rng::new(1), |_| true);
         assert!((20..60).contains(&selected.len()), "{}", selected.len());
-        let every: BTreeSet<_> = choices().flat_map(|choice| pairs(&choice)).collect();
-        let all: Vec<_> = choices().collect();
-        let met: BTreeSet<_> = selected
-            .iter()
-            .filter_map(|wanted| all.iter().find(|choice| case(choice) == *wanted))
-            .flat_map(pairs)
-            .collect();
-        assert_eq!(met, every);
+        let (mut every, mut met) = (Pairs::default(), Pairs::default());
+        for choice in choices(SIZES.len()) {
+            every.set(&choice, true);
+            let chosen = |case: &Case| Case { seed: 1, ..*case } == self::case(&choice);
+            if selected.iter().any(chosen) {
+                met.set(&choice, true);
+            }
+        }
+        assert!(every.0 == met.0);
     }
 
     #[test]
     fn a_host_without_something_gets_a_selection_without_it() {
-        let selected = pairwise(1, |case| case.accel == AccelArg::Threads);
-        assert!(selected.iter().all(|case| case.accel == AccelArg::Threads));
-        assert!(!selected.is_empty());
-        assert_ne!(selected, pairwise(2, |case| case.accel == AccelArg::Threads));
+        let threads = |case: &Case| case.accel == AccelArg::Threads;
+        let selected = pairwise(&mut Rng::new(1), threads);
+        assert!(selected.iter().all(threads) && !selected.is_empty());
+        assert_ne!(selected, pairwise(&mut Rng::new(2), threads));
     }
 }

@@ -1,13 +1,233 @@
-//! `paguro soak`: tries a host with random machines.
+//! `paguro soak`: tries a host with many machines, and every byte of them.
+//!
+//! | room | for |
+//! |---|---|
+//! | [`case`] | one machine as a text that brings it back |
+//! | [`matrix`] | which machines there are, and in which order they are tried |
+//! | [`walk`] | what is done with one |
+//! | [`rng`] | random numbers that a seed brings back |
 
+mod case;
+mod matrix;
+mod rng;
+mod walk;
+
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use paguro_migration::options::Sabotage;
+use paguro_sys::{Host, Userfault};
 
-use crate::cli::SoakArgs;
-use crate::force::Forced;
+use crate::cli::{AccelArg, PagesArg, SoakArgs};
+use crate::force::{Forced, sabotage_name};
+use crate::interrupt::Interrupts;
+use crate::lab::{HugePages, Tally, host};
+use crate::progress::Bar;
+pub use case::Case;
+use rng::Rng;
+use walk::Walked;
+
+/// Room for the files of one case.
+const FILES_BYTES: u64 = 1 << 30;
+
+/// The largest machine of a case.
+const HUGE_BYTES: u64 = 64 << 20;
 
 /// Runs the command.
-pub fn soak(_args: &SoakArgs, _forced: &Forced) -> Result<ExitCode> {
-    bail!("soak is not part of this build")
+pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
+    let interrupts = Interrupts::catch()?;
+    let seed = args.seed.unwrap_or_else(seed_of_now);
+    let mut rng = Rng::new(seed);
+    let sabotage = match forced.sabotage {
+        Sabotage::None => "",
+        sabotage => sabotage_name(sabotage),
+    };
+    let mut soak = Soak {
+        seed,
+        started: Instant::now(),
+        until: Duration::from_secs(60 * args.minutes),
+        sabotage,
+        runs: 0,
+        tally: Tally::default(),
+        bar: Bar::steps("soak", 60 * args.minutes),
+    };
+    let dir = tempfile::Builder::new()
+        .prefix("paguro-soak-")
+        .tempdir_in(host::dir_for(FILES_BYTES))?;
+    let right = if args.case.is_empty() {
+        let offer = Offer::look(forced);
+        for reason in &offer.missing {
+            soak.say(&format!("skipped: {reason}"))?;
+        }
+        let fits = |case: &Case| offer.fits(case);
+        if args.pairwise {
+            let cases = matrix::pairwise(&mut rng, fits);
+            soak.bar = Bar::steps("soak", cases.len() as u64);
+            soak.once(&cases, dir.path(), &interrupts)?
+        } else {
+            soak.walk(&mut rng, fits, dir.path(), &interrupts)?
+        }
+    } else {
+        soak.once(&args.case, dir.path(), &interrupts)?
+    };
+    let Tally {
+        pages_checked,
+        wrong,
+    } = soak.tally;
+    let minutes = soak.started.elapsed().as_secs_f64() / 60.0;
+    let runs = soak.runs;
+    drop(soak);
+    drop(dir);
+    writeln!(
+        io::stdout(),
+        "soak: {runs} runs, {pages_checked} pages checked, {wrong} wrong, seed {seed}, \
+         {minutes:.1} minutes"
+    )?;
+    Ok(if right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+struct Soak {
+    seed: u64,
+    started: Instant,
+    until: Duration,
+    sabotage: &'static str,
+    runs: u64,
+    tally: Tally,
+    bar: Bar,
+}
+
+impl Soak {
+    /// The full matrix in random order, again and again until the time is over. False at the
+    /// first thing that is not right.
+    fn walk(
+        &mut self,
+        rng: &mut Rng,
+        fits: impl Fn(&Case) -> bool,
+        dir: &Path,
+        interrupts: &Interrupts,
+    ) -> Result<bool> {
+        loop {
+            for case in matrix::full(rng, &fits) {
+                if self.started.elapsed() >= self.until || interrupts.came() {
+                    return Ok(!interrupts.came());
+                }
+                self.bar
+                    .set(self.started.elapsed().as_secs(), self.until.as_secs());
+                if !self.run(&case, dir)? {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    /// These cases, once.
+    fn once(&mut self, cases: &[Case], dir: &Path, interrupts: &Interrupts) -> Result<bool> {
+        for case in cases {
+            if interrupts.came() || !self.run(case, dir)? {
+                return Ok(false);
+            }
+            self.bar.step();
+        }
+        Ok(true)
+    }
+
+    fn run(&mut self, case: &Case, dir: &Path) -> Result<bool> {
+        self.runs += 1;
+        let started = Instant::now();
+        let mut walked = Walked::default();
+        let result = walk::walk(case, dir, self.sabotage, &mut walked);
+        self.tally.pages_checked += walked.tally.pages_checked;
+        self.tally.wrong += walked.tally.wrong;
+        let notes = walked.notes.iter().map(|note| format!(" ({note})"));
+        let verdict = if result.is_ok() { "right" } else { "WRONG" };
+        self.say(&format!(
+            "[{}] {case}: {} snapshots, {} returns, {} pages {verdict}, {:.1} s{}",
+            self.runs,
+            walked.snapshots,
+            walked.returns,
+            walked.tally.pages_checked,
+            started.elapsed().as_secs_f64(),
+            notes.collect::<String>()
+        ))?;
+        let Err(error) = result else { return Ok(true) };
+        self.say(&format!("not right: {error:#}"))?;
+        let force = match self.sabotage {
+            "" => String::new(),
+            sabotage => format!("{}={sabotage} ", crate::force::VARIABLE),
+        };
+        self.say(&format!(
+            "to see it again: {force}paguro soak --case '{case}'   (it may take several tries; \
+             the whole run: --seed {})",
+            self.seed
+        ))?;
+        Ok(false)
+    }
+
+    fn say(&self, line: &str) -> Result<()> {
+        self.bar.above(|| writeln!(io::stdout(), "{line}"))?;
+        Ok(())
+    }
+}
+
+/// What this host offers, and what not, with the reason.
+struct Offer {
+    kvm: bool,
+    kernel_faults: bool,
+    userfaultfd: bool,
+    huge: bool,
+    missing: Vec<String>,
+}
+
+impl Offer {
+    fn look(forced: &Forced) -> Self {
+        let mut missing = Vec::new();
+        let userfault = Host::probe(&forced.fallbacks).userfault;
+        let no_kvm = host::no_kvm();
+        if let Some(error) = &no_kvm {
+            missing.push(format!("accel=kvm: /dev/kvm cannot be used: {error}"));
+        }
+        let no_huge = HugePages::reserve(HUGE_BYTES).err();
+        if let Some(why) = &no_huge {
+            missing.push(format!("pages=2m: {why}"));
+        }
+        if userfault == Userfault::UserMode {
+            missing.push(
+                "accel=kvm while it runs: this process may not handle page faults of the kernel"
+                    .to_owned(),
+            );
+        }
+        if userfault == Userfault::None {
+            missing.push(
+                "snapshots of running guests: this process may not use userfaultfd".to_owned(),
+            );
+        }
+        Self {
+            kvm: no_kvm.is_none(),
+            kernel_faults: userfault == Userfault::Full,
+            userfaultfd: userfault != Userfault::None,
+            huge: no_huge.is_none(),
+            missing,
+        }
+    }
+
+    fn fits(&self, case: &Case) -> bool {
+        let freezes = case.force != "no-userfaultfd";
+        let kvm = case.accel == AccelArg::Kvm;
+        (self.kvm || !kvm)
+            && (self.huge || case.pages != PagesArg::Huge)
+            && (self.userfaultfd || !freezes)
+            && (self.kernel_faults || !kvm || !freezes)
+    }
+}
+
+fn seed_of_now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(1, |now| Rng::new(now.as_nanos() as u64).next() >> 32)
 }

@@ -49,7 +49,27 @@ pub fn paguro<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> C
 
 /// What a command that ends by itself printed.
 pub fn output<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
-    paguro(args).output().unwrap()
+    let mut command = paguro(args);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    finish(command.spawn().unwrap())
+}
+
+/// What a process printed until its end, which must come.
+pub fn finish(mut child: Child) -> Output {
+    let deadline = Instant::now() + IN_VAIN;
+    // Little is printed: it fits the pipes.
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            panic!("it does not end: {}", text(&output.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.wait_with_output().unwrap()
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -128,7 +148,7 @@ impl Machine {
 
     /// Waits for its end; its status and what it said.
     pub fn wait(mut self) -> (ExitStatus, String) {
-        let output = self.child.take().unwrap().wait_with_output().unwrap();
+        let output = finish(self.child.take().unwrap());
         (output.status, text(&output.stderr))
     }
 }
@@ -226,7 +246,15 @@ impl Qmp {
         self.execute("migrate-set-capabilities", json!({ "capabilities": list }));
     }
 
-    /// Names of the events so far and up to the next of that name.
+    /// The next event, one that came before an answer first.
+    pub fn event(&mut self) -> Value {
+        if self.events.is_empty() {
+            return self.line().expect("the connection was closed");
+        }
+        self.events.remove(0)
+    }
+
+    /// The events so far and up to the next of that name.
     pub fn events_until(&mut self, name: &str) -> Vec<Value> {
         let mut events = std::mem::take(&mut self.events);
         while !events.iter().any(|event| event["event"] == name) {

@@ -58,7 +58,9 @@ fn watches_are_given_back() {
     for _ in 0..200 {
         drop(catch_bus_errors(&mapping).unwrap());
     }
-    let many: Vec<_> = (0..64).map_while(|_| catch_bus_errors(&mapping).ok()).collect();
+    let many: Vec<_> = (0..64)
+        .map_while(|_| catch_bus_errors(&mapping).ok())
+        .collect();
     assert_eq!(many.len(), 64);
     assert!(catch_bus_errors(&mapping).is_err());
 }
@@ -74,7 +76,10 @@ fn a_bus_error_elsewhere_ends_the_process_as_ever() {
     }
     let _alone = alone();
     let ended = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "bus_error::a_bus_error_elsewhere_ends_the_process_as_ever"])
+        .args([
+            "--exact",
+            "bus_error::a_bus_error_elsewhere_ends_the_process_as_ever",
+        ])
         .env(CHILD, "1")
         .output()
         .unwrap();

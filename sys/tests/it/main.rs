@@ -22,18 +22,20 @@ fn is_mapped(addr: usize) -> bool {
     unsafe { libc::mincore(addr as *mut _, 4096, &mut one) == 0 }
 }
 
-/// Some of the host's huge pages, given back when dropped; `None` with a printed reason.
-struct HugePages(String);
+/// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may
+/// take and give back theirs meanwhile, so it is a difference that is asked for and given back.
+struct HugePages(i64);
 
 impl HugePages {
-    fn take(count: usize) -> Option<Self> {
-        const FILE: &str = "/proc/sys/vm/nr_hugepages";
-        let before = std::fs::read_to_string(FILE).ok()?;
-        let now = before.trim().parse::<usize>().ok()? + count;
-        let _ = std::fs::write(FILE, now.to_string());
-        let got = std::fs::read_to_string(FILE).ok()?.trim().parse();
-        let taken = Self(before);
-        if got == Ok(now) {
+    fn take(count: i64) -> Option<Self> {
+        let taken = Self(change(count)?);
+        let pool = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let number = |name: &str| -> i64 {
+            let line = pool.lines().find(|line| line.starts_with(name));
+            let word = line.and_then(|line| line.split_whitespace().nth(1));
+            word.and_then(|word| word.parse().ok()).unwrap_or(0)
+        };
+        if number("HugePages_Free:") - number("HugePages_Rsvd:") >= count {
             return Some(taken);
         }
         println!("SKIPPED: no {count} huge pages to be had");
@@ -43,6 +45,15 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = std::fs::write("/proc/sys/vm/nr_hugepages", &self.0);
+        change(-self.0);
     }
+}
+
+/// Makes the pool larger or smaller; by how much it did.
+fn change(count: i64) -> Option<i64> {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
+    let before = size()?;
+    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
+    Some(size()? - before)
 }

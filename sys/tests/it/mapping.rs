@@ -101,9 +101,8 @@ fn access_outside_is_a_panic_and_no_access() {
     let mapping = Mapping::anonymous(4096, false).unwrap();
     let outside = [(4096, 1), (0, 4097), (usize::MAX, 2), (usize::MAX - 7, 16)];
     for (offset, len) in outside {
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            mapping.range(offset, len)
-        }));
+        let caught =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mapping.range(offset, len)));
         assert!(caught.is_err(), "{offset:#x} {len}");
     }
     assert_eq!(mapping.range(4096, 0).len(), 0);

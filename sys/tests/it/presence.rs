@@ -115,7 +115,11 @@ fn a_memfd_tells_what_was_written_also_by_others() {
     assert_eq!(data(4 * 4096..51 * 4096), [50]);
     assert!(data(52 * 4096..100 * 4096).is_empty());
     assert!(data(7 * 4096..7 * 4096).is_empty());
-    assert_eq!(data(0..100 * 4096), [3, 50, 51], "asking made holes resident");
+    assert_eq!(
+        data(0..100 * 4096),
+        [3, 50, 51],
+        "asking made holes resident"
+    );
 }
 
 #[test]

@@ -1,0 +1,179 @@
+//! A freeze of RAM that is still being filled.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use paguro_dirty::{FreezeError, FreezeOptions, Unarrived};
+use paguro_faults::{Faults, MissingHandler, Use};
+use paguro_ram::{Backing, Located, PageKind, PageSet};
+
+use crate::rig::*;
+
+/// A source that has twos for some pages.
+#[derive(Debug)]
+struct Source {
+    has: PageSet,
+    arrived: PageSet,
+    settled: AtomicUsize,
+    broken: Option<usize>,
+}
+
+impl Source {
+    fn new(pages: usize, has: std::ops::Range<usize>) -> Self {
+        let source = Self {
+            has: PageSet::new(pages),
+            arrived: PageSet::new(pages),
+            settled: AtomicUsize::new(0),
+            broken: None,
+        };
+        source.has.insert_range(has);
+        source
+    }
+}
+
+impl Unarrived for Source {
+    fn has(&self, _: usize) -> &PageSet {
+        &self.has
+    }
+
+    fn arrived(&self, _: usize) -> &PageSet {
+        &self.arrived
+    }
+
+    fn read(&self, _: usize, page: usize, to: &mut [u8]) -> io::Result<()> {
+        if self.broken == Some(page) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.fill(2);
+        Ok(())
+    }
+
+    fn settle(&self) {
+        self.settled.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Places what the source has, and counts it.
+struct Places(Arc<Source>);
+
+impl MissingHandler for Places {
+    fn missing(&self, faults: &Faults, at: Located) {
+        if self.0.has.contains(at.page) && !self.0.arrived.contains(at.page) {
+            faults.place(0, at.page, &[2; PAGE]).unwrap();
+            self.0.arrived.insert(at.page);
+        } else {
+            faults.place_zeros(0, at.page..at.page + 1).unwrap();
+        }
+    }
+}
+
+/// Two granules, of which the source has the first and a bit of the second.
+fn rig(backing: Backing, has: std::ops::Range<usize>) -> Option<(Rig, Arc<Source>)> {
+    let rig = Rig::new(&[(1024, backing, PageKind::Small)])?;
+    let source = Arc::new(Source::new(1024, has));
+    rig.faults.register(0, Use::Missing).unwrap();
+    rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
+    Some((rig, source))
+}
+
+#[test]
+fn what_has_not_arrived_comes_from_the_source_whoever_writes() {
+    let _alone = alone();
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let Some((rig, source)) = rig(backing, 0..600) else {
+            return;
+        };
+        ends(&rig.write(0, 7, 5));
+        let freeze = rig.freeze_of(Some(source.clone()), rig.options()).unwrap();
+        freeze.arm(|| true).unwrap();
+        ends(&rig.write(0, 8, 6));
+        hold(&freeze);
+        assert!(source.settled.load(Ordering::SeqCst) > 0, "nobody waited");
+        // Arrived before and after the pause, never, and where the source has nothing.
+        for page in [7, 8, 9, 599, 700] {
+            ends(&rig.write(0, page, 9));
+        }
+        let (picture, zeros) = picture(&freeze, 2).unwrap();
+        freeze.end();
+        let found = [6, 7, 8, 9, 599, 600, 700].map(|page| value(&picture, 0, page));
+        assert_eq!(found, [2, 5, 6, 2, 2, 0, 0], "{backing:?}");
+        assert_eq!((picture.len(), zeros), (600, 424));
+        // The pager goes on as before.
+        ends(&rig.write(0, 300, 1));
+        assert!(rig.faults.is_registered(0, Use::Missing));
+    }
+}
+
+#[test]
+fn the_scan_waits_for_no_reader() {
+    let _alone = alone();
+    let Some((rig, source)) = rig(Backing::Anonymous, 0..1024) else {
+        return;
+    };
+    // Arrived and written, arrived and given back, not arrived.
+    ends(&rig.write(0, 10, 5));
+    ends(&rig.write(0, 20, 5));
+    ends(&rig.write(0, 700, 5));
+    rig.drop_page(0, 20);
+    rig.drop_page(0, 700);
+    let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    // The readers may all be waiting for room that only the scan can make.
+    let barrier = rig.faults.barrier();
+    let (picture, _) = picture(&freeze, 1).unwrap();
+    drop(barrier);
+    freeze.end();
+    let found = [9, 10, 20, 700, 701].map(|page| value(&picture, 0, page));
+    assert_eq!(found, [2, 5, 0, 0, 2]);
+}
+
+#[test]
+fn zeros_placed_where_nothing_was_are_let_go_by_the_scan() {
+    let _alone = alone();
+    let Some((rig, source)) = rig(Backing::Anonymous, 0..100) else {
+        return;
+    };
+    let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    // Somebody reads: zeros are placed, protected.
+    let mapping = rig.ram.blocks()[0].mapping().clone();
+    assert!(ends(&run(move || mapping.is_zero(800 * PAGE, PAGE))));
+    picture(&freeze, 1).unwrap();
+    // No reader may be needed to write them now: who came before the claim is woken by nobody else.
+    let barrier = rig.faults.barrier();
+    ends(&rig.write(0, 800, 3));
+    drop(barrier);
+    freeze.end();
+}
+
+#[test]
+fn a_source_that_fails_ends_the_freeze_and_frees_the_writer() {
+    let _alone = alone();
+    for writer in [false, true] {
+        let Some((rig, _)) = rig(Backing::Anonymous, 0..600) else {
+            return;
+        };
+        let mut source = Source::new(1024, 0..600);
+        source.broken = Some(33);
+        let options = FreezeOptions {
+            chunk_pages: 1,
+            ..rig.options()
+        };
+        let freeze = rig.freeze_of(Some(Arc::new(source)), options).unwrap();
+        freeze.arm(|| true).unwrap();
+        hold(&freeze);
+        if writer {
+            ends(&rig.write(0, 33, 9));
+        }
+        match picture(&freeze, 2) {
+            Err(FreezeError::Unarrived { page, .. }) => assert_eq!(page, 33),
+            other => panic!("{:?}", other.map(|_| ())),
+        }
+        let late = rig.write(0, 40, 9);
+        freeze.end();
+        ends(&late);
+    }
+}

@@ -1,0 +1,9 @@
+//! The freeze on its own: real userfaultfd, pictures compared byte for byte, no files.
+
+mod buffer;
+mod changes;
+mod discarding;
+mod failing;
+mod filling;
+mod once;
+mod rig;

@@ -1,0 +1,148 @@
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use paguro_faults::{Faults, MissingHandler, ProtectedHandler};
+use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, RamBlock};
+use paguro_sys::{Fallbacks, Host};
+
+pub const PAGE: usize = 4096;
+
+/// One test at a time: writers block, and addresses are mapped over.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The host, or a printed reason why there is nothing to be tested here.
+pub fn host() -> Option<Host> {
+    let host = Host::probe(&Fallbacks::default());
+    if host.can_freeze() && host.can_freeze_shared() {
+        return Some(host);
+    }
+    println!("SKIPPED: userfaultfd with write-protection is not available to this process");
+    None
+}
+
+pub fn block(id: &str, pages: usize, backing: Backing) -> RamBlock {
+    RamBlock::new(BlockConfig {
+        id: id.into(),
+        guest_address: 0,
+        bytes: pages * PAGE,
+        backing,
+        pages: PageKind::Small,
+    })
+    .unwrap()
+}
+
+/// The owner of one block of that kind.
+pub fn faults(pages: usize, backing: Backing, readers: usize) -> Option<Arc<Faults>> {
+    let ram = GuestRam::new(vec![block("ram", pages, backing)]);
+    Some(Faults::open(&host()?, ram, readers).unwrap())
+}
+
+/// Runs `body` in a thread of its own; its result comes through the channel.
+pub fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (send, receive) = channel();
+    std::thread::spawn(move || send.send(body()));
+    receive
+}
+
+/// What a thread came back with; that it does is the test. Long enough for any machine.
+#[track_caller]
+pub fn ends<T>(thread: &Receiver<T>) -> T {
+    match thread.recv_timeout(Duration::from_secs(20)) {
+        Ok(value) => value,
+        Err(RecvTimeoutError::Timeout) => panic!("a thread waits for ever"),
+        Err(RecvTimeoutError::Disconnected) => panic!("a thread panicked"),
+    }
+}
+
+pub fn write(faults: &Arc<Faults>, page: usize, value: u8) -> Receiver<()> {
+    let faults = faults.clone();
+    run(move || faults.block(0).mapping().copy_in(page * PAGE, &[value]))
+}
+
+pub fn read(faults: &Arc<Faults>, page: usize) -> Receiver<u8> {
+    let faults = faults.clone();
+    run(move || {
+        let mut byte = [0];
+        faults.block(0).mapping().copy_out(page * PAGE, &mut byte);
+        byte[0]
+    })
+}
+
+/// Counts writes to protected pages, and releases them.
+#[derive(Default)]
+pub struct Catcher {
+    pub caught: AtomicUsize,
+    pub removed: Mutex<Vec<Range<usize>>>,
+}
+
+impl ProtectedHandler for Catcher {
+    fn protected(&self, faults: &Faults, at: Located) {
+        self.caught.fetch_add(1, Ordering::SeqCst);
+        faults.release(at.block, at.page..at.page + 1).unwrap();
+    }
+
+    fn removed(&self, _: usize, pages: Range<usize>) {
+        self.removed.lock().unwrap().push(pages);
+    }
+}
+
+/// Does with faults whatever it is told.
+pub struct Does<F>(pub F);
+
+impl<F: Fn(&Faults, Located) + Send + Sync> MissingHandler for Does<F> {
+    fn missing(&self, faults: &Faults, at: Located) {
+        (self.0)(faults, at);
+    }
+}
+
+impl<F: Fn(&Faults, Located) + Send + Sync> ProtectedHandler for Does<F> {
+    fn protected(&self, faults: &Faults, at: Located) {
+        (self.0)(faults, at);
+    }
+
+    fn removed(&self, _: usize, _: Range<usize>) {}
+}
+
+/// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may
+/// take and give back theirs meanwhile, so it is a difference that is asked for and given back.
+pub struct HugePages(i64);
+
+impl HugePages {
+    pub fn take(count: i64) -> Option<Self> {
+        let taken = Self(change(count)?);
+        let pool = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let number = |name: &str| -> i64 {
+            let line = pool.lines().find(|line| line.starts_with(name));
+            let word = line.and_then(|line| line.split_whitespace().nth(1));
+            word.and_then(|word| word.parse().ok()).unwrap_or(0)
+        };
+        if number("HugePages_Free:") - number("HugePages_Rsvd:") >= count {
+            return Some(taken);
+        }
+        println!("SKIPPED: no {count} huge pages to be had");
+        None
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        change(-self.0);
+    }
+}
+
+/// Makes the pool larger or smaller; by how much it did.
+fn change(count: i64) -> Option<i64> {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
+    let before = size()?;
+    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
+    Some(size()? - before)
+}

@@ -1,0 +1,7 @@
+//! The one owner of the userfaultfd, on the real kernel.
+
+mod changes;
+mod common;
+mod order;
+mod placing;
+mod registering;

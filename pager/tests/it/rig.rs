@@ -1,0 +1,223 @@
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use paguro_faults::Faults;
+use paguro_pager::{Failure, PageSource, Pager, PagerOptions, Prefetch, SourceError};
+use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock};
+use paguro_sys::{Fallbacks, Host};
+
+pub const PAGE: usize = 4096;
+
+/// One test at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The host, or a printed reason why there is nothing to be tested here.
+pub fn host() -> Option<Host> {
+    let host = Host::probe(&Fallbacks::default());
+    if host.can_freeze() && host.can_freeze_shared() {
+        return Some(host);
+    }
+    println!("SKIPPED: userfaultfd is not available to this process");
+    None
+}
+
+/// What a page is at the source.
+pub fn content(page: usize) -> u8 {
+    (page % 200 + 1) as u8
+}
+
+/// A source that counts what is asked of it.
+pub struct Source {
+    pub has: PageSet,
+    pub reads: Mutex<Vec<usize>>,
+    pub broken: Mutex<BTreeSet<usize>>,
+    pub asked: AtomicUsize,
+}
+
+impl Source {
+    pub fn new(pages: usize, has: impl Iterator<Item = usize>) -> Arc<Self> {
+        let set = PageSet::new(pages);
+        has.for_each(|page| {
+            set.insert(page);
+        });
+        Arc::new(Self {
+            has: set,
+            reads: Mutex::default(),
+            broken: Mutex::default(),
+            asked: AtomicUsize::new(0),
+        })
+    }
+
+    /// How often each page was read, at most.
+    pub fn most_reads(&self) -> usize {
+        let reads = self.reads.lock().unwrap();
+        let count = |page| reads.iter().filter(|&&other| other == page).count();
+        (0..self.has.pages()).map(count).max().unwrap_or(0)
+    }
+
+    pub fn was_read(&self, page: usize) -> bool {
+        self.reads.lock().unwrap().contains(&page)
+    }
+}
+
+impl PageSource for Source {
+    fn has(&self, _: usize) -> &PageSet {
+        &self.has
+    }
+
+    fn read(&self, block: usize, pages: Range<usize>, to: &mut [u8]) -> Result<(), SourceError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(to.len(), pages.len() * PAGE);
+        let broken = self.broken.lock().unwrap();
+        if let Some(&page) = broken.range(pages.clone()).next() {
+            let block = format!("ram{block}");
+            let (expected, found) = (1, 2);
+            return Err(SourceError::Damaged {
+                block,
+                page,
+                expected,
+                found,
+            });
+        }
+        for (page, to) in pages.zip(to.chunks_exact_mut(PAGE)) {
+            assert!(self.has.contains(page), "page {page} was never there");
+            self.reads.lock().unwrap().push(page);
+            to.fill(content(page));
+        }
+        Ok(())
+    }
+}
+
+/// RAM that a pager fills.
+pub struct Rig {
+    pub faults: Arc<Faults>,
+    pub pager: Arc<Pager>,
+}
+
+impl Rig {
+    pub fn start(
+        pages: usize,
+        kind: Backing,
+        source: &Arc<Source>,
+        fill: Prefetch,
+    ) -> Option<Self> {
+        let failure: Failure = Box::new(|error| panic!("{error}"));
+        Self::of(block(pages, kind, PageKind::Small), source, fill, failure)
+    }
+
+    pub fn of(
+        block: RamBlock,
+        source: &Arc<Source>,
+        prefetch: Prefetch,
+        failure: Failure,
+    ) -> Option<Self> {
+        let faults = Faults::open(&host()?, GuestRam::new(vec![block]), 2).unwrap();
+        let options = PagerOptions {
+            urgent_threads: 2,
+            prefetch,
+        };
+        let pager = Pager::start(&faults, source.clone(), options, failure).unwrap();
+        Some(Self { faults, pager })
+    }
+
+    pub fn read(&self, page: usize) -> Receiver<u8> {
+        let mapping = self.faults.block(0).mapping().clone();
+        run(move || {
+            let mut bytes = [0; PAGE];
+            mapping.copy_out(page * PAGE, &mut bytes);
+            assert!(
+                bytes.iter().all(|&byte| byte == bytes[0]),
+                "{page} is mixed"
+            );
+            bytes[0]
+        })
+    }
+
+    pub fn write(&self, page: usize, value: u8) -> Receiver<()> {
+        let mapping = self.faults.block(0).mapping().clone();
+        run(move || mapping.copy_in(page * PAGE, &[value; PAGE]))
+    }
+}
+
+pub fn block(pages: usize, backing: Backing, kind: PageKind) -> RamBlock {
+    RamBlock::new(BlockConfig {
+        id: "ram0".into(),
+        guest_address: 0,
+        bytes: pages * PAGE,
+        backing,
+        pages: kind,
+    })
+    .unwrap()
+}
+
+/// Runs `body` in a thread of its own; its result comes through the channel.
+pub fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (send, receive) = channel();
+    std::thread::spawn(move || send.send(body()));
+    receive
+}
+
+/// What a thread came back with; that it does is the test. Long enough for any machine.
+#[track_caller]
+pub fn ends<T>(thread: &Receiver<T>) -> T {
+    match thread.recv_timeout(Duration::from_secs(30)) {
+        Ok(value) => value,
+        Err(RecvTimeoutError::Timeout) => panic!("a thread waits for ever"),
+        Err(RecvTimeoutError::Disconnected) => panic!("a thread panicked"),
+    }
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn until(so: impl Fn() -> bool + Send + 'static) {
+    ends(&run(move || {
+        while !so() {
+            std::thread::yield_now();
+        }
+    }));
+}
+
+/// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may
+/// take and give back theirs meanwhile, so it is a difference that is asked for and given back.
+pub struct HugePages(i64);
+
+impl HugePages {
+    pub fn take(count: i64) -> Option<Self> {
+        let taken = Self(change(count)?);
+        let pool = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let number = |name: &str| -> i64 {
+            let line = pool.lines().find(|line| line.starts_with(name));
+            let word = line.and_then(|line| line.split_whitespace().nth(1));
+            word.and_then(|word| word.parse().ok()).unwrap_or(0)
+        };
+        if number("HugePages_Free:") - number("HugePages_Rsvd:") >= count {
+            return Some(taken);
+        }
+        println!("SKIPPED: no {count} huge pages to be had");
+        None
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        change(-self.0);
+    }
+}
+
+/// Makes the pool larger or smaller; by how much it did.
+fn change(count: i64) -> Option<i64> {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
+    let before = size()?;
+    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
+    Some(size()? - before)
+}

@@ -1,0 +1,6 @@
+//! Blocks, discards and populating, on real memory.
+
+mod discards;
+mod guest_memory;
+mod populating;
+mod resizing;
