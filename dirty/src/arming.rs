@@ -180,14 +180,35 @@ impl Freeze {
             let mut released = Vec::new();
             block.released.take(0..pages, |run| released.push(run));
             for run in released {
-                // It may be armed again already: noted late, or released before its granule was
-                // armed. Then markers stand where pages are absent and would look like swapped
-                // ones; and while a pager fills, a copier that touches an absent page waits for a
-                // reader, who may be that copier.
-                if let (Some(_), Some(faults)) = (&self.source, &self.faults) {
-                    faults.release(index, run.clone())?;
+                if self.source.is_some() {
+                    self.arm_released_while_filling(index, run, running)?;
+                } else {
+                    self.arm_range(index, run, running)?;
                 }
-                self.arm_range(index, run, running)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// While a pager fills, an absent page must not be taken for a present one: a copier that
+    /// touches it waits for a reader, and may be that reader. But armed absent pages have markers,
+    /// which look like swapped pages. So what is armed already (it was noted late, or released
+    /// before its granule was armed) loses its markers before it is looked at; and what was released
+    /// in a granule that is not armed yet (pages are placed protected) is armed with all of it.
+    fn arm_released_while_filling(
+        &self,
+        index: usize,
+        run: Range<usize>,
+        running: bool,
+    ) -> Result<(), FreezeError> {
+        let (Some(faults), block) = (&self.faults, &self.blocks[index]) else {
+            return Ok(());
+        };
+        for granule in run.start / CHUNK..run.end.div_ceil(CHUNK) {
+            let part = run.start.max(granule * CHUNK)..run.end.min((granule + 1) * CHUNK);
+            if block.armed.contains(granule) {
+                faults.release(index, part.clone())?;
+                self.arm_range(index, part, running)?;
             }
         }
         Ok(())
@@ -327,7 +348,11 @@ impl Freeze {
         Ok(())
     }
 
+    /// Notes which pages of a range exist.
     fn find_present(&self, block: &Picture, range: Range<usize>) -> Result<(), FreezeError> {
+        if !self.options.host.swap {
+            return self.find_present_now(block, range);
+        }
         self.find(block, range, |run| block.absent.remove_range(run))
     }
 
@@ -350,7 +375,7 @@ impl Freeze {
             return Ok(());
         }
         if self.options.host.swap {
-            return self.find_present(block, range);
+            return self.find(block, range, |run| block.absent.remove_range(run));
         }
         presence::present_now(&block.ram, range, &self.pagemap, |run| {
             block.absent.remove_range(run);

@@ -239,7 +239,8 @@ impl Pager {
             for first in (0..pages).step_by(STRIDE.max(self.units[block])) {
                 let part = first..(first + STRIDE.max(self.units[block])).min(pages);
                 let Some(faults) = self.faults.upgrade() else {
-                    return;
+                    // The others wait for what nobody will want any more.
+                    return self.wanted.close();
                 };
                 if self.wanted.is_closed() || self.has_failed() {
                     break 'blocks;
@@ -284,7 +285,7 @@ impl Pager {
     /// All is here: nothing needs to be registered any more.
     fn finish(&self) {
         let Some(faults) = self.faults.upgrade() else {
-            return;
+            return self.wanted.close();
         };
         self.detach(&faults);
         self.wanted.close();

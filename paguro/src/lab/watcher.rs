@@ -150,7 +150,7 @@ impl Record {
     /// When the count of any vCPU was first seen to differ from its first sample: of a machine
     /// that is just being started, its first instruction.
     pub fn first_change_ns(&self) -> Option<u64> {
-        let first = self.writes.get(..self.vcpus)?;
+        let first = self.writes.get(..self.vcpus.max(1))?;
         let mut samples = self.writes.chunks_exact(self.vcpus).zip(&self.at_ns);
         let changed = samples.find(|(writes, _)| *writes != first);
         changed.map(|(_, at_ns)| *at_ns)

@@ -36,6 +36,8 @@ pub struct Job {
     /// Whether the guest ran on.
     pub background: bool,
     outcome: Mutex<Option<Outcome>>,
+    /// Whether its end was told, which is the last thing that happens to it.
+    told: Mutex<bool>,
     ended: Condvar,
 }
 
@@ -73,10 +75,8 @@ impl Migrations {
             return;
         };
         job.control.cancel();
-        let outcome = job.lock();
-        let waited = job
-            .ended
-            .wait_timeout_while(outcome, at_most, |outcome| outcome.is_none());
+        let told = job.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = job.ended.wait_timeout_while(told, at_most, |told| !*told);
         if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
             tracing::error!("a snapshot does not end although it was cancelled");
         }
@@ -119,7 +119,6 @@ impl Job {
             },
         };
         *self.lock() = Some(outcome);
-        self.ended.notify_all();
     }
 }
 
@@ -180,12 +179,15 @@ fn start(monitor: &Monitor, set: &State, path: PathBuf) -> Result<Arc<Job>, QmpE
         control: Control::new(Some(Box::new(hook))),
         background: options.background,
         outcome: Mutex::new(None),
+        told: Mutex::new(false),
         ended: Condvar::new(),
     });
     let (running, guest) = (job.clone(), monitor.guest.clone());
     let run = move || {
         running.run(&guest, &path, &options);
         tell_end(running.control.status());
+        *running.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        running.ended.notify_all();
     };
     let spawned = std::thread::Builder::new()
         .name("migration".to_owned())

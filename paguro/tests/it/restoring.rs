@@ -16,6 +16,27 @@ fn saved(args: &[&str]) -> (tempfile::TempDir, PathBuf) {
     (dir, file)
 }
 
+/// A snapshot file of a machine that has written some of its workload area.
+fn saved_after_writes() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.snap");
+    let machine = Machine::run(dir.path(), &["--workload", "rate=unlimited"]);
+    loop {
+        let output = machine.snapshot(&file, &["--stop"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        // The low 2 MiB have a few pages only; all others are the workload's.
+        if inspected(&file)["present_pages"].as_u64().unwrap() > 512 {
+            return (dir, file);
+        }
+        machine.connect().execute("cont", json!({}));
+    }
+}
+
+fn inspected(file: &std::path::Path) -> serde_json::Value {
+    let output = output(["inspect", "--json", file.to_str().unwrap()]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 #[test]
 fn every_mode_brings_a_running_machine_back() {
     let (dir, file) = saved(&["--workload", "rate=1000"]);
@@ -142,9 +163,9 @@ const PARAMS: std::ops::Range<usize> = 1..2;
 const AREA: std::ops::Range<usize> = 512..4096;
 
 fn pages_offset(file: &std::path::Path) -> u64 {
-    let parsed = output(["inspect", "--json", file.to_str().unwrap()]);
-    let all: serde_json::Value = serde_json::from_slice(&parsed.stdout).unwrap();
-    all["blocks"][0]["pages_offset"].as_u64().unwrap()
+    inspected(file)["blocks"][0]["pages_offset"]
+        .as_u64()
+        .unwrap()
 }
 
 /// Breaks pages of the RAM.
@@ -174,7 +195,7 @@ fn a_damaged_page_that_is_needed_at_once_is_a_clear_error() {
 
 #[test]
 fn a_damaged_page_stops_a_lazily_restored_machine_with_a_clear_error() {
-    let (dir, file) = saved(&["--workload", "rate=unlimited"]);
+    let (dir, file) = saved_after_writes();
     damage(&file, AREA);
     let mut args = vec![
         "--restore",
@@ -201,7 +222,7 @@ fn a_damaged_page_stops_a_lazily_restored_machine_with_a_clear_error() {
 
 #[test]
 fn a_mapped_file_that_shrinks_stops_the_machine_with_a_clear_error() {
-    let (dir, file) = saved(&["--workload", "rate=unlimited"]);
+    let (dir, file) = saved_after_writes();
     let args = [
         "--restore",
         file.to_str().unwrap(),
@@ -224,7 +245,7 @@ fn a_mapped_file_that_shrinks_stops_the_machine_with_a_clear_error() {
 
 #[test]
 fn a_machine_that_fails_and_has_no_socket_ends() {
-    let (_dir, file) = saved(&["--workload", "rate=unlimited"]);
+    let (_dir, file) = saved_after_writes();
     damage(&file, AREA);
     let _turn = crate::machine::turn();
     let output = output(["restore", file.to_str().unwrap(), "--serial", "none"]);
@@ -255,7 +276,7 @@ fn wait_for_failure(qmp: &mut crate::machine::Qmp, reason: &str) {
 
 #[test]
 fn inspect_tells_what_is_in_a_file_and_finds_a_flipped_bit() {
-    let (dir, file) = saved(&["--workload", "rate=unlimited"]);
+    let (dir, file) = saved_after_writes();
     let name = file.to_str().unwrap();
     let plain = output(["inspect", name]);
     let said = text(&plain.stdout);

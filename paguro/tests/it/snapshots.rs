@@ -326,6 +326,15 @@ fn signals_end_the_program_orderly_also_during_a_snapshot() {
         last["data"],
         json!({ "guest": false, "reason": "host-signal" })
     );
+    // The snapshot ends as a cancelled one, and the client is told, before or after.
+    let all: Vec<_> = events
+        .into_iter()
+        .chain(std::iter::from_fn(|| qmp.line()))
+        .collect();
+    let told = all
+        .iter()
+        .any(|event| event["data"]["status"] == "cancelled");
+    assert!(told, "{all:?}");
     let (status, said) = machine.wait();
     assert!(status.success(), "{said}");
     let left: Vec<_> = std::fs::read_dir(dir.path())
