@@ -11,11 +11,6 @@
 //! whole granule is released. In a short one, and in all rounds after the first, 64 KiB are: the
 //! guest can lose no more than the round lasts, each round is shorter than the one before, and
 //! soon what is left costs the pause less than a third of a millisecond.
-//!
-//! A call costs a round trip to the vCPUs, about as much as a fault does, so a guest that does
-//! nothing but fault could keep up with us for ever. In the rounds after the first its faults are
-//! answered a little later ([`DELAY`]): it stands still no longer in all, but far fewer ranges are
-//! released.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -40,8 +35,6 @@ const LONG: Duration = Duration::from_micros(400);
 const SHORT: Duration = Duration::from_micros(150);
 /// Pages in the largest call.
 const MOST_PAGES: usize = 64 * CHUNK;
-/// How much later a fault is answered in the rounds after the first.
-pub(crate) const DELAY: Duration = Duration::from_micros(200);
 /// Work after which there is a breath.
 const BREATH_AFTER: Duration = Duration::from_micros(60);
 /// A first pass over more than this is long: 512 MiB.
@@ -135,8 +128,6 @@ impl Freeze {
             let cost = self.pace().forecast_ns(calls, pages);
             tracing::debug!(round, calls, pages, cost, "armed");
             if cost < REST_NS || round >= MOST_ROUNDS || (round > 4 && cost >= before) {
-                self.delay_faults
-                    .store(false, std::sync::atomic::Ordering::Release);
                 return Ok(());
             }
             before = cost;

@@ -57,9 +57,6 @@ impl Freeze {
     /// taken, armed, and only then released, and nobody would know.
     fn write_while_arming(&self, faults: &Faults, at: Located) -> Result<(), FreezeError> {
         let block = &self.blocks[at.block];
-        if self.delay_faults.load(Ordering::Acquire) {
-            std::thread::sleep(crate::arming::DELAY);
-        }
         let size = self.arming_pages.load(Ordering::Acquire).max(block.unit);
         let pages = span(at.page, size, block.ram.max_pages());
         faults.release(at.block, pages.clone())?;

@@ -74,8 +74,6 @@ pub struct Freeze {
     pub(crate) sizing: Sizing,
     /// Pages that a fault releases while arming.
     pub(crate) arming_pages: AtomicUsize,
-    /// Whether faults while arming are answered a little later.
-    pub(crate) delay_faults: AtomicBool,
     pub(crate) pace: Mutex<Pace>,
     /// The order of the scan, made at the first look, and how far it is.
     pub(crate) order: OnceLock<Vec<(usize, usize)>>,
@@ -156,7 +154,6 @@ impl Freeze {
             pagemap,
             sizing: Sizing::new(chunk),
             arming_pages: AtomicUsize::new(CHUNK),
-            delay_faults: AtomicBool::new(false),
             pace: Mutex::default(),
             order: OnceLock::new(),
             cursor: AtomicUsize::new(0),

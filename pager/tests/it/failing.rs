@@ -105,6 +105,7 @@ fn a_page_without_room_is_a_failure_and_not_silently_zero() {
         println!("SKIPPED: cannot mount a small tmpfs here");
         return;
     }
+    let _mount = Mount(dir.path());
     let file = tempfile::tempfile_in(dir.path()).unwrap();
     file.set_len(600 * PAGE as u64).unwrap();
     let mapping = Mapping::shared(file.as_fd(), 600 * PAGE, false).unwrap();
@@ -119,9 +120,17 @@ fn a_page_without_room_is_a_failure_and_not_silently_zero() {
         assert!(ends(&told), "another error");
         assert!(rig.pager.left_pages() > 500);
     }
-    let _ = std::process::Command::new("umount")
-        .args(["-l".as_ref(), dir.path()])
-        .status();
+}
+
+/// Unmounted whatever happens; at once, although the file is still mapped.
+struct Mount<'a>(&'a std::path::Path);
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .args(["-l".as_ref(), self.0])
+            .status();
+    }
 }
 
 #[test]

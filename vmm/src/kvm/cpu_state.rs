@@ -314,7 +314,7 @@ fn set_msrs(fd: &VcpuFd, vcpu: usize, msrs: Vec<(u32, u64)>) -> Result<(), VmErr
             .map_err(refused("take a vCPU's MSRs"))?;
         if set < part.len() {
             let (msr, value) = part[set];
-            tracing::warn!(vcpu, "MSR {msr:#x} does not take {value:#x} here; skipped");
+            tracing::debug!(vcpu, "MSR {msr:#x} does not take {value:#x} here; skipped");
         }
         left = &left[part.len().min(set + usize::from(set < part.len()))..];
     }
