@@ -258,15 +258,15 @@ fn pause<'m>(
     report: &mut SnapshotReport,
 ) -> Result<(Box<dyn Paused + 'm>, Vec<DeviceSection>), SnapshotError> {
     let start = Instant::now();
+    if options.sabotage == Sabotage::RearmBeforeBarrier {
+        freeze.arm_rest().map_err(SnapshotError::Freeze)?;
+    }
     // 1 and 2: vCPUs out of the guest, devices quiet.
     let mut paused = machine.pause()?;
     report.pause_stop_us = micros(start.elapsed());
     // 3: device state, and what collecting it writes to RAM.
     let devices = paused.save_devices()?;
     report.pause_devices_us = micros(start.elapsed()) - report.pause_stop_us;
-    if options.sabotage == Sabotage::RearmBeforeBarrier {
-        freeze.arm_rest().map_err(SnapshotError::Freeze)?;
-    }
     same_blocks(&machine.ram(), freeze.ram())?;
     // 4 to 6: readers stand still, the last look, the frozen epoch.
     let barrier = freeze.barrier();

@@ -2,8 +2,9 @@
 //!
 //! `pages=4k,backing=anon,accel=kvm,cpus=2,pattern=zipf,rate=unlimited,dma=off,restore=lazy,`
 //! `force=none,chunk=64K,seed=7`. What is not named (moments, sizes, other parameters) follows
-//! from the seed. Three keys only bend that: `snapshots=N` takes as many of the source, all in the
-//! background, `returns=N` restores as often, and `memory=SIZE`, `set=SIZE` fix sizes.
+//! from the seed. Some keys only bend that: `snapshots=N` takes as many of the source, all in the
+//! background, `returns=N` restores as often, `memory=SIZE` and `set=SIZE` fix sizes, and
+//! `busy=on` has other threads take the CPUs while a snapshot begins.
 
 use std::fmt;
 use std::str::FromStr;
@@ -50,6 +51,8 @@ pub struct Case {
     pub memory_bytes: u64,
     /// What of it is written; 0: by the seed.
     pub set_bytes: u64,
+    /// The host is busy while a snapshot begins.
+    pub busy: bool,
 }
 
 /// `--x-dma`
@@ -102,6 +105,7 @@ impl Default for Case {
             returns: 0,
             memory_bytes: 0,
             set_bytes: 0,
+            busy: false,
         }
     }
 }
@@ -168,6 +172,9 @@ impl fmt::Display for Case {
                 write!(f, ",{key}={}", Size(bytes))?;
             }
         }
+        if self.busy {
+            f.write_str(",busy=on")?;
+        }
         Ok(())
     }
 }
@@ -224,6 +231,13 @@ impl Case {
             "returns" => self.returns = number(value)?,
             "memory" => self.memory_bytes = size(value)?,
             "set" => self.set_bytes = size(value)?,
+            "busy" => {
+                self.busy = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err("not on or off".to_owned()),
+                }
+            }
             _ => return Err("there is no such key".to_owned()),
         }
         Ok(())
@@ -253,7 +267,7 @@ mod tests {
         for case in full(&mut Rng::new(1), |_| true) {
             assert_eq!(case.to_string().parse(), Ok(case));
         }
-        let text = "rate=unlimited,snapshots=20,returns=3,memory=64M,set=16M";
+        let text = "rate=unlimited,snapshots=20,returns=3,memory=64M,set=16M,busy=on";
         let case: Case = text.parse().unwrap();
         assert!(
             case.to_string()

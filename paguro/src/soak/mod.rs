@@ -5,9 +5,11 @@
 //! | [`case`] | one machine as a text that brings it back |
 //! | [`matrix`] | which machines there are, and in which order they are tried |
 //! | [`walk`] | what is done with one |
+//! | [`load`] | a busy host |
 //! | [`rng`] | random numbers that a seed brings back |
 
 mod case;
+mod load;
 mod matrix;
 mod rng;
 mod walk;

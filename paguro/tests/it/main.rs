@@ -3,6 +3,7 @@
 mod cli;
 mod killed;
 mod machine;
+mod matrix;
 mod protocol;
 mod python;
 mod restoring;
