@@ -308,9 +308,12 @@ impl Freeze {
         Ok(())
     }
 
-    /// Anonymous memory on a kernel that ignores the protection of absent pages.
+    /// Anonymous memory on a kernel that ignores the protection of absent pages. Not where pages are
+    /// placed: there they come protected, and reading an absent one would wait for whoever places
+    /// it, who may be waiting for the pause to end.
     fn must_populate(&self, block: &Picture) -> bool {
         block.ram.backing() == Backing::Anonymous
+            && !block.placed.load(std::sync::atomic::Ordering::Acquire)
             && !self.options.host.features.has(Features::WP_UNPOPULATED)
     }
 

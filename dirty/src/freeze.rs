@@ -198,6 +198,9 @@ impl Freeze {
                     why: "it is a private mapping of a file on a disk",
                 });
             }
+            // Asked afterwards: from here on no pager can take its registration away.
+            let placed = faults.is_registered(index, Use::Missing);
+            block.placed.store(placed, Ordering::Release);
         }
         if self.options.sabotage != Sabotage::PlaceUnprotected {
             faults.protect_placements();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use paguro_ram::{Backing, PageKind, PageSet, RamBlock};
 
@@ -36,6 +36,9 @@ pub(crate) struct Picture {
     pub(crate) split: PageSet,
     /// Pages that are protected and released together at least.
     pub(crate) unit: usize,
+    /// Whether it was registered for missing pages too when the freeze began; it stays so until
+    /// the end. Then every page that comes is placed, and placed protected.
+    pub(crate) placed: AtomicBool,
     /// The used length at the last look of arming, in pages.
     pub(crate) looked: AtomicUsize,
     /// The used length at the pause, in pages: where the picture ends, whatever becomes of the
@@ -64,6 +67,7 @@ impl Picture {
             split: PageSet::new(granules),
             hot: PageSet::new(granules),
             unit,
+            placed: AtomicBool::new(false),
             looked: AtomicUsize::new(ram.pages()),
             held: AtomicUsize::new(0),
             ram,

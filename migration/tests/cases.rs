@@ -374,13 +374,17 @@ fn discarded_pages_are_neither_read_nor_saved() {
 #[test]
 fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
     let _alone = alone();
-    let Some(host) = host(&Fallbacks::default()) else {
-        return;
-    };
-    for (backing, kind) in [
-        (Backing::Anonymous, PageKind::Small),
-        (Backing::Memfd, PageKind::Small),
+    for (backing, forced) in [
+        (Backing::Anonymous, ""),
+        (Backing::Anonymous, "no-wp-unpopulated"),
+        (Backing::Memfd, ""),
     ] {
+        let kind = PageKind::Small;
+        let mut fallbacks = Fallbacks::default();
+        fallbacks.force(forced);
+        let Some(host) = host(&fallbacks) else {
+            return;
+        };
         let dir = tempfile::tempdir().unwrap();
         let layout = [config(0, 2048, backing, kind)];
         let first = dir.path().join("first");
@@ -392,7 +396,11 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         let file = Arc::new(RestoreFile::open(&first).unwrap());
         let options = RestoreOptions {
             mode: RestoreMode::Lazy,
-            prefetch: Prefetch::Limited(2 << 20),
+            prefetch: if forced.is_empty() {
+                Prefetch::Limited(2 << 20)
+            } else {
+                Prefetch::Off
+            },
             threads: 2,
             host,
             faults_in_kernel: false,
@@ -407,7 +415,14 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         let filler = restored.filler.clone().unwrap();
         let idle = ThreadMachine::start(restored.ram.clone(), 0, 0);
         let second = dir.path().join("second");
-        take(&idle, &restored.memory, &second, &small(host)).unwrap();
+        // One page is here, so that its granule is armed with all that is not.
+        restored.ram.blocks()[0].mapping().touch(0, 4096);
+        // All of the arming in the pause: there nobody answers faults, so nothing may be touched.
+        let options = SnapshotOptions {
+            arm_in_pause: !forced.is_empty(),
+            ..small(host)
+        };
+        take(&idle, &restored.memory, &second, &options).unwrap();
         assert!(!filler.is_done(), "too fast for the test to mean anything");
         assert_eq!(
             wrong(
