@@ -79,7 +79,8 @@ the command that brings the case back, and exits with status 1. The last line su
 Keys of a case: pages=4k|thp|2m, backing=anon|memfd, accel=kvm|threads, cpus=N,
 pattern=sequential|random|zipf|hotset, rate=10k|unlimited, dma=off|read|direct,
 restore=eager|map|lazy, force=none or a fallback of PAGURO_FORCE, chunk=SIZE, seed=N; and
-snapshots=N, returns=N, memory=SIZE, set=SIZE where the seed shall not choose.";
+snapshots=N, returns=N, memory=SIZE, set=SIZE where the seed shall not choose; busy=on for other
+work on the host while a snapshot begins.";
 
 /// `paguro soak`
 #[derive(Debug, Args)]

@@ -269,10 +269,7 @@ mod tests {
         }
         let text = "rate=unlimited,snapshots=20,returns=3,memory=64M,set=16M,busy=on";
         let case: Case = text.parse().unwrap();
-        assert!(
-            case.to_string()
-                .ends_with("snapshots=20,returns=3,memory=64M,set=16M")
-        );
+        assert!(case.to_string().ends_with(&text["rate=unlimited,".len()..]));
         assert_eq!(case.to_string().parse(), Ok(case));
     }
 

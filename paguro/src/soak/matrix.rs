@@ -2,8 +2,8 @@
 //! values of two dimensions meet.
 //!
 //! The matrix has the dimensions of a machine: pages, backing, accelerator, vCPUs, pattern, rate,
-//! device, restore mode. Fallbacks and chunk sizes are drawn for each of its cases; in the
-//! selection they are dimensions too.
+//! device, restore mode. Fallbacks, chunk sizes and whether the host is busy are drawn for each of
+//! its cases; in the selection fallbacks and chunk sizes are dimensions too.
 
 use super::case::{Case, Dma, FORCES, PATTERNS};
 use super::rng::Rng;
@@ -65,6 +65,7 @@ pub fn full(rng: &mut Rng, fits: impl Fn(&Case) -> bool) -> Vec<Case> {
     for case in &mut all {
         case.seed = rng.next() >> 32;
         case.chunk_bytes = rng.pick(&CHUNKS);
+        case.busy = rng.one_in(8);
         let drawn = Case {
             force: rng.pick(&FORCES),
             ..*case
@@ -146,6 +147,7 @@ mod tests {
                     force: "none",
                     chunk_bytes: 0,
                     seed: 0,
+                    busy: false,
                     ..*case
                 };
                 plain.to_string()

@@ -6,6 +6,7 @@
 //! compared again, and what was saved of it is brought back and compared once more.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use paguro_oracle::Report;
@@ -14,6 +15,7 @@ use paguro_workload::spec::Bytes;
 use serde_json::json;
 
 use super::case::{Case, RATE};
+use super::load::{Load, starve_readers};
 use super::rng::Rng;
 use crate::cli::{BackingArg, PagesArg, PrefetchArg, RestoreModeArg};
 use crate::lab::machine::Parameters;
@@ -60,6 +62,7 @@ pub fn walk(case: &Case, dir: &Path, sabotage: &str, walked: &mut Walked) -> Res
             made: Vec::new(),
         },
         walked,
+        load: case.busy.then(Load::new).transpose()?,
         is_sabotaged: !sabotage.is_empty(),
     };
     let (file, saved) = walk.source()?;
@@ -120,6 +123,7 @@ struct Walk<'a> {
     options: MachineOptions,
     files: Files,
     walked: &'a mut Walked,
+    load: Option<Load>,
     is_sabotaged: bool,
 }
 
@@ -287,10 +291,14 @@ impl Walk<'_> {
 
     fn take(&mut self, machine: &mut Machine, file: &Path, background: bool) -> Result<()> {
         let parameters = self.parameters();
-        let report = machine.snapshot(file, &parameters, background)?;
+        machine.begin_snapshot(file, &parameters, background)?;
+        self.disturb(machine)?;
+        let report = machine.wait_snapshot()?;
         self.walked.snapshots += 1;
         let number = |field: &str| report[field].as_u64().unwrap_or(0);
-        if number("normal_pages") + number("zero_pages") != number("total_pages") {
+        let counted = number("normal_pages") + number("zero_pages");
+        // What is broken on purpose is left to the oracle.
+        if counted != number("total_pages") && !self.is_sabotaged {
             bail!("pages saved and zero pages are not all pages: {report}");
         }
         // Nothing may be left of the freeze; a pager that still fills needs its registration.
@@ -300,6 +308,23 @@ impl Walk<'_> {
             bail!("guest RAM is still registered with a userfaultfd (filling: {fills})");
         }
         Ok(())
+    }
+
+    /// Keeps the CPUs busy until the pause is over, and from those who answer faults above all. All
+    /// else is as it is.
+    fn disturb(&mut self, machine: &mut Machine) -> Result<()> {
+        let Some(load) = &self.load else {
+            return Ok(());
+        };
+        load.set(true);
+        let mut status = Ok(json!({ "status": "setup" }));
+        while matches!(&status, Ok(now) if now["status"] == "setup") {
+            starve_readers(machine.pid());
+            std::thread::sleep(Duration::from_micros(500));
+            status = machine.execute("query-migrate", json!({}));
+        }
+        load.set(false);
+        status.map(drop)
     }
 
     fn cancel(&mut self, machine: &mut Machine, file: &Path, background: bool) -> Result<bool> {
@@ -341,6 +366,7 @@ impl Walk<'_> {
         all.insert("x-paguro-huge-pages".to_owned(), policy.into());
         all.insert("x-paguro-checksums".to_owned(), (!rng.one_in(4)).into());
         all.insert("x-paguro-arm-in-pause".to_owned(), rng.one_in(8).into());
+        // Slow enough for the guest to write all there is meanwhile.
         let slow = if rng.one_in(4) { 200 << 20 } else { 0 };
         all.insert("max-bandwidth".to_owned(), slow.into());
         // What is broken on purpose must be found by the oracle, not by the freeze itself.

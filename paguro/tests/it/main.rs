@@ -1,6 +1,7 @@
 //! The program as its users see it: commands, the control socket, files.
 
 mod cli;
+mod demo;
 mod killed;
 mod machine;
 mod matrix;
