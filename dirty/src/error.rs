@@ -83,6 +83,9 @@ pub enum FreezeError {
         #[source]
         source: std::io::Error,
     },
+    /// Ours: a thread that copies pages panicked.
+    #[error("a thread that copies pages panicked: this is a bug in paguro")]
+    Bug,
     /// The caller ended it.
     #[error("the freeze was ended")]
     Ended,

@@ -22,12 +22,7 @@ impl ProtectedHandler for Freeze {
                 .map_err(FreezeError::from),
         };
         if let Err(error) = done {
-            // The waiter comes first: it may run on, the picture is lost.
-            tracing::error!(%error, "a fault on frozen memory could not be answered");
-            self.fail(error);
-            if let Err(error) = faults.release(at.block, self.unit_around(at)) {
-                tracing::error!(%error, "a writer may be stuck");
-            }
+            self.give_up(faults, at, error);
         }
     }
 
@@ -50,9 +45,24 @@ impl ProtectedHandler for Freeze {
             _ => {}
         }
     }
+
+    /// What it had claimed is released with all the rest when the freeze is ended, which its failure
+    /// brings about.
+    fn broken(&self, faults: &Faults, at: Located) {
+        self.give_up(faults, at, FreezeError::Bug);
+    }
 }
 
 impl Freeze {
+    /// The waiter comes first: it may run on, the picture is lost.
+    fn give_up(&self, faults: &Faults, at: Located, error: FreezeError) {
+        tracing::error!(%error, "a fault on frozen memory could not be answered");
+        self.fail(error);
+        if let Err(error) = faults.release(at.block, self.unit_around(at)) {
+            tracing::error!(%error, "a writer may be stuck");
+        }
+    }
+
     /// Nothing needs to be copied yet. Released *before* it is noted: noted first, it could be
     /// taken, armed, and only then released, and nobody would know.
     fn write_while_arming(&self, faults: &Faults, at: Located) -> Result<(), FreezeError> {

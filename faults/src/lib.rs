@@ -14,7 +14,8 @@
 //!   that is placed is placed protected, zeros as a protected copy (`UFFDIO_ZEROPAGE` cannot
 //!   protect). Switching waits for placements under way.
 //! * **Nobody waits for ever.** A fault that no handler answers is answered here: a missing page
-//!   with zeros, a protected one by releasing it.
+//!   with zeros, a protected one by releasing it. A handler that panics does not take the thread
+//!   that reads faults with it: it is told that it is broken, and fails what it serves.
 
 #![forbid(unsafe_code)]
 
@@ -46,6 +47,10 @@ pub trait MissingHandler: Send + Sync {
 
     /// These pages of a block were given back, and with them whatever was still to come for them.
     fn removed(&self, _faults: &Faults, _block: usize, _pages: Range<usize>) {}
+
+    /// One of the calls above panicked over this page. Must see to it that nobody goes on with what
+    /// is half done, and that whoever waits for the page is let go; must not panic itself.
+    fn broken(&self, faults: &Faults, at: Located);
 }
 
 /// Answers faults on protected pages.
@@ -55,6 +60,9 @@ pub trait ProtectedHandler: Send + Sync {
 
     /// Somebody else gave these pages of a block back: their content is gone already.
     fn removed(&self, block: usize, pages: Range<usize>);
+
+    /// As [`MissingHandler::broken`].
+    fn broken(&self, faults: &Faults, at: Located);
 }
 
 /// Who answers what.

@@ -83,8 +83,16 @@ fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
         return;
     };
     match (fault.kind, &handlers.missing, &handlers.protected) {
-        (FaultKind::WriteProtect, _, Some(handler)) => handler.protected(faults, at),
-        (FaultKind::Missing | FaultKind::Minor, Some(handler), _) => handler.missing(faults, at),
+        (FaultKind::WriteProtect, _, Some(handler)) => {
+            if !returns(|| handler.protected(faults, at)) {
+                handler.broken(faults, at);
+            }
+        }
+        (FaultKind::Missing | FaultKind::Minor, Some(handler), _) => {
+            if !returns(|| handler.missing(faults, at)) {
+                handler.broken(faults, at);
+            }
+        }
         (FaultKind::WriteProtect, _, None) => {
             // A leftover of a freeze that is over: the page is free.
             if let Err(error) = faults.release(at.block, faults.unit_of(at)) {
@@ -107,10 +115,26 @@ pub(crate) fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize,
     };
     let pages = at.page..at.page + (end - start).div_ceil(page);
     let pages = pages.start..pages.end.min(faults.block(at.block).max_pages());
-    if let Some(handler) = &handlers.missing {
-        handler.removed(faults, at.block, pages.clone());
+    if let Some(handler) = &handlers.missing
+        && !returns(|| handler.removed(faults, at.block, pages.clone()))
+    {
+        handler.broken(faults, at);
     }
-    if let Some(handler) = &handlers.protected {
-        handler.removed(at.block, pages);
+    if let Some(handler) = &handlers.protected
+        && !returns(|| handler.removed(at.block, pages))
+    {
+        handler.broken(faults, at);
     }
+}
+
+/// Calls a handler; false if it panicked. That is a bug of ours, and without this it would end the
+/// thread with the event in hand: the vCPU that waits for the answer would wait for ever, and so
+/// would all that fault after it, once the last reader is gone. The handler's own locks are held to
+/// be valid at every step (see `lock`).
+fn returns(call: impl FnOnce()) -> bool {
+    let returned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_ok();
+    if !returned {
+        tracing::error!("a handler of faults panicked: a bug");
+    }
+    returned
 }

@@ -1,12 +1,12 @@
 //! Writing a frozen picture to a file: pages in parallel at fixed places, then all the rest.
 
 use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use paguro_dirty::FreezeError::Ended;
-use paguro_dirty::{Copied, Freeze};
+use paguro_dirty::{Copied, Freeze, FreezeError};
 use paguro_ram::PageSet;
 use paguro_sys::Priority;
 use paguro_wire::bitmap;
@@ -77,10 +77,16 @@ impl<'a> Saver<'a> {
             for index in 0..self.options.channels.max(1) {
                 let name = format!("save/{index}");
                 let work = || {
-                    if let Err(error) = self.copy_and_write() {
+                    // A panic must not leave the others waiting for pages that this one claimed.
+                    let saved = catch_unwind(AssertUnwindSafe(|| self.copy_and_write()));
+                    let bug = |_| Err(SnapshotError::Freeze(FreezeError::Bug));
+                    if let Err(error) = saved.unwrap_or_else(bug) {
                         let mut failed = failed.lock().unwrap_or_else(|e| e.into_inner());
                         // "Ended" is what the others are told: the reason is somebody else's.
-                        if matches!(*failed, None | Some(SnapshotError::Freeze(Ended))) {
+                        if matches!(
+                            *failed,
+                            None | Some(SnapshotError::Freeze(FreezeError::Ended))
+                        ) {
                             *failed = Some(error);
                         }
                         drop(failed);

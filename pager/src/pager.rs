@@ -1,6 +1,7 @@
 //! The pager and its threads.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -210,11 +211,11 @@ impl Pager {
             let size = AROUND.max(unit);
             let first = at.page / size * size;
             let around = first..(first + size).min(end);
-            let fetched = self.fetch(&faults, at.block, around, &mut bytes);
+            let fetched = self.try_fetch(&faults, at.block, around, &mut bytes);
             // Its neighbours may be unreadable or gone; what is waited for is tried alone.
             let fetched = fetched.or_else(|_| {
                 let first = at.page / unit * unit;
-                self.fetch(&faults, at.block, first..first + unit, &mut bytes)
+                self.try_fetch(&faults, at.block, first..first + unit, &mut bytes)
             });
             self.faults_served.fetch_add(1, Ordering::Relaxed);
             match fetched {
@@ -246,7 +247,7 @@ impl Pager {
                     break 'blocks;
                 }
                 let before = self.arrived[block].count_in(part.clone());
-                if let Err(error) = self.fetch(&faults, block, part.clone(), &mut bytes) {
+                if let Err(error) = self.try_fetch(&faults, block, part.clone(), &mut bytes) {
                     let at = Located { block, page: first };
                     self.give_up(&faults, at, &error);
                     break 'blocks;
@@ -316,6 +317,19 @@ impl Pager {
     fn known(&self, block: usize, range: Range<usize>) -> Range<usize> {
         let end = range.end.min(self.source.has(block).pages());
         range.start.min(end)..end
+    }
+
+    /// [`Self::fetch`]; a panic in it or in the source is an error like others, so that who waits
+    /// for the page is let go.
+    fn try_fetch(
+        &self,
+        faults: &Faults,
+        block: usize,
+        range: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), SourceError> {
+        catch_unwind(AssertUnwindSafe(|| self.fetch(faults, block, range, bytes)))
+            .unwrap_or(Err(SourceError::Bug))
     }
 
     /// Fetches what of a range has not arrived yet, and places zeros where the source has nothing.
@@ -440,5 +454,9 @@ impl MissingHandler for Pager {
         if faults.block(block).backing() == Backing::Anonymous {
             self.count(block, pages);
         }
+    }
+
+    fn broken(&self, faults: &Faults, at: Located) {
+        self.give_up(faults, at, &SourceError::Bug);
     }
 }

@@ -38,6 +38,9 @@ pub enum SourceError {
     /// The host's: there is no room for what was read.
     #[error("a page was read but cannot be put in its place")]
     Place(#[source] paguro_faults::FaultsError),
+    /// Ours: a thread that fetches pages panicked.
+    #[error("a thread that fetches pages panicked: this is a bug in paguro")]
+    Bug,
 }
 
 /// Where a pager gets pages.

@@ -89,7 +89,7 @@ pub fn demo(args: &DemoArgs, forced: &Forced) -> Result<ExitCode> {
     let options = options(args, forced)?;
     let huge = match name(args.pages).as_str() {
         "2m" => Some(
-            HugePages::reserve(2 * options.memory_bytes)
+            HugePages::reserve(options.memory_bytes)
                 .map_err(|why| Advised::error(why, "run as root, or use --pages thp"))?,
         ),
         _ => None,

@@ -17,6 +17,7 @@ struct Source {
     arrived: PageSet,
     settled: AtomicUsize,
     broken: Option<usize>,
+    panics: Option<usize>,
 }
 
 impl Source {
@@ -26,6 +27,7 @@ impl Source {
             arrived: PageSet::new(pages),
             settled: AtomicUsize::new(0),
             broken: None,
+            panics: None,
         };
         source.has.insert_range(has);
         source
@@ -42,6 +44,7 @@ impl Unarrived for Source {
     }
 
     fn read(&self, _: usize, page: usize, to: &mut [u8]) -> io::Result<()> {
+        assert_ne!(self.panics, Some(page), "as it should");
         if self.broken == Some(page) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -65,6 +68,10 @@ impl MissingHandler for Places {
         } else {
             faults.place_zeros(0, at.page..at.page + 1).unwrap();
         }
+    }
+
+    fn broken(&self, _: &Faults, at: Located) {
+        panic!("nothing panics over {at:?}");
     }
 }
 
@@ -176,4 +183,28 @@ fn a_source_that_fails_ends_the_freeze_and_frees_the_writer() {
         freeze.end();
         ends(&late);
     }
+}
+
+/// A bug of ours, or of whoever gave us the source, costs the picture and not the guest.
+#[test]
+fn a_panic_over_a_fault_ends_the_freeze_and_frees_every_writer() {
+    let _alone = alone();
+    let Some((rig, _)) = rig(Backing::Anonymous, 0..600) else {
+        return;
+    };
+    let mut source = Source::new(1024, 0..600);
+    source.panics = Some(33);
+    let freeze = rig
+        .freeze_of(Some(Arc::new(source)), rig.options())
+        .unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    ends(&rig.write(0, 33, 9));
+    match picture(&freeze, 1) {
+        Err(FreezeError::Bug) => {}
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    let late: Vec<_> = [33, 34, 40].map(|page| rig.write(0, page, 9)).into();
+    freeze.end();
+    late.iter().for_each(ends);
 }

@@ -92,15 +92,22 @@ impl ProtectedHandler for Catcher {
     fn removed(&self, _: usize, pages: Range<usize>) {
         self.removed.lock().unwrap().push(pages);
     }
+
+    fn broken(&self, _: &Faults, at: Located) {
+        panic!("nothing panics over {at:?}");
+    }
 }
 
-/// Does with faults whatever it is told.
+/// Does with faults whatever it is told. If that panics, whoever faulted waits for ever, and the test
+/// finds him.
 pub struct Does<F>(pub F);
 
 impl<F: Fn(&Faults, Located) + Send + Sync> MissingHandler for Does<F> {
     fn missing(&self, faults: &Faults, at: Located) {
         (self.0)(faults, at);
     }
+
+    fn broken(&self, _: &Faults, _: Located) {}
 }
 
 impl<F: Fn(&Faults, Located) + Send + Sync> ProtectedHandler for Does<F> {
@@ -109,6 +116,8 @@ impl<F: Fn(&Faults, Located) + Send + Sync> ProtectedHandler for Does<F> {
     }
 
     fn removed(&self, _: usize, _: Range<usize>) {}
+
+    fn broken(&self, _: &Faults, _: Located) {}
 }
 
 /// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may

@@ -173,3 +173,44 @@ fn closing_wakes_everybody() {
     drop(faults);
     assert!(readers.iter().all(ends));
 }
+
+/// Panics over every fault, and then lets go.
+#[derive(Default)]
+struct Panics {
+    broken: std::sync::atomic::AtomicUsize,
+}
+
+impl paguro_faults::ProtectedHandler for Panics {
+    fn protected(&self, _: &Faults, at: Located) {
+        panic!("over {at:?}, as it should");
+    }
+
+    fn removed(&self, _: usize, pages: std::ops::Range<usize>) {
+        panic!("over {pages:?}, as it should");
+    }
+
+    fn broken(&self, faults: &Faults, at: Located) {
+        faults.release(at.block, at.page..at.page + 1).unwrap();
+        self.broken.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_handler_that_panics_is_told_and_the_reader_goes_on() {
+    let _alone = alone();
+    let Some(faults) = faults(8, Backing::Anonymous, 1) else {
+        return;
+    };
+    let panics = Arc::new(Panics::default());
+    faults.register(0, Use::WriteProtect).unwrap();
+    faults.barrier().protected = Some(panics.clone());
+    (0..8).for_each(|page| ends(&write(&faults, page, 1)));
+    faults.protect(0, 0..8).unwrap();
+    for page in 0..4 {
+        ends(&write(&faults, page, 2));
+    }
+    ends(&give_back(&faults, 6));
+    ends(&write(&faults, 7, 2));
+    drop(faults.barrier());
+    assert_eq!(panics.broken.load(Ordering::SeqCst), 6);
+}

@@ -153,3 +153,25 @@ fn a_pager_that_is_stopped_leaves_nobody_waiting() {
         ends(&rig.read(1000));
     }
 }
+
+#[test]
+fn a_source_that_panics_is_a_failure_and_nobody_waits_for_it() {
+    let _alone = alone();
+    for prefetch in [Prefetch::Off, Prefetch::Unlimited] {
+        let source = Source::new(600, 0..600);
+        source.panics_at.store(300, Ordering::SeqCst);
+        let (tell, told) = channel();
+        let tell = Mutex::new(tell);
+        let failure = Box::new(move |error: &SourceError| {
+            let _ = tell.lock().unwrap().send(matches!(error, SourceError::Bug));
+        });
+        let small = block(600, Backing::Anonymous, PageKind::Small);
+        let Some(rig) = Rig::of(small, &source, prefetch, failure) else {
+            return;
+        };
+        let reader = rig.read(300);
+        assert!(ends(&told));
+        assert_eq!(ends(&reader), 0);
+        assert!(rig.pager.has_failed() && !rig.pager.is_done());
+    }
+}

@@ -41,6 +41,7 @@ pub struct Source {
     pub reads: Mutex<Vec<usize>>,
     pub broken: Mutex<BTreeSet<usize>>,
     pub asked: AtomicUsize,
+    pub panics_at: AtomicUsize,
 }
 
 impl Source {
@@ -54,6 +55,7 @@ impl Source {
             reads: Mutex::default(),
             broken: Mutex::default(),
             asked: AtomicUsize::new(0),
+            panics_at: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -77,6 +79,8 @@ impl PageSource for Source {
     fn read(&self, block: usize, pages: Range<usize>, to: &mut [u8]) -> Result<(), SourceError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         assert_eq!(to.len(), pages.len() * PAGE);
+        let panics_at = self.panics_at.load(Ordering::SeqCst);
+        assert!(!pages.contains(&panics_at), "as it should");
         let broken = self.broken.lock().unwrap();
         if let Some(&page) = broken.range(pages.clone()).next() {
             let block = format!("ram{block}");

@@ -96,7 +96,9 @@ fn pool() -> io::Result<u64> {
 fn turn() -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
-    let file = options.open(std::env::temp_dir().join("paguro-huge-pages.lock"))?;
+    let path = std::env::temp_dir().join("paguro-huge-pages.lock");
+    // Another user may have made it: to lock it, it is enough to read it.
+    let file = options.open(&path).or_else(|_| File::open(&path))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
     Ok(file)
 }
