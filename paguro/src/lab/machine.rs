@@ -188,9 +188,17 @@ impl Machine {
 
     /// Waits until the guest has done so many writes more than now, over all vCPUs.
     pub fn wait_writes(&mut self, more: u64) -> Result<()> {
-        let from = self.progress.total_writes();
+        self.wait_total(self.progress.total_writes() + more)
+    }
+
+    /// Waits until the guest has made so many writes since it was booted for the first time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::wait_writes`].
+    pub fn wait_total(&mut self, writes: u64) -> Result<()> {
         let deadline = Instant::now() + IN_VAIN;
-        while self.progress.total_writes() - from < more {
+        while self.progress.total_writes() < writes {
             if Instant::now() > deadline {
                 let status = self.status()?;
                 bail!(
