@@ -17,9 +17,8 @@ use std::time::Duration;
 
 use paguro_faults::Use;
 use paguro_ram::{Backing, PageKind, populate, presence};
-use paguro_sys::{Features, page_size};
+use paguro_sys::Features;
 
-use crate::buffer::START_BYTES;
 use crate::freeze::{breathe, timed};
 use crate::picture::{CHUNK, Picture};
 use crate::{Freeze, FreezeError, HugePolicy, Sabotage, UNIT_PAGES};
@@ -100,6 +99,7 @@ impl Freeze {
             return Ok(());
         }
         paguro_sys::boost_timer();
+        self.make_room(&go_on)?;
         let mut before = u64::MAX;
         if self.ram.pages() <= LONG_PASS_PAGES {
             self.arming_pages
@@ -110,7 +110,6 @@ impl Freeze {
                 return Err(FreezeError::Ended);
             }
             self.arm_again(true)?;
-            self.make_room();
             let round = self
                 .stats()
                 .rounds
@@ -132,12 +131,6 @@ impl Freeze {
             }
             before = cost;
         }
-    }
-
-    /// What the guest was seen writing it will write again as soon as it is frozen.
-    fn make_room(&self) {
-        let hot: usize = self.blocks.iter().map(|block| block.hot.count()).sum();
-        self.buffer.grow(START_BYTES + hot * CHUNK * page_size());
     }
 
     /// One round: ranges that were touched since the last look, then what was released.
@@ -228,7 +221,11 @@ impl Freeze {
     }
 
     /// Runs of granules that are not armed and in which something exists.
-    fn touched(&self, block: &Picture, pages: usize) -> Result<Vec<Range<usize>>, FreezeError> {
+    pub(crate) fn touched(
+        &self,
+        block: &Picture,
+        pages: usize,
+    ) -> Result<Vec<Range<usize>>, FreezeError> {
         let mut gaps = Vec::new();
         block
             .armed
@@ -254,7 +251,7 @@ impl Freeze {
     /// appear without a fault. A page that was written *and swapped out* between the two looks
     /// would be taken for a marker; so where the host swaps, nothing is believed to be absent
     /// that looks swapped (see `find_present_now`).
-    fn arm_range(
+    pub(crate) fn arm_range(
         &self,
         index: usize,
         range: Range<usize>,

@@ -15,8 +15,7 @@ use crate::{Copied, FreezeError, UNIT_PAGES};
 /// Room that the scan takes at a time.
 pub(crate) const SCAN_UNITS: usize = CHUNK / UNIT_PAGES;
 
-/// What a buffer begins with. It grows before the pause if the guest was seen writing more: most
-/// guests do not, and memory that the host hands out for the first time is not free.
+/// What a buffer begins with. It grows before arming if the guest is seen writing more.
 pub(crate) const START_BYTES: usize = 32 << 20;
 
 /// Units of 64 KiB and the queue of chunks copied ahead of the scan.
@@ -102,11 +101,18 @@ impl PageBuffer {
         }
     }
 
-    /// Makes the buffer as large as its limit allows, up to `bytes`. Before the pause only: on
-    /// some hosts fresh memory takes longer to be had than a full buffer takes to be written.
-    pub(crate) fn grow(&self, bytes: usize) {
+    /// Whether its limit is above what it begins with.
+    pub(crate) fn may_grow(&self) -> bool {
+        let state = self.lock();
+        state.made < state.limit
+    }
+
+    /// Makes the buffer as large as its limit allows, up to `bytes`, as long as `go_on` says so.
+    /// Before the pause only: on some hosts fresh memory takes longer to be had than a full buffer
+    /// takes to be written.
+    pub(crate) fn grow(&self, bytes: usize, go_on: impl Fn() -> bool) {
         let unit_bytes = UNIT_PAGES * page_size();
-        loop {
+        while go_on() {
             let mut state = self.lock();
             let wanted = (bytes / unit_bytes).min(state.limit);
             let more = wanted.saturating_sub(state.made).min(SCAN_UNITS);

@@ -38,6 +38,7 @@ mod fault;
 mod freeze;
 mod options;
 mod picture;
+mod room;
 mod scan;
 
 pub use buffer::PageBuffer;

@@ -329,7 +329,9 @@ impl Demo<'_> {
     fn follow(&mut self, before: &Report, after: &Report, when: &str) {
         let both = before.vcpus.iter().zip(&after.vcpus);
         let goes_on = before.vcpus.len() == after.vcpus.len()
-            && both.clone().all(|(before, after)| after.done >= before.done)
+            && both
+                .clone()
+                .all(|(before, after)| after.done >= before.done)
             && both.clone().any(|(before, after)| after.done > before.done);
         if !goes_on {
             self.complain(format!("the restored guest does not go on {when}"));
