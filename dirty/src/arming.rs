@@ -161,8 +161,17 @@ impl Freeze {
                     block.released.insert_range(run);
                 });
             }
-            let mut released = Vec::new();
-            block.released.take(0..pages, |run| released.push(run));
+            let mut released: Vec<Range<usize>> = Vec::new();
+            block.released.take(0..pages, |run| {
+                // A reader may be noting a range at this moment, word by word. What is seen of it
+                // can be less than what can be protected: the rest comes in the next round.
+                let run = run.start / block.unit * block.unit
+                    ..run.end.next_multiple_of(block.unit).min(pages);
+                match released.last_mut() {
+                    Some(last) if last.end >= run.start => last.end = run.end,
+                    _ => released.push(run),
+                }
+            });
             for run in released {
                 if self.source.is_some() {
                     self.arm_released_while_filling(index, run, running)?;

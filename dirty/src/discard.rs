@@ -57,7 +57,7 @@ impl Freeze {
             };
             let mut copied = Copied::new(index, units, &self.buffer);
             let mut mine = Vec::new();
-            block.claimed.claim(part, |run| mine.push(run));
+            block.claim(part, |run| mine.push(run));
             if mine.is_empty() {
                 continue;
             }

@@ -136,7 +136,7 @@ impl Freeze {
             return vec![pages];
         }
         let Some(source) = &self.source else {
-            block.claimed.claim(pages, add);
+            block.claim(pages, add);
             return mine;
         };
         let (has, arrived) = (source.has(at.block), source.arrived(at.block));
@@ -147,7 +147,7 @@ impl Freeze {
                 .clone()
                 .any(|page| has.contains(page) && !arrived.contains(page));
             if !pending || unit == wanted {
-                block.claimed.claim(unit, &mut add);
+                block.claim(unit, &mut add);
             }
         }
         mine

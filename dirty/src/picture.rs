@@ -109,6 +109,15 @@ impl Picture {
         rest
     }
 
+    /// Claims what of a range nobody has claimed: those pages, and only those, are the caller's to
+    /// copy and release. Pages of the huge-page pool are released 512 at a time.
+    pub(crate) fn claim(&self, range: Range<usize>, mine: impl FnMut(Range<usize>)) {
+        match self.ram.unit_pages() {
+            1 => self.claimed.claim(range, mine),
+            unit => self.claimed.claim_units(range, unit, mine),
+        }
+    }
+
     /// Bytes that its sets occupy.
     pub(crate) fn size_bytes(&self) -> usize {
         [

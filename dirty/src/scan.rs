@@ -43,7 +43,7 @@ impl Freeze {
                 let pages = granule * CHUNK..((granule + 1) * CHUNK).min(block.pages());
                 if self.is_nothing(index, block, &pages) {
                     let mut zeros = 0;
-                    block.claimed.claim(pages.clone(), |run| zeros += run.len());
+                    block.claim(pages.clone(), |run| zeros += run.len());
                     block.saved.insert_range(pages.clone());
                     // Zeros that a pager placed here since are protected, and somebody may have
                     // come to write them between the claim and now.
@@ -62,7 +62,7 @@ impl Freeze {
                 }
                 self.read_ahead(block, &pages);
                 let mut mine = Vec::new();
-                block.claimed.claim(pages.clone(), |run| mine.push(run));
+                block.claim(pages.clone(), |run| mine.push(run));
                 if self.options.sabotage == Sabotage::ClaimTwice {
                     mine = vec![pages];
                 }

@@ -94,6 +94,24 @@ impl PageSet {
         );
     }
 
+    /// [`PageSet::claim`] by whole units of `unit` pages, of which the set must have whole ones and
+    /// nothing else may be put in. A unit is claimed by the bit of its first page: claimed word by
+    /// word, two callers could each get a part of it.
+    pub fn claim_units(
+        &self,
+        range: Range<usize>,
+        unit: usize,
+        mut mine: impl FnMut(Range<usize>),
+    ) {
+        for first in (range.start / unit * unit..range.end).step_by(unit) {
+            if self.insert(first) {
+                let whole = first..first + unit;
+                self.insert_range(whole.clone());
+                mine(whole);
+            }
+        }
+    }
+
     /// Takes a range out and calls `taken` with the runs of pages that were in it.
     pub fn take(&self, range: Range<usize>, mut taken: impl FnMut(Range<usize>)) {
         self.runs_of(
@@ -283,5 +301,25 @@ mod tests {
                 .sum::<usize>()
         });
         assert_eq!(claimed, set.count());
+    }
+
+    #[test]
+    fn a_unit_is_never_claimed_in_parts() {
+        for _ in 0..50 {
+            let set = PageSet::new(64 * 512);
+            let claim = || {
+                let mut units = 0;
+                set.claim_units(0..set.pages(), 512, |run| {
+                    assert_eq!((run.start % 512, run.len()), (0, 512));
+                    units += 1;
+                });
+                units
+            };
+            let units: usize = std::thread::scope(|scope| {
+                let threads = [0; 3].map(|_| scope.spawn(claim));
+                threads.map(|thread| thread.join().unwrap()).iter().sum()
+            });
+            assert_eq!((units, set.count()), (64, set.pages()));
+        }
     }
 }

@@ -91,6 +91,29 @@ fn huge_pages_of_the_pool_leave_once_and_as_they_were() {
     }
 }
 
+/// What readers note of a write is taken word by word by who arms, so that he may see a part of it.
+/// Pages of the pool cannot be protected in parts.
+#[test]
+fn a_part_of_a_huge_page_that_was_let_go_is_armed_as_a_whole() {
+    let _alone = alone();
+    let Some(_huge_pages) = HugePages::take(4) else {
+        return;
+    };
+    let Some(rig) = Rig::new(&[(4 * 512, Backing::Memfd, PageKind::Huge)]) else {
+        return;
+    };
+    filled(&rig);
+    let freeze = rig.freeze(rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    freeze.discard(0, 3 * 512 + 448..4 * 512, || ()).unwrap();
+    freeze.hold(freeze.barrier()).unwrap();
+    ends(&rig.write(0, 4 * 512 - 1, 0xee));
+    let (picture, _) = picture(&freeze, 1).unwrap();
+    freeze.end();
+    let last = value(&picture, 0, 4 * 512 - 1);
+    assert_eq!(last, filling(0, 4 * 512 - 1));
+}
+
 #[test]
 fn two_freezes_after_each_other_are_two_pictures() {
     let _alone = alone();
