@@ -1,10 +1,12 @@
 //! What can be wrong with bytes that come from a file or a peer.
 
+use std::fmt;
 use std::io;
 
 use thiserror::Error;
 
-/// Bytes could not be decoded. Offsets are absolute, in bytes from the start of the file.
+/// Bytes could not be decoded. Offsets are absolute, in bytes from the start of the file or of
+/// the stream.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -19,9 +21,18 @@ pub enum DecodeError {
         found: Vec<u8>,
     },
 
-    /// The file ends before something that must be there.
+    /// What a peer sends does not begin with the magic of a migration stream.
+    #[error("not a migration stream: it begins with {found:02x?}, not with {expected:02x?}")]
+    NotAStream {
+        /// The first bytes.
+        found: [u8; 4],
+        /// What they should be: `QEVM`, or the magic of a multifd channel.
+        expected: [u8; 4],
+    },
+
+    /// The bytes end before something that must be there.
     #[error(
-        "truncated: {what} at {offset:#x} needs {needed_bytes} bytes, but the file ends at {end:#x}"
+        "truncated: {what} at {offset:#x} needs {needed_bytes} bytes, but {medium} at {end:#x}"
     )]
     Truncated {
         /// What was to be read.
@@ -30,8 +41,10 @@ pub enum DecodeError {
         offset: u64,
         /// How long it is.
         needed_bytes: u64,
-        /// Where the file ends.
+        /// Where the bytes end.
         end: u64,
+        /// What they came from.
+        medium: Medium,
     },
 
     /// Nothing that closes a snapshot file stands at its end.
@@ -94,7 +107,21 @@ pub enum DecodeError {
         supported: &'static str,
     },
 
-    /// The file could not be read: the host's fault, not the file's.
+    /// The stream is of a machine that this side is not: both may be right, each on its own.
+    #[error("the two sides differ: {what} at {offset:#x}: here {here}, in the stream {there}")]
+    Differs {
+        /// What was compared.
+        what: &'static str,
+        /// Where it stands in the stream.
+        offset: u64,
+        /// What it is on this side.
+        here: String,
+        /// What it is in the stream.
+        there: String,
+    },
+
+    /// The file or the channel could not be read: the host's fault (or a peer's that was silent
+    /// for too long), not that of the bytes.
     #[error("cannot read {what} at {offset:#x}")]
     Read {
         /// What was to be read.
@@ -107,19 +134,42 @@ pub enum DecodeError {
     },
 }
 
+/// What bytes came from, and so what it means that they end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Medium {
+    /// A file: it was cut off.
+    File,
+    /// A channel: the peer closed it, or died.
+    Channel,
+}
+
+impl fmt::Display for Medium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "the file ends",
+            Self::Channel => "the peer closed the channel",
+        })
+    }
+}
+
 /// Whose fault a [`DecodeError`] is, for callers that act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
     /// The file is something else altogether.
     NotASnapshot,
-    /// The file is a snapshot whose end is missing.
+    /// What the peer sends is no migration stream at all.
+    NotAStream,
+    /// The file is a snapshot whose end is missing; the peer closed the channel too early.
     Truncated,
-    /// The file is a snapshot that was damaged, or was never right.
+    /// The bytes were damaged, or never right: the peer misbehaves.
     Corrupt,
-    /// The file is a snapshot that this version cannot load.
+    /// Sound, but nothing that this version can load.
     Unsupported,
-    /// The host could not read the file.
+    /// Sound, but of another machine: names, sizes or versions of the two sides differ.
+    Differs,
+    /// The host could not read the file or the channel.
     Host,
 }
 
@@ -128,10 +178,44 @@ impl DecodeError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Empty | Self::NotASnapshot { .. } => Fault::NotASnapshot,
+            Self::NotAStream { .. } => Fault::NotAStream,
+            Self::Differs { .. } => Fault::Differs,
             Self::Truncated { .. } | Self::NoDescription { .. } => Fault::Truncated,
             Self::Corrupt { .. } | Self::Limit { .. } | Self::Json { .. } => Fault::Corrupt,
             Self::Unsupported { .. } => Fault::Unsupported,
             Self::Read { .. } => Fault::Host,
+        }
+    }
+
+    /// The two sides differ in `what`, which stands at `offset` in the stream.
+    pub fn differs(
+        what: &'static str,
+        offset: u64,
+        here: impl ToString,
+        there: impl ToString,
+    ) -> Self {
+        Self::Differs {
+            what,
+            offset,
+            here: here.to_string(),
+            there: there.to_string(),
+        }
+    }
+
+    pub(crate) fn check_limit(
+        what: &'static str,
+        offset: u64,
+        found: u64,
+        limit: u64,
+    ) -> Result<(), Self> {
+        match found > limit {
+            false => Ok(()),
+            true => Err(Self::Limit {
+                what,
+                offset,
+                found,
+                limit,
+            }),
         }
     }
 

@@ -4,7 +4,7 @@
 //! order and can look one byte ahead (that is all the lookahead QEMU's grammar needs: a
 //! subsection is known by its first byte).
 
-use crate::{DecodeError, NAME_MAX_BYTES, ReadAt};
+use crate::{DecodeError, Medium, NAME_MAX_BYTES, ReadAt};
 
 /// Bytes in order, with one byte of lookahead.
 pub trait Input {
@@ -82,14 +82,7 @@ pub trait Input {
     /// it is not UTF-8.
     fn text(&mut self, what: &'static str, length: usize) -> Result<String, DecodeError> {
         let offset = self.offset();
-        if length > NAME_MAX_BYTES {
-            return Err(DecodeError::Limit {
-                what,
-                offset,
-                found: length as u64,
-                limit: NAME_MAX_BYTES as u64,
-            });
-        }
+        DecodeError::check_limit(what, offset, length as u64, NAME_MAX_BYTES as u64)?;
         let mut bytes = vec![0; length];
         self.fill(what, &mut bytes)?;
         String::from_utf8(bytes).map_err(|error| {
@@ -145,6 +138,7 @@ impl<'r, R: ReadAt + ?Sized> FileInput<'r, R> {
                 offset: self.position,
                 needed_bytes: bytes,
                 end: self.end,
+                medium: Medium::File,
             }),
         }
     }

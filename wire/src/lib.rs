@@ -26,7 +26,7 @@ mod read_at;
 pub mod snapshot;
 pub mod stream;
 
-pub use error::{DecodeError, Fault};
+pub use error::{DecodeError, Fault, Medium};
 pub use read_at::ReadAt;
 
 /// The size of the pages of a snapshot file that is written here, in bytes.

@@ -17,13 +17,14 @@ pub fn encode(out: &mut Vec<u8>) {
 /// Decodes the header.
 ///
 /// # Errors
-/// [`DecodeError::NotASnapshot`] for another magic, [`DecodeError::Unsupported`] for another
+/// [`DecodeError::NotAStream`] for another magic, [`DecodeError::Unsupported`] for another
 /// version.
 pub fn decode<I: Input>(input: &mut I) -> Result<(), DecodeError> {
     let found: [u8; 4] = input.array("magic")?;
     if found != MAGIC {
-        return Err(DecodeError::NotASnapshot {
-            found: found.to_vec(),
+        return Err(DecodeError::NotAStream {
+            found,
+            expected: MAGIC,
         });
     }
     let offset = input.offset();

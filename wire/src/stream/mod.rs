@@ -13,12 +13,15 @@
 //! its grammar ([`ram`]), those of devices from the description ([`description`]) or from
 //! reading their fields.
 
+mod channel_input;
 pub mod command;
 pub mod configuration;
 pub mod description;
 pub mod header;
 pub mod ram;
 pub mod section;
+
+pub use channel_input::ChannelInput;
 
 /// Appends a string with its length byte. The caller has checked its length.
 pub(crate) fn put_str8(out: &mut Vec<u8>, text: &str) {

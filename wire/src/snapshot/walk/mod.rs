@@ -15,7 +15,7 @@ use crate::stream::configuration::{Configuration, IGNORE_SHARED, MAPPED_RAM};
 use crate::stream::description::DeviceDescription;
 use crate::stream::header;
 use crate::stream::section::{self, SectionHeader};
-use crate::{DecodeError, ReadAt};
+use crate::{DecodeError, Medium, ReadAt};
 
 use super::closing::Closing;
 use super::{Block, RAM_MAX_BYTES, SECTIONS_MAX, Section, SectionKind, SnapshotFile, extension};
@@ -291,6 +291,7 @@ impl<'r, R: ReadAt + ?Sized> Walk<'r, R> {
                 offset: closing.range.end,
                 needed_bytes: extension::TRAILER_BYTES,
                 end: self.file_bytes,
+                medium: Medium::File,
             }),
         }
     }

@@ -3,7 +3,7 @@
 use crate::input::Input;
 use crate::stream::ram::{self, BLOCKS_MAX, BlockEntry, MappedRamHeader, flag};
 use crate::stream::section;
-use crate::{DecodeError, ReadAt};
+use crate::{DecodeError, Medium, ReadAt};
 
 use super::{Block, RAM_MAX_BYTES, RamProgress, Section, SectionKind, Walk};
 
@@ -171,6 +171,7 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
                 offset,
                 needed_bytes: bytes,
                 end: self.file_bytes,
+                medium: Medium::File,
             }),
         }
     }
