@@ -20,6 +20,7 @@ pub mod description;
 pub mod header;
 pub mod ram;
 pub mod section;
+pub mod xbzrle;
 
 pub use channel_input::ChannelInput;
 

@@ -1,9 +1,37 @@
 //! The body of section `ram`: records of an offset and flags, and the list of RAM blocks.
 //!
 //! Every record begins with a `u64`: an offset, with flags in the bits below the page size.
-//! START carries the block list: a record MEM_SIZE with the sum of all lengths, then for each
-//! block `str8` name and `u64` used length, and in a mapped-ram file a [`MappedRamHeader`].
-//! A body ends with the record EOS.
+//!
+//! ```text
+//! flags                     after the word
+//! 004 MEM_SIZE              the list of RAM blocks, as many as make up the total in the offset:
+//!                             str8 name, u64 used length
+//!                             [ u64 page size ]       postcopy, pages of another size than usual
+//!                             [ u64 guest address ]   x-ignore-shared
+//!                             [ MappedRamHeader ]     a mapped-ram file
+//! 002 ZERO                  [ str8 block ]  u8 0
+//! 008 PAGE                  [ str8 block ]  one page
+//! 040 XBZRLE                [ str8 block ]  u8 1, u16 n, n bytes (see `super::xbzrle`)
+//! 020 CONTINUE              added to one of these three: no name, the block is that of the
+//!                             record before it on this channel, in whichever section that was
+//! 200 MULTIFD_FLUSH         nothing: wait for the multifd channels
+//! 010 EOS                   nothing: the body ends
+//! ```
+//!
+//! START carries the list and ends; PART and END carry pages. HOOK (RDMA) and COMPRESS_PAGE (gone
+//! since QEMU 9.1) are refused. A list may be bounded by memory, a number of pages cannot be: a
+//! page that was written again is sent again, for as long as the source likes.
+//!
+//! [`BlockTable`] is the list, [`RamReader`] and [`RamWriter`] are the records; they allocate
+//! nothing for a page.
+
+mod blocks;
+mod reader;
+mod writer;
+
+pub use blocks::{BlockTable, ListExtras, RamBlock, TableError};
+pub use reader::{RamReader, RamRecord};
+pub use writer::RamWriter;
 
 use crate::DecodeError;
 use crate::input::Input;
