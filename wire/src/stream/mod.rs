@@ -19,6 +19,7 @@ pub mod configuration;
 pub mod description;
 pub mod header;
 pub mod ram;
+pub mod return_path;
 pub mod section;
 pub mod xbzrle;
 
