@@ -1,4 +1,5 @@
-//! Commands from the source to the destination: `08`, `u16` number, `u16` length, payload.
+//! What begins a command from the source to the destination: `08`, `u16` number, `u16` length. See
+//! [`order`](super::order) for what follows.
 
 use crate::DecodeError;
 use crate::input::Input;

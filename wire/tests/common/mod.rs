@@ -1,6 +1,8 @@
 //! Small files to test with: one as paguro writes it, one as QEMU does.
 #![allow(dead_code)]
 
+pub mod stream;
+
 use std::ops::Range;
 
 use paguro_wire::device::{DeviceSection, SectionWriter};
