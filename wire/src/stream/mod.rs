@@ -33,8 +33,8 @@
 //! machine, or to one of another size, is refused as [`Differs`](crate::DecodeError::Differs),
 //! with the values of both sides, before any page was read.
 //!
-//! Beside it there is the [`return_path`], from the destination to the source, with a grammar of
-//! its own.
+//! Beside it there are the [`return_path`], from the destination to the source, and the channels
+//! of [`multifd`], each with a grammar of its own.
 //!
 //! What a decoder takes of memory is bounded by the constants `*_MAX`, whatever it reads: at most
 //! 4096 blocks, 4096 devices of 64 MiB together, 16 MiB of description. The number of pages and of
@@ -46,6 +46,7 @@ pub mod configuration;
 pub mod description;
 pub mod devices;
 pub mod header;
+pub mod multifd;
 pub mod order;
 pub mod ram;
 mod reader;
