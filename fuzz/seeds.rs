@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use common::stream::{self, Parts};
 use common::{PAGE, cpu, devices, facts, put, qemu_like};
 use paguro_wire::bitmap;
 use paguro_wire::device::{DeviceSection, SectionWriter};
@@ -17,6 +18,9 @@ use paguro_wire::globalstate;
 use paguro_wire::snapshot::extension::{ExtensionPlan, crc32c};
 use paguro_wire::snapshot::{BlockPlan, Checksums, Layout};
 use paguro_wire::stream::description::Description;
+use paguro_wire::stream::order::Order;
+use paguro_wire::stream::return_path::{Message, encode_bitmap};
+use paguro_wire::stream::section;
 
 fn main() -> io::Result<()> {
     let seeds = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("seeds");
@@ -39,7 +43,107 @@ fn main() -> io::Result<()> {
         section_input(&[3, 6, 9, 2, 3], &cpu(0)),
     )?;
     fs::write(sections.join("fields"), section_input(&SCRIPT, &fields()?))?;
+
+    write_streams(&seeds.join("stream"))?;
+    write_return_path(&seeds.join("return_path"))?;
+    write_multifd(&seeds.join("multifd"))?;
+    let deltas = seeds.join("xbzrle");
+    fs::create_dir_all(&deltas)?;
+    fs::write(deltas.join("runs"), stream::delta())?;
+    fs::write(
+        deltas.join("qemu"),
+        b"\0\x01\x70\xc7\x01\x04\x70\x43\x44\x44",
+    )?;
     Ok(())
+}
+
+/// Streams as their target takes them: cut at the pages, which are zeros.
+fn write_streams(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let begin = || {
+        Parts::begin()
+            .order(Order::OpenReturnPath)
+            .order(Order::Ping(1))
+    };
+    let migration = begin().start().part(section::PART, |ram, out| {
+        ram.zero(0, 69 * PAGE as u64, out);
+        ram.page(1, 0, out);
+    });
+    // The body goes on behind the page, which is not here.
+    let back = Parts::new().raw(&migration.out[migration.out.len() - 13..]);
+    let front = &migration.out[..migration.out.len() - 13];
+    let back = back
+        .part(section::END, stream::last_pass)
+        .devices()
+        .order(Order::Ping(2))
+        .eof()
+        .description();
+    fs::write(folder.join("migration"), stream_input(front, 16, &back.out))?;
+    let empty = begin().start().devices().eof();
+    fs::write(folder.join("devices"), stream_input(&empty.out, 0, &[]))?;
+    let mut postcopy = begin();
+    for order in [
+        Order::PostcopyAdvise(None),
+        Order::PostcopyRamDiscard {
+            block: "paguro.ram".to_owned(),
+            ranges: vec![(0, PAGE as u64)],
+        },
+        Order::ReceivedBitmap {
+            block: "paguro.ram".to_owned(),
+        },
+        Order::Packaged { bytes: 9 },
+    ] {
+        postcopy = postcopy.order(order);
+    }
+    fs::write(folder.join("postcopy"), stream_input(&postcopy.out, 1, &[]))
+}
+
+fn stream_input(front: &[u8], gap_units: u8, back: &[u8]) -> Vec<u8> {
+    let [high, low] = (front.len() as u16).to_be_bytes();
+    let mut input = vec![high, low, gap_units, 2];
+    input.extend_from_slice(front);
+    input.extend_from_slice(back);
+    input
+}
+
+fn write_return_path(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let block = "paguro.ram".to_owned();
+    let mut out = Vec::new();
+    for message in [
+        Message::SwitchoverAck,
+        Message::Pong(1),
+        Message::RequestPages {
+            block: Some(block.clone()),
+            start: 0x3000,
+            length_bytes: 0x1000,
+        },
+        Message::RequestPages {
+            block: None,
+            start: 0x5000,
+            length_bytes: 0x2000,
+        },
+        Message::ResumeAck(1),
+        Message::ReceivedBitmap { block },
+    ] {
+        message.encode(&mut out);
+    }
+    encode_bitmap(&[5, 1], &mut out);
+    Message::Shut(0).encode(&mut out);
+    fs::write(folder.join("messages"), out)
+}
+
+/// The script that the target makes packets of.
+fn write_multifd(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut input = vec![0];
+    input.extend_from_slice(b"\0\x80\x02\x01\0\0\x20\0\x01a\0\x03\0\0\x01\0\0\x45\0");
+    input.extend_from_slice(b"\x01\0\0\0\0\0\0\0\0");
+    fs::write(folder.join("plain"), input)?;
+    fs::write(
+        folder.join("zstd"),
+        b"\x02\x04\x80\x01\0\0\0\0\x09\x01b\0\0\0",
+    )
 }
 
 /// One block of two pages, one of them zero.
