@@ -20,6 +20,7 @@ pub mod options;
 pub mod restore;
 mod save;
 mod snapshot;
+pub mod switchover;
 
 pub use control::{Control, Status};
 pub use error::SnapshotError;
