@@ -15,18 +15,22 @@
 mod arena;
 mod bus_error;
 mod host;
+mod inherited;
 mod mapping;
 mod memory;
 pub mod presence;
 mod thread;
 mod uffd;
+mod vsock;
 
 pub use arena::Unit;
 pub use bus_error::{BusErrors, catch_bus_errors};
 pub use host::{Fallbacks, Host, Named, Userfault};
+pub use inherited::take_inherited;
 pub use mapping::{Advice, MapError, Mapping};
 pub use thread::{Priority, boost_timer, lower_priority, raise_priority};
 pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
+pub use vsock::VsockAddr;
 
 /// Bytes in a page of this host (4096 on x86-64), asked once.
 pub fn page_size() -> usize {
