@@ -1,4 +1,4 @@
-//! A snapshot file while it is written.
+//! A file while it is written: a snapshot, or a stream.
 //!
 //! It has no name until it is complete and on the disk: it is made without one (`O_TMPFILE`), so
 //! that a killed process leaves nothing behind, and linked and renamed at the end, which replaces
@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, OFlags};
 
 use crate::SnapshotError;
+
+/// The file's fault, or the host's.
+#[derive(Debug)]
+pub(crate) struct FileError {
+    /// What was tried, as a verb.
+    pub(crate) doing: &'static str,
+    pub(crate) path: PathBuf,
+    pub(crate) source: io::Error,
+}
+
+impl From<FileError> for SnapshotError {
+    fn from(error: FileError) -> Self {
+        Self::File {
+            doing: error.doing,
+            path: error.path,
+            source: error.source,
+        }
+    }
+}
 
 /// A file that is not there yet.
 #[derive(Debug)]
@@ -29,15 +48,19 @@ pub(crate) struct PartialFile {
 }
 
 impl PartialFile {
-    /// Makes one that shall become `path`.
-    pub(crate) fn create(path: &Path) -> Result<Self, SnapshotError> {
-        let failed = |source| SnapshotError::File {
+    /// Makes one that shall become `path`. What is no regular file (a device, a pipe) is not
+    /// replaced.
+    pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
+        let failed = |source| FileError {
             doing: "create",
             path: path.to_owned(),
             source,
         };
         if path.file_name().is_none() || path.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+            return Err(failed(io::Error::other("it is no regular file")));
         }
         let dir = match path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
@@ -75,14 +98,26 @@ impl PartialFile {
     }
 
     /// Sets the length, so that what is not written is a hole.
-    pub(crate) fn set_len(&self, bytes: u64) -> Result<(), SnapshotError> {
+    pub(crate) fn set_len(&self, bytes: u64) -> Result<(), FileError> {
         self.file
             .set_len(bytes)
             .map_err(|error| self.failed("extend", error))
     }
 
+    /// Takes over the first bytes of the file that it will replace, if there is one.
+    pub(crate) fn keep_start(&self, bytes: u64) -> Result<(), FileError> {
+        let failed = |error| self.failed("copy the start of", error);
+        match File::open(&self.path) {
+            Ok(old) => io::copy(&mut old.take(bytes), &mut &self.file)
+                .map(drop)
+                .map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// Writes at a fixed place; any thread.
-    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), SnapshotError> {
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), FileError> {
         self.file
             .write_all_at(bytes, offset)
             .map_err(|error| self.failed("write", error))?;
@@ -96,7 +131,7 @@ impl PartialFile {
         &self,
         offset: u64,
         pieces: &[IoSlice<'_>],
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<(), FileError> {
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         let written = loop {
             match rustix::io::pwritev(&self.file, pieces, offset) {
@@ -121,7 +156,7 @@ impl PartialFile {
     }
 
     /// Gives it its name, when all of it is on the disk.
-    pub(crate) fn complete(mut self, sync: bool) -> Result<(), SnapshotError> {
+    pub(crate) fn complete(mut self, sync: bool) -> Result<(), FileError> {
         if sync {
             self.file
                 .sync_all()
@@ -163,8 +198,8 @@ impl PartialFile {
         )?)
     }
 
-    fn failed(&self, doing: &'static str, source: io::Error) -> SnapshotError {
-        SnapshotError::File {
+    fn failed(&self, doing: &'static str, source: io::Error) -> FileError {
+        FileError {
             doing,
             path: self.path.clone(),
             source,

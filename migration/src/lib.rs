@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod control;
 mod error;
 mod file;

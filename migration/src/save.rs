@@ -243,6 +243,6 @@ impl<'a> Saver<'a> {
             table_crcs.push(crc);
         }
         let directory = plan.finish(metadata_crc, &table_crcs, facts);
-        self.file.write_at(plan.directory_offset(), &directory)
+        Ok(self.file.write_at(plan.directory_offset(), &directory)?)
     }
 }

@@ -1,0 +1,260 @@
+//! A descriptor that bytes go through, in either direction, and that never blocks for ever.
+//!
+//! Every call tries first and waits then, for the descriptor and for the two stops (the channel's
+//! own, and that of its whole migration). On sockets the wait is bounded by the *silence*: a peer
+//! that neither sends nor takes bytes for that long is gone. A read counts what the other
+//! direction did: a source that sends RAM for minutes while it waits for an answer has a peer that
+//! is well. A write does not: who takes nothing for that long is stuck, whatever it says. Bytes
+//! count as taken once the kernel has them, so the last few that a dead peer never took cost one
+//! more silence.
+//!
+//! Pipes are not bounded: behind one is a command, which may well wait longer for its own peer.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
+use super::wait::{Waited, wait_for};
+use super::{ChannelError, Options, Stop};
+
+/// What the descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    Socket,
+    Pipe,
+    /// Never waits, but for the disk.
+    File,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    fd: OwnedFd,
+    pub(super) kind: LinkKind,
+    /// Who is at the other end.
+    pub(super) peer: String,
+    pub(super) stop: Stop,
+    pub(super) shared_stop: Stop,
+    /// In milliseconds; 0: no limit.
+    silence_ms: AtomicU64,
+    born: Instant,
+    /// Milliseconds from birth to when the last bytes went, in either direction.
+    moved_ms: AtomicU64,
+}
+
+impl Link {
+    /// Takes a descriptor over; it does not block from now on.
+    pub(super) fn new(
+        fd: OwnedFd,
+        kind: LinkKind,
+        peer: String,
+        options: &Options,
+    ) -> io::Result<Self> {
+        if kind != LinkKind::File {
+            rustix::io::ioctl_fionbio(&fd, true)?;
+        }
+        Ok(Self {
+            fd,
+            kind,
+            peer,
+            stop: Stop::new()?,
+            shared_stop: options.stop.clone(),
+            silence_ms: AtomicU64::new(millis(options.silence)),
+            born: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn set_silence(&self, silence: Option<Duration>) {
+        self.silence_ms.store(millis(silence), Ordering::Relaxed);
+    }
+
+    /// Ends both directions, for this side and for the peer.
+    pub(super) fn shutdown(&self) {
+        self.stop.stop();
+        if self.kind == LinkKind::Socket {
+            let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        }
+    }
+
+    /// Ends the sending direction: the peer reads to the end.
+    pub(super) fn end_writes(&self) -> io::Result<()> {
+        match self.kind {
+            LinkKind::Socket => match rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Write)
+            {
+                // The peer closed first.
+                Ok(()) | Err(Errno::NOTCONN) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+            LinkKind::File => Ok(rustix::fs::fsync(&self.fd)?),
+            LinkKind::Pipe => Ok(()),
+        }
+    }
+
+    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            match self.try_read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::IN, started)?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    pub(super) fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            match self.try_write(pieces) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::OUT, started)?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Reads what is there.
+    pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        self.check_stop()?;
+        let read = retry(|| match self.kind {
+            LinkKind::Socket => {
+                rustix::net::recv(&self.fd, &mut *into, RecvFlags::DONTWAIT).map(|(_, bytes)| bytes)
+            }
+            LinkKind::Pipe | LinkKind::File => rustix::io::read(&self.fd, &mut *into),
+        })
+        .map_err(|error| self.ended(error))?;
+        // The end that a shutdown makes is none of the peer's.
+        if read == 0 {
+            self.check_stop()?;
+        }
+        self.moved(read);
+        Ok(read)
+    }
+
+    /// Writes what goes. A peer that is gone is an error, never a signal.
+    pub(super) fn try_write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.check_stop()?;
+        let pieces = &pieces[..pieces.len().min(MAX_PIECES)];
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let written = retry(|| match self.kind {
+            LinkKind::Socket => {
+                let mut nothing = SendAncillaryBuffer::default();
+                rustix::net::sendmsg(&self.fd, pieces, &mut nothing, flags)
+            }
+            LinkKind::Pipe | LinkKind::File => rustix::io::writev(&self.fd, pieces),
+        })
+        .map_err(|error| self.ended(error))?;
+        self.moved(written);
+        Ok(written)
+    }
+
+    /// Until it is ready, for at most the silence since `started` (and, for reads, since bytes
+    /// went in either direction).
+    pub(super) fn wait(&self, flags: PollFlags, started: Instant) -> io::Result<()> {
+        loop {
+            let silence = Duration::from_millis(self.silence_ms.load(Ordering::Relaxed));
+            let since = match flags.contains(PollFlags::OUT) {
+                true => started,
+                false => started.max(self.moved_at()),
+            };
+            let bounded = self.kind == LinkKind::Socket && !silence.is_zero();
+            if bounded && Instant::now() >= since + silence {
+                return Err(self.silent(silence).into_io());
+            }
+            // Looked at again now and then: the limit may be set, and the other half may move
+            // bytes, meanwhile.
+            let look = Instant::now() + LOOK_AGAIN;
+            let until = if bounded {
+                look.min(since + silence)
+            } else {
+                look
+            };
+            if self.wait_until(flags, Some(until))? == Waited::Ready {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until it is ready or the time is over.
+    pub(super) fn wait_until(
+        &self,
+        flags: PollFlags,
+        until: Option<Instant>,
+    ) -> io::Result<Waited> {
+        let stops = [&self.stop, &self.shared_stop];
+        wait_for(self.fd.as_fd(), flags, stops, until)
+    }
+
+    /// Notes that bytes went.
+    pub(super) fn moved(&self, bytes: usize) {
+        if bytes != 0 {
+            let now = self.born.elapsed().as_millis();
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            self.moved_ms.store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn moved_at(&self) -> Instant {
+        self.born + Duration::from_millis(self.moved_ms.load(Ordering::Relaxed))
+    }
+
+    fn check_stop(&self) -> io::Result<()> {
+        match self.stop.is_stopped() || self.shared_stop.is_stopped() {
+            true => Err(ChannelError::Stopped.into_io()),
+            false => Ok(()),
+        }
+    }
+
+    fn silent(&self, silence: Duration) -> ChannelError {
+        ChannelError::Silent {
+            peer: self.peer.clone(),
+            silence,
+        }
+    }
+
+    /// What the kernel says, in the words of this room.
+    fn ended(&self, error: Errno) -> io::Error {
+        if self.stop.is_stopped() || self.shared_stop.is_stopped() {
+            return ChannelError::Stopped.into_io();
+        }
+        match error {
+            // The kernel's own look at the silence: TCP_USER_TIMEOUT, or keep-alive.
+            Errno::TIMEDOUT => {
+                let silence = self.silence_ms.load(Ordering::Relaxed);
+                self.silent(Duration::from_millis(silence)).into_io()
+            }
+            other => other.into(),
+        }
+    }
+}
+
+/// Most pieces that the kernel takes at once.
+const MAX_PIECES: usize = 1024;
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn millis(silence: Option<Duration>) -> u64 {
+    silence.map_or(0, |time| {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+    })
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
