@@ -1,18 +1,22 @@
 //! Where `migrate` shall write to: its `uri` or its `channels`.
+//!
+//! Both forms become an [`Address`], which knows what makes sense; here are QEMU's names only.
 
 use std::path::PathBuf;
 
+use paguro_migration::channel::{Address, AddressError};
+
 use super::{Args, QmpError};
 
-/// Takes the address out of the arguments of `migrate`.
-pub fn file(args: &mut Args) -> Result<PathBuf, QmpError> {
+/// Takes the address out of the arguments of `migrate` or `migrate-incoming`.
+pub fn channel(args: &mut Args) -> Result<Address, QmpError> {
     let uri = args.string("uri")?;
     let channels = args.objects("channels")?;
     match (uri, channels) {
         (Some(_), Some(_)) => Err(QmpError::generic(
             "'uri' and 'channels' arguments are mutually exclusive; exactly one of them is needed",
         )),
-        (Some(uri), None) => of_uri(&uri),
+        (Some(uri), None) => uri.parse().map_err(wrong),
         (None, Some(channels)) if !channels.is_empty() => of_channels(channels),
         (None, _) => Err(QmpError::generic(
             "need either 'uri' or 'channels' argument",
@@ -20,80 +24,78 @@ pub fn file(args: &mut Args) -> Result<PathBuf, QmpError> {
     }
 }
 
-/// Transports of QEMU that carry a stream.
-const STREAMS: [&str; 7] = ["tcp", "unix", "vsock", "fd", "exec", "rdma", "socket"];
-
-fn of_uri(uri: &str) -> Result<PathBuf, QmpError> {
-    let Some(file) = uri.strip_prefix("file:") else {
-        let transport = uri.split(':').next().unwrap_or_default();
-        return Err(not_a_file(transport, uri));
-    };
-    let (name, offset) = match file.rsplit_once(",offset=") {
-        Some((name, offset)) => (name, offset),
-        None => (file, "0"),
-    };
-    match offset.parse::<crate::size::Size>() {
-        Ok(offset) => checked(name, offset.0),
-        Err(_) => Err(QmpError::generic(format!(
-            "file URI has bad offset '{offset}'"
+/// The same, where it must be a file that is replaced as a whole.
+pub fn file(args: &mut Args) -> Result<PathBuf, QmpError> {
+    match channel(args)? {
+        Address::File { path, offset: 0 } => Ok(path),
+        Address::File { offset, .. } => Err(QmpError::generic(format!(
+            "offset {offset}: a snapshot begins at the start of its file, which is replaced as a \
+             whole"
         ))),
+        _ => Err(QmpError::generic(
+            "Migration requires seekable transport (e.g. file)",
+        )),
     }
 }
 
-fn of_channels(channels: Vec<Args>) -> Result<PathBuf, QmpError> {
+fn of_channels(channels: Vec<Args>) -> Result<Address, QmpError> {
     let count = channels.len();
     let (Some(mut channel), 1) = (channels.into_iter().next(), count) else {
         return Err(QmpError::generic(
             "Channel list must have only one entry, for type 'main'",
         ));
     };
-    let kind = channel.string("channel-type")?;
-    let kind = channel.need("channel-type", kind)?;
+    let kind = text(&mut channel, "channel-type")?;
     if kind != "main" {
-        return Err(QmpError::generic(format!(
-            "Parameter 'channel-type' does not accept value '{kind}'"
-        )));
+        return Err(not_accepted("channel-type", &kind));
     }
     let addr = channel.object("addr")?;
     let mut addr = channel.need("addr", addr)?;
     channel.finish()?;
-    let transport = addr.string("transport")?;
-    let transport = addr.need("transport", transport)?;
-    if transport != "file" {
-        return Err(not_a_file(&transport, &transport));
-    }
-    let name = addr.string("filename")?;
-    let name = addr.need("filename", name)?;
-    let offset = addr.unsigned("offset")?;
-    let offset = addr.need("offset", offset)?;
+    let transport = text(&mut addr, "transport")?;
+    let address = match transport.as_str() {
+        "socket" => of_socket(&mut addr)?,
+        "exec" => {
+            let arguments = addr.strings("args")?;
+            Ok(Address::Exec(addr.need("args", arguments)?))
+        }
+        "file" => {
+            let path = text(&mut addr, "filename")?.into();
+            let offset = addr.unsigned("offset")?;
+            let offset = addr.need("offset", offset)?;
+            Ok(Address::File { path, offset })
+        }
+        other => return Err(not_accepted("transport", other)),
+    };
     addr.finish()?;
-    checked(&name, offset)
+    address.and_then(Address::checked).map_err(wrong)
 }
 
-fn checked(name: &str, offset: u64) -> Result<PathBuf, QmpError> {
-    if offset != 0 {
-        return Err(QmpError::generic(format!(
-            "offset {offset}: a snapshot begins at the start of its file, which is replaced as a \
-             whole"
-        )));
-    }
-    if name.is_empty() || name.contains('\0') {
-        return Err(QmpError::generic("file name is empty or has a zero byte"));
-    }
-    if name.starts_with("/dev/fdset/") {
-        return Err(QmpError::generic(
-            "file descriptor sets are not supported: a snapshot replaces its file by name",
-        ));
-    }
-    Ok(PathBuf::from(name))
+/// The members of a `SocketAddress`; whether they make sense is the inner result.
+fn of_socket(addr: &mut Args) -> Result<Result<Address, AddressError>, QmpError> {
+    let kind = text(addr, "type")?;
+    Ok(match kind.as_str() {
+        "inet" => Address::tcp(&text(addr, "host")?, &text(addr, "port")?),
+        "unix" => Ok(Address::Unix(text(addr, "path")?.into())),
+        "vsock" => Address::vsock(&text(addr, "cid")?, &text(addr, "port")?),
+        "fd" => Address::fd(&text(addr, "str")?),
+        other => return Err(not_accepted("type", other)),
+    })
 }
 
-fn not_a_file(transport: &str, all: &str) -> QmpError {
-    if STREAMS.contains(&transport) {
-        QmpError::generic("Migration requires seekable transport (e.g. file)")
-    } else {
-        QmpError::generic(format!("unknown migration protocol: {all}"))
-    }
+fn text(args: &mut Args, name: &str) -> Result<String, QmpError> {
+    let text = args.string(name)?;
+    args.need(name, text)
+}
+
+fn wrong(error: AddressError) -> QmpError {
+    QmpError::generic(error.to_string())
+}
+
+fn not_accepted(name: &str, value: &str) -> QmpError {
+    QmpError::generic(format!(
+        "Parameter '{name}' does not accept value '{value}'"
+    ))
 }
 
 #[cfg(test)]
@@ -102,10 +104,14 @@ mod tests {
     use serde_json::{Value, json};
 
     fn parse(arguments: Value) -> Result<PathBuf, String> {
+        file(&mut args(arguments)).map_err(|error| error.desc)
+    }
+
+    fn args(arguments: Value) -> Args {
         let Value::Object(members) = arguments else {
             panic!("arguments are an object")
         };
-        file(&mut Args::new(members)).map_err(|error| error.desc)
+        Args::new(members)
     }
 
     #[test]
@@ -125,7 +131,10 @@ mod tests {
         let error = parse(json!({ "uri": "file:/tmp/x,offset=4K" })).unwrap_err();
         assert!(error.starts_with("offset 4096:"), "{error}");
         let error = parse(json!({ "uri": "file:/tmp/x,offset=-1" })).unwrap_err();
-        assert!(error.contains("bad offset '-1'"), "{error}");
+        assert!(
+            error.starts_with("offset of file address is \"-1\""),
+            "{error}"
+        );
     }
 
     #[test]
@@ -140,6 +149,76 @@ mod tests {
                 .unwrap_err()
                 .contains("unknown")
         );
+    }
+
+    #[test]
+    fn both_forms_give_the_same_address() {
+        let all = [
+            (
+                "tcp:[::1]:4444",
+                json!({ "transport": "socket", "type": "inet", "host": "::1", "port": "4444" }),
+            ),
+            (
+                "unix:/run/x",
+                json!({ "transport": "socket", "type": "unix", "path": "/run/x" }),
+            ),
+            (
+                "vsock:3:9",
+                json!({ "transport": "socket", "type": "vsock", "cid": "3", "port": "9" }),
+            ),
+            (
+                "fd:7",
+                json!({ "transport": "socket", "type": "fd", "str": "7" }),
+            ),
+            (
+                "exec:cat > x",
+                json!({ "transport": "exec", "args": ["/bin/sh", "-c", "cat > x"] }),
+            ),
+            (
+                "file:/x,offset=4096",
+                json!({ "transport": "file", "filename": "/x", "offset": 4096 }),
+            ),
+        ];
+        for (uri, addr) in all {
+            let channels = json!({ "channels": [{ "channel-type": "main", "addr": addr }] });
+            let of = |arguments: Value| channel(&mut args(arguments)).map_err(|error| error.desc);
+            let address = of(json!({ "uri": uri })).unwrap();
+            assert_eq!(address.to_string(), uri);
+            assert_eq!(of(channels), Ok(address));
+        }
+    }
+
+    #[test]
+    fn the_bad_part_of_an_address_is_named() {
+        for (addr, expected) in [
+            (
+                json!({ "transport": "socket", "type": "inet", "host": "h", "port": "x" }),
+                "port of tcp address is \"x\": 0 to 65535",
+            ),
+            (
+                json!({ "transport": "socket", "type": "inet", "host": "h" }),
+                "Parameter 'channels[0].addr.port' is missing",
+            ),
+            (
+                json!({ "transport": "socket", "type": "unix", "path": "/x", "tight": true }),
+                "Parameter 'channels[0].addr.tight' is unexpected",
+            ),
+            (
+                json!({ "transport": "socket", "type": "ipx" }),
+                "Parameter 'type' does not accept value 'ipx'",
+            ),
+            (
+                json!({ "transport": "rdma", "host": "h", "port": "1" }),
+                "Parameter 'transport' does not accept value 'rdma'",
+            ),
+            (
+                json!({ "transport": "exec", "args": [] }),
+                "command of exec address is \"\": not empty",
+            ),
+        ] {
+            let channels = json!({ "channels": [{ "channel-type": "main", "addr": addr }] });
+            assert_eq!(parse(channels).unwrap_err(), expected);
+        }
     }
 
     #[test]
