@@ -84,6 +84,24 @@ impl PageSet {
         });
     }
 
+    /// Puts the pages in whose bits are set in `bits` (bit *i* is page 64 `word` + *i*); the bits of
+    /// those that were new. Bits beyond the end are dropped.
+    pub fn insert_word(&self, word: usize, bits: u64) -> u64 {
+        let bits = bits & self.valid(word);
+        match bits {
+            0 => 0,
+            bits => bits & !self.words[word].fetch_or(bits, Ordering::AcqRel),
+        }
+    }
+
+    /// Takes the pages out whose bits are set in `bits`; the bits of those that were in it.
+    pub fn take_word(&self, word: usize, bits: u64) -> u64 {
+        match bits & self.valid(word) {
+            0 => 0,
+            bits => bits & self.words[word].fetch_and(!bits, Ordering::AcqRel),
+        }
+    }
+
     /// Puts a range in and calls `mine` with the runs of pages that were not in it before: those,
     /// and only those, are now the caller's. Two callers never get the same page.
     pub fn claim(&self, range: Range<usize>, mut mine: impl FnMut(Range<usize>)) {
@@ -278,6 +296,19 @@ mod tests {
             let again = PageSet::from_words(pages, &set.to_words());
             prop_assert_eq!(again.to_words(), set.to_words());
         }
+    }
+
+    #[test]
+    fn a_word_goes_in_and_out_at_once_and_ends_with_the_set() {
+        let set = PageSet::new(70);
+        assert_eq!(set.insert_word(1, u64::MAX), 0x3f);
+        assert_eq!(set.insert_word(1, 0x41), 0);
+        assert_eq!(set.insert_word(2, 1), 0);
+        assert_eq!((set.count(), set.contains(69)), (6, true));
+        assert_eq!(set.take_word(1, 3), 3);
+        assert_eq!(set.take_word(1, 7), 4);
+        assert_eq!(set.take_word(0, u64::MAX), 0);
+        assert_eq!(set.count(), 3);
     }
 
     #[test]

@@ -19,6 +19,14 @@ pub struct Fallbacks {
     pub user_mode_only: bool,
     /// As if there were no userfaultfd at all.
     pub no_userfaultfd: bool,
+    /// As if KVM cleared its log of written pages whenever it is read (before Linux 5.1).
+    pub no_manual_protect: bool,
+    /// As if KVM protected all of RAM when its log is switched on (before Linux 5.6).
+    pub no_initially_all_set: bool,
+    /// As if KVM had no ring of written pages (before Linux 5.11).
+    pub no_dirty_ring: bool,
+    /// As if userfaultfd could not protect without telling anybody (before Linux 6.7).
+    pub no_wp_async: bool,
 }
 
 /// A name, and what it switches.
@@ -26,12 +34,16 @@ pub type Named = (&'static str, fn(&mut Fallbacks));
 
 impl Fallbacks {
     /// The names under which a program offers them, with what each does.
-    pub const NAMES: [Named; 5] = [
+    pub const NAMES: [Named; 9] = [
         ("no-wp-unpopulated", |f| f.no_wp_unpopulated = true),
         ("no-pagemap-scan", |f| f.no_pagemap_scan = true),
         ("no-populate-read", |f| f.no_populate_read = true),
         ("user-mode-only", |f| f.user_mode_only = true),
         ("no-userfaultfd", |f| f.no_userfaultfd = true),
+        ("no-manual-protect", |f| f.no_manual_protect = true),
+        ("no-initially-all-set", |f| f.no_initially_all_set = true),
+        ("no-dirty-ring", |f| f.no_dirty_ring = true),
+        ("no-wp-async", |f| f.no_wp_async = true),
     ];
 
     /// Forces the fallback of that name; false if there is none.
@@ -66,6 +78,8 @@ pub struct Host {
     pub pagemap_scan: bool,
     /// Whether `MADV_POPULATE_READ` works.
     pub populate_read: bool,
+    /// What it may not use although the kernel has it.
+    pub forced: Fallbacks,
     /// Whether pages may be swapped out: then a page that looks swapped may hold content.
     pub swap: bool,
 }
@@ -82,11 +96,9 @@ impl Host {
                 (Userfault::None, Features::default())
             }
         };
-        let denied = if forced.no_wp_unpopulated {
-            Features::WP_UNPOPULATED
-        } else {
-            Features::default()
-        };
+        let denied = |denied, feature| if denied { feature } else { Features::default() };
+        let denied = denied(forced.no_wp_unpopulated, Features::WP_UNPOPULATED)
+            .and(denied(forced.no_wp_async, Features::WP_ASYNC));
         let page = Mapping::anonymous(page_size(), false).ok();
         let host = Self {
             userfault,
@@ -97,6 +109,7 @@ impl Host {
                 && page
                     .as_ref()
                     .is_some_and(|page| page.advise(0, page.len(), Advice::PopulateRead).is_ok()),
+            forced: *forced,
             swap: has_swap(),
         };
         tracing::debug!(?host, "probed");
@@ -111,6 +124,30 @@ impl Host {
     /// Whether shared memory (memfd, hugetlbfs) can be frozen.
     pub fn can_freeze_shared(&self) -> bool {
         self.can_freeze() && self.features.has(Features::WP_SHARED)
+    }
+
+    /// Whether writes to memory can be tracked without KVM.
+    pub fn can_track(&self) -> bool {
+        let needed = Features::WP.and(Features::WP_ASYNC);
+        self.userfault != Userfault::None && self.features.has(needed) && self.pagemap_scan
+    }
+
+    /// Opens a userfaultfd whose protection is taken away by a write, which it tells nobody: for
+    /// [`presence::Pagemap::take_written`]. Absent pages are protected too.
+    ///
+    /// # Errors
+    ///
+    /// [`UffdError::Denied`] without the right to, `Other(EINVAL)` if [`Host::can_track`] is not.
+    pub fn open_tracking_uffd(&self) -> Result<Uffd, UffdError> {
+        if self.userfault == Userfault::None {
+            return Err(UffdError::Denied(rustix::io::Errno::PERM));
+        }
+        let optional = Features::WP_SHARED.and(Features::WP_UNPOPULATED);
+        let wanted = Features::WP.and(Features::WP_ASYNC);
+        Uffd::open(
+            wanted.and(optional.common(self.features)),
+            self.userfault == Userfault::UserMode,
+        )
     }
 
     /// Opens a userfaultfd with all that the engine uses of what is there.

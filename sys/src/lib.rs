@@ -1,8 +1,9 @@
 //! The one room with `unsafe`: what the engine asks of the kernel, as safe types.
 //!
-//! Three things live here and nowhere else in the engine: the *mappings* that back guest RAM
-//! ([`Mapping`]), the *userfaultfd* that watches them ([`Uffd`]), and the *queries* that tell
-//! which pages exist ([`presence`]). Every other crate above this one forbids `unsafe`.
+//! Four things live here and nowhere else in the engine: the *mappings* that back guest RAM
+//! ([`Mapping`]), the *userfaultfd* that watches them ([`Uffd`]), the *queries* that tell which
+//! pages exist ([`presence`]), and what KVM knows of written pages ([`kvm`]). Every other crate
+//! above this one, but the accelerators of `vmm`, forbids `unsafe`.
 //!
 //! What the kernel of this host can do is probed once ([`Host::probe`]) and then only looked up.
 //! Every fallback can be forced through [`Fallbacks`], so that a test on a new kernel runs the
@@ -16,6 +17,7 @@ mod arena;
 mod bus_error;
 mod host;
 mod inherited;
+pub mod kvm;
 mod mapping;
 mod memory;
 pub mod presence;

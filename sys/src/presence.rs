@@ -3,6 +3,9 @@
 //! A page that is absent is zero by definition and must not be read: reading makes it resident.
 //! Each kind of memory is asked in its own way, and only *before* it is write-protected: a
 //! protected absent page leaves a marker that looks like a swapped page.
+//!
+//! The same walk also tells which pages were *written* since they were protected, where the
+//! protection is of the kind that tells nobody ([`Pagemap::take_written`]).
 
 use std::fs::File;
 use std::io;
@@ -75,6 +78,34 @@ impl Pagemap {
         }
     }
 
+    /// Calls `found` with the byte ranges of pages that were written since they were protected by
+    /// a userfaultfd that tells nobody, and protects them again: in one step each, so that no write
+    /// between is lost. Pages that were never protected count as written.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: EPERM if the range is not registered like that. Ranges that `found` was called
+    /// with before are protected again.
+    pub fn take_written(
+        &self,
+        mapping: &Mapping,
+        part: Range<usize>,
+        mut found: impl FnMut(Range<usize>),
+    ) -> io::Result<()> {
+        let base = mapping.addr();
+        walk(
+            self.file.as_fd(),
+            mapping.range(part.start, part.len()),
+            &Query {
+                flags: raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC,
+                all_of: raw::PAGE_IS_WRITTEN,
+                any_of: 0,
+                told: raw::PAGE_IS_WRITTEN,
+            },
+            &mut |start, end| found(start - base..end - base),
+        )
+    }
+
     fn read_entries(
         &self,
         range: Range<usize>,
@@ -122,12 +153,36 @@ fn scan(
     which: Which,
     found: &mut dyn FnMut(usize, usize),
 ) -> io::Result<()> {
-    const REGIONS: usize = 256;
     let mask = match which {
         Which::PresentOrSwapped => raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED,
         Which::Present => raw::PAGE_IS_PRESENT,
         Which::Huge => raw::PAGE_IS_HUGE,
     };
+    let query = Query {
+        flags: 0,
+        all_of: 0,
+        any_of: mask,
+        // Nothing but the fact is asked for, so that neighbours join into one region.
+        told: raw::PAGE_IS_PRESENT & mask,
+    };
+    walk(pagemap, range, &query, found)
+}
+
+/// What `PAGEMAP_SCAN` is asked.
+struct Query {
+    flags: u32,
+    all_of: u32,
+    any_of: u32,
+    told: u32,
+}
+
+fn walk(
+    pagemap: BorrowedFd<'_>,
+    range: Range<usize>,
+    query: &Query,
+    found: &mut dyn FnMut(usize, usize),
+) -> io::Result<()> {
+    const REGIONS: usize = 256;
     let mut regions = [raw::page_region {
         start: 0,
         end: 0,
@@ -137,7 +192,7 @@ fn scan(
     while start < range.end as u64 {
         let mut arg = raw::pm_scan_arg {
             size: size_of::<raw::pm_scan_arg>() as u64,
-            flags: 0,
+            flags: u64::from(query.flags),
             start,
             end: range.end as u64,
             walk_end: 0,
@@ -145,13 +200,12 @@ fn scan(
             vec_len: REGIONS as u64,
             max_pages: 0,
             category_inverted: 0,
-            category_mask: 0,
-            category_anyof_mask: u64::from(mask),
-            // Nothing but the fact is asked for, so that neighbours join into one region.
-            return_mask: u64::from(raw::PAGE_IS_PRESENT & mask),
+            category_mask: u64::from(query.all_of),
+            category_anyof_mask: u64::from(query.any_of),
+            return_mask: u64::from(query.told),
         };
         // SAFETY: the kernel reads and writes one `pm_scan_arg` and at most `vec_len` regions at
-        // `vec`, which outlive the call.
+        // `vec`, which outlive the call. The range is guest RAM, which may be protected at any time.
         let filled = unsafe { ioctl(pagemap, CountingScan(Updater::new(&mut arg)))? };
         for region in &regions[..filled] {
             found(region.start as usize, region.end as usize);

@@ -37,6 +37,8 @@ impl Features {
     pub const MISSING_SHARED: Self = Self(raw::UFFD_FEATURE_MISSING_SHMEM as u64);
     /// An event when a part is given back by `madvise`.
     pub const EVENT_REMOVE: Self = Self(raw::UFFD_FEATURE_EVENT_REMOVE as u64);
+    /// A write takes the protection away by itself, and nobody is told (Linux 6.7).
+    pub const WP_ASYNC: Self = Self(raw::UFFD_FEATURE_WP_ASYNC as u64);
     /// The thread id of who faulted.
     pub const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
 
