@@ -1,9 +1,9 @@
 //! Who wrote which page.
 //!
-//! Today: the *freeze* of a background snapshot ([`Freeze`]): guest RAM is held at one moment by
+//! Two answers: the *freeze* of a background snapshot ([`Freeze`]) holds guest RAM at one moment by
 //! synchronous userfaultfd write-protection while the guest runs on, and a page that is about to
-//! change is copied first. Trackers of dirty pages (KVM's log and ring, `WP_ASYNC`) come into this
-//! room with precopy.
+//! change is copied first. *Trackers* ([`tracker`]) let everybody write and say afterwards which
+//! pages were written, for precopy.
 //!
 //! # The life of a freeze
 //!
@@ -40,6 +40,7 @@ mod options;
 mod picture;
 mod room;
 mod scan;
+pub mod tracker;
 
 pub use buffer::PageBuffer;
 pub use chunk::{Copied, UNIT_PAGES};
