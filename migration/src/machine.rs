@@ -4,6 +4,9 @@
 //! pause is the engine's business and is kept by these types: whoever pauses holds a [`Paused`],
 //! and dropping it, on whatever path, lets the guest run on.
 
+use std::sync::Arc;
+
+use paguro_dirty::tracker::Tracker;
 use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 
@@ -66,6 +69,18 @@ pub trait Machine: Send + Sync {
     /// the right to handle faults taken there.
     fn faults_in_kernel(&self) -> bool {
         true
+    }
+
+    /// A new tracker of all who write its RAM, those that no freeze sees too. It is not started.
+    ///
+    /// # Errors
+    ///
+    /// The machine's; this one if it has none, and so cannot be migrated while it runs.
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, MachineError> {
+        Err(MachineError::new(
+            "track writes to its RAM",
+            "this machine has no tracker",
+        ))
     }
 
     /// Takes all vCPUs out of the guest with pending I/O completed, then makes the devices quiet:

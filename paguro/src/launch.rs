@@ -24,7 +24,7 @@ const RESTORE_THREADS: usize = 2;
 
 /// A machine that was never run, booted.
 pub fn fresh(args: &MachineArgs, host: Host) -> Result<Guest> {
-    let config = config(args, None)?;
+    let config = config(args, None, &host)?;
     let blocks = config.ram_layout()?.into_iter().map(RamBlock::new);
     let ram = GuestRam::new(blocks.collect::<Result<_, _>>()?);
     let memory = Memory::new(host, ram.clone());
@@ -59,7 +59,7 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
             format!("leave --memory out, or give {found}"),
         ));
     }
-    let config = config(args, Some(&picture))?;
+    let config = config(args, Some(&picture), &host)?;
     let alarm = Arc::new(Alarm::default());
     let raise = alarm.clone();
     let options = RestoreOptions {
@@ -103,8 +103,8 @@ fn refuse_unmappable(args: &MachineArgs) -> Result<()> {
 }
 
 /// The machine that the options describe; what they leave out comes from the picture.
-fn config(args: &MachineArgs, picture: Option<&Described>) -> Result<Config> {
-    let accel = match args.accel {
+fn config(args: &MachineArgs, picture: Option<&Described>, host: &Host) -> Result<Config> {
+    let accel = match args.accel.map(|option| option.accel) {
         Some(AccelArg::Kvm) => Accel::Kvm,
         Some(AccelArg::Threads) => Accel::Threads,
         None => picture.map_or(Accel::Kvm, |picture| picture.accel),
@@ -140,6 +140,8 @@ fn config(args: &MachineArgs, picture: Option<&Described>) -> Result<Config> {
         progress: args.x_progress.clone(),
         gap_threshold_us: args.x_gap_threshold_us,
         ram_split: split.or(picture.and_then(|picture| picture.ram_split)),
+        dirty_ring_entries: args.accel.and_then(|option| option.dirty_ring_entries),
+        fallbacks: host.forced,
         unseen_writer: args.x_unseen_writer.clone(),
     };
     Ok(config)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind};
-use paguro_sys::{HUGE_PAGE_BYTES, page_size};
+use paguro_sys::{Fallbacks, HUGE_PAGE_BYTES, page_size};
 use paguro_workload::Spec;
 use paguro_workload::layout::{AREA_START, HIGH_RAM_GPA, LOW_RAM_END, MAX_VCPUS};
 
@@ -86,6 +86,11 @@ pub struct Config {
     /// Bytes of RAM in the first block; the rest stands from 4 GiB on. `None`: as much as fits
     /// below 3 GiB.
     pub ram_split: Option<u64>,
+    /// Entries of the ring in which KVM tells which pages a vCPU wrote, a power of two; without one
+    /// it keeps a log.
+    pub dirty_ring_entries: Option<u32>,
+    /// What the host could do better, for tests.
+    pub fallbacks: Fallbacks,
     /// For tests: a writer of guest RAM by this name that no freeze can see.
     pub unseen_writer: Option<String>,
 }
@@ -107,6 +112,8 @@ impl Default for Config {
             dma: None,
             progress: None,
             ram_split: None,
+            dirty_ring_entries: None,
+            fallbacks: Fallbacks::default(),
             unseen_writer: None,
         }
     }
@@ -139,6 +146,19 @@ impl Config {
                 "the device x-dma writes pages of the built-in workload and goes with no kernel"
                     .to_owned(),
             ));
+        }
+        match self.dirty_ring_entries {
+            Some(_) if self.accel == Accel::Threads => {
+                return Err(VmError::Config(
+                    "threads have no dirty ring, which is KVM's".to_owned(),
+                ));
+            }
+            Some(entries) if !entries.is_power_of_two() => {
+                return Err(VmError::Config(format!(
+                    "a dirty ring of {entries} entries, which is no power of two"
+                )));
+            }
+            _ => {}
         }
         let wanted: Vec<_> = self
             .ram_layout()?

@@ -1,5 +1,8 @@
 //! The machine as the engine sees it.
 
+use std::sync::Arc;
+
+use paguro_dirty::tracker::Tracker;
 use paguro_migration::machine::{Machine, MachineError, Paused, Writer};
 use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
@@ -23,6 +26,10 @@ impl Machine for Vm {
     /// are not served there.
     fn faults_in_kernel(&self) -> bool {
         self.config().accel == Accel::Kvm
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, MachineError> {
+        Vm::tracker(self).map_err(|error| MachineError::new("track writes to its RAM", error))
     }
 
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use paguro_dirty::tracker::{AsyncProtect, MarkTracker, Marks, Tracker, TrackerError, Union};
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_ram::GuestRam;
+use paguro_sys::Host;
 use paguro_wire::device::DeviceSection;
 use paguro_workload::layout::PARAMS_GPA;
 use paguro_workload::params::PARAMS_BYTES;
@@ -74,6 +76,7 @@ pub struct Vm {
     control: Arc<Control>,
     cpus: Cpus,
     dma: Option<Dma>,
+    marks: Marks,
     progress: Arc<ProgressMemory>,
     timings: Timings,
     content: AtomicU8,
@@ -128,9 +131,10 @@ impl Vm {
                 Cpus::Threads(threads)
             }
         };
+        let marks = Marks::default();
         let dma = config
             .dma
-            .map(|dma| Dma::new(dma, &ram, &control))
+            .map(|dma| Dma::new(dma, &ram, &marks, &control))
             .transpose()?;
         control.set_stages(Stages {
             vcpus: cpus.holds(),
@@ -143,6 +147,7 @@ impl Vm {
             control,
             cpus,
             dma,
+            marks,
             progress,
             timings,
             content,
@@ -287,6 +292,35 @@ impl Vm {
             class: WriterClass::Unseen,
         });
         vcpus.chain(devices).chain(unseen).collect()
+    }
+
+    /// A tracker of all who write its RAM: KVM's log, or its ring, for the vCPUs and for KVM itself,
+    /// or protection that tells nobody for threads, together with what the device `x-dma` marks.
+    /// Booting and loading come before any migration. One tracker can be started at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackerError::Slot`].
+    pub fn tracker(&self) -> Result<Arc<dyn Tracker>, TrackerError> {
+        let vcpus: Arc<dyn Tracker> = match &self.cpus {
+            #[cfg(target_arch = "x86_64")]
+            Cpus::Kvm(cpus) => cpus.tracker()?,
+            Cpus::Threads(_) => {
+                let host = Host::probe(&self.config.fallbacks);
+                Arc::new(AsyncProtect::new(host, self.ram.clone()))
+            }
+        };
+        let marked = MarkTracker::new(self.ram.clone(), self.marks.clone());
+        Ok(Arc::new(Union::new(vec![vcpus, Arc::new(marked)])))
+    }
+
+    /// How often vCPUs had to empty KVM's rings of written pages because one was full.
+    pub fn ring_full_exits(&self) -> u64 {
+        match &self.cpus {
+            #[cfg(target_arch = "x86_64")]
+            Cpus::Kvm(cpus) => cpus.ring_full_exits(),
+            Cpus::Threads(_) => 0,
+        }
     }
 
     /// Lets it run, for the first time or again. During a held pause this takes effect at its

@@ -36,9 +36,12 @@ pub struct MachineArgs {
     /// Which pages it has
     #[arg(long, value_enum, default_value_t = PagesArg::Small)]
     pub pages: PagesArg,
-    /// What runs the vCPUs [default: kvm, or what ran those of the snapshot file]
-    #[arg(long, value_enum)]
-    pub accel: Option<AccelArg>,
+    /// What runs the vCPUs: kvm (/dev/kvm), threads (of this process, doing the same work; needs no
+    /// /dev/kvm). With kvm,dirty-ring-size=N, KVM tells of written pages by a ring of N entries a
+    /// vCPU, N a power of two, instead of a log [default: kvm, or what ran those of the snapshot
+    /// file]
+    #[arg(long, value_name = "kvm[,dirty-ring-size=N]|threads", value_parser = accel)]
+    pub accel: Option<AccelOption>,
     /// What the built-in guest does: pattern=sequential|random|zipf|hotset, rate=PAGES/S|unlimited,
     /// hot=SIZE, seed=N, bytes=8|64|page, op=write|read, set=SIZE, separated by commas
     #[arg(long, value_name = "KEY=VALUE,...")]
@@ -113,6 +116,15 @@ pub enum AccelArg {
     Threads,
 }
 
+/// `--accel` of a machine, with what belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccelOption {
+    /// What runs the vCPUs.
+    pub accel: AccelArg,
+    /// Entries of KVM's dirty ring.
+    pub dirty_ring_entries: Option<u32>,
+}
+
 /// `--restore-mode`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RestoreModeArg {
@@ -150,6 +162,39 @@ impl FromStr for QmpAddress {
             }
             _ => Err("not an address of the form unix:PATH".to_owned()),
         }
+    }
+}
+
+fn accel(text: &str) -> Result<AccelOption, String> {
+    let (name, options) = match text.split_once(',') {
+        Some((name, options)) => (name, Some(options)),
+        None => (text, None),
+    };
+    let accel = match name {
+        "kvm" => AccelArg::Kvm,
+        "threads" => AccelArg::Threads,
+        _ => return Err("not one of kvm, threads".to_owned()),
+    };
+    let dirty_ring_entries = match (options, accel) {
+        (None, _) => None,
+        (Some(options), AccelArg::Kvm) => Some(dirty_ring(options)?),
+        (Some(options), _) => return Err(format!("{name} has no option {options:?}")),
+    };
+    Ok(AccelOption {
+        accel,
+        dirty_ring_entries,
+    })
+}
+
+fn dirty_ring(text: &str) -> Result<u32, String> {
+    let Some(("dirty-ring-size", entries)) = text.split_once('=') else {
+        return Err(format!("{text:?} is not dirty-ring-size=N"));
+    };
+    match entries.parse() {
+        Ok(entries) if u32::is_power_of_two(entries) => Ok(entries),
+        _ => Err(format!(
+            "dirty-ring-size is a number of entries, a power of two, not {entries:?}"
+        )),
     }
 }
 
@@ -210,6 +255,33 @@ mod tests {
         assert_eq!("unix:/a/b".parse(), Ok(QmpAddress("/a/b".into())));
         for text in ["/a/b", "unix:", "tcp:1:2", "unix:/a,server=on"] {
             assert!(text.parse::<QmpAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_accelerator_may_have_a_dirty_ring() {
+        let option = |accel, dirty_ring_entries| AccelOption {
+            accel,
+            dirty_ring_entries,
+        };
+        assert_eq!(accel("kvm"), Ok(option(AccelArg::Kvm, None)));
+        assert_eq!(accel("threads"), Ok(option(AccelArg::Threads, None)));
+        let ring = accel("kvm,dirty-ring-size=4096");
+        assert_eq!(ring, Ok(option(AccelArg::Kvm, Some(4096))));
+        for text in [
+            "",
+            "tcg",
+            "kvm,",
+            "kvm,dirty-ring-size",
+            "kvm,dirty-ring-size=",
+            "kvm,dirty-ring-size=0",
+            "kvm,dirty-ring-size=1000",
+            "kvm,dirty-ring-size=-4096",
+            "kvm,dirty-ring-size=8589934592",
+            "kvm,dirty-ring-size=4096,dirty-ring-size=4096",
+            "threads,dirty-ring-size=4096",
+        ] {
+            assert!(accel(text).is_err(), "{text}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use paguro_dirty::tracker::Marks;
 use paguro_ram::{GuestRam, RamBlock};
 use paguro_workload::layout::{PAGE_BYTES, PARAMS_GPA};
 use paguro_workload::params::PARAMS_BYTES;
@@ -25,6 +26,8 @@ pub(super) struct Filler {
     /// Writes complete: all below this number are in RAM, no other is.
     pub(super) done: AtomicU64,
     pub(super) gate: Gate,
+    /// Who tracks writes learns of its own from here.
+    pub(super) marks: Marks,
 }
 
 impl Hold for Filler {
@@ -52,8 +55,11 @@ pub(super) struct Page(pub(super) [u8; PAGE_BYTES as usize]);
 /// A page of guest RAM to be filled, and with what.
 pub(super) struct Job {
     pub(super) block: Arc<RamBlock>,
+    /// The block's number.
+    pub(super) index: usize,
     pub(super) offset_bytes: usize,
     pub(super) content: Box<Page>,
+    pub(super) marks: Marks,
 }
 
 /// How pages are filled.
@@ -110,7 +116,7 @@ impl Filler {
                 continue;
             }
             let first = self.done.load(Ordering::Acquire);
-            let jobs = batch(&params, &stream, first, how.batch(), ram)?;
+            let jobs = batch(&params, &stream, first, how.batch(), ram, &self.marks)?;
             let count = jobs.len() as u64;
             how.fill(jobs).map_err(|error| error.to_string())?;
             self.done.store(first + count, Ordering::Release);
@@ -127,6 +133,7 @@ fn batch(
     first: u64,
     most: usize,
     ram: &GuestRam,
+    marks: &Marks,
 ) -> Result<Vec<Job>, String> {
     let mut pages = Vec::with_capacity(most);
     let mut jobs = Vec::with_capacity(most);
@@ -137,24 +144,26 @@ fn batch(
         }
         pages.push(page);
         let gpa = params.area.gpa(page);
-        let (block, offset_bytes) =
+        let (index, block, offset_bytes) =
             locate(ram, gpa).ok_or_else(|| format!("page {page} at {gpa:#x} is not in RAM"))?;
         let mut content = Box::new(Page([0; PAGE_BYTES as usize]));
         stream.content(page, n).fill(stream.words(), &mut content.0);
         jobs.push(Job {
             block,
+            index,
             offset_bytes,
             content,
+            marks: marks.clone(),
         });
     }
     Ok(jobs)
 }
 
-fn locate(ram: &GuestRam, gpa: u64) -> Option<(Arc<RamBlock>, usize)> {
-    ram.blocks().iter().find_map(|block| {
+fn locate(ram: &GuestRam, gpa: u64) -> Option<(usize, Arc<RamBlock>, usize)> {
+    ram.blocks().iter().enumerate().find_map(|(index, block)| {
         let offset = gpa.checked_sub(block.guest_address())?;
         let end = offset.checked_add(PAGE_BYTES)?;
-        (end <= block.used_bytes() as u64).then(|| (block.clone(), offset as usize))
+        (end <= block.used_bytes() as u64).then(|| (index, block.clone(), offset as usize))
     })
 }
 
@@ -166,11 +175,17 @@ fn params(ram: &GuestRam) -> Result<Params, String> {
     Params::from_bytes(&bytes).map_err(|error| error.to_string())
 }
 
-/// Reads one page of `file` into guest RAM.
-///
+/// Reads one page of `file` into guest RAM, and marks it: afterwards, and whatever came of it.
+pub(super) fn read_into(file: BorrowedFd<'_>, from: u64, job: &mut Job) -> io::Result<()> {
+    let read = read_page(file, from, job);
+    let page = job.offset_bytes / PAGE_BYTES as usize;
+    job.marks.mark(job.index, page..page + 1);
+    read
+}
+
 /// Where the kernel must not take page faults for this process (a userfaultfd for user mode
 /// only), it cannot read into a page that faults; the page is then read here and copied.
-pub(super) fn read_into(file: BorrowedFd<'_>, from: u64, job: &mut Job) -> io::Result<()> {
+fn read_page(file: BorrowedFd<'_>, from: u64, job: &mut Job) -> io::Result<()> {
     let mapping = job.block.mapping();
     let bytes = PAGE_BYTES as usize;
     match mapping.read_file_at(file, from, job.offset_bytes, bytes) {

@@ -6,7 +6,8 @@
 //! begins meanwhile does not see the data come; so a pause waits until none is in flight.
 //!
 //! Both write what the workload's arithmetic says for a device, page after page, and keep a
-//! counter each in the device's saved state. Direct reads end in any order; they are started in
+//! counter each in the device's saved state. Neither is seen by KVM's log, nor direct reads by the
+//! protection of pages: both say which pages they wrote ([`Marks`]). Direct reads end in any order; they are started in
 //! batches without a page twice, and the counter moves only by whole batches.
 
 mod direct;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use paguro_dirty::tracker::Marks;
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_ram::GuestRam;
 use paguro_wire::device::{DeviceError, DeviceSection, SectionReader, SectionWriter};
@@ -46,18 +48,20 @@ impl Dma {
     pub(crate) fn new(
         config: DmaConfig,
         ram: &GuestRam,
+        marks: &Marks,
         control: &Arc<Control>,
     ) -> Result<Self, VmError> {
         let mut device = Self {
             config,
             writers: Vec::new(),
         };
-        device.add(DMA, Box::new(filler::ByRead::new()?), ram, control)?;
+        device.add(DMA, Box::new(filler::ByRead::new()?), ram, marks, control)?;
         if config.direct {
             device.add(
                 DMA_DIRECT,
                 Box::new(direct::ByDirectRead::new()?),
                 ram,
+                marks,
                 control,
             )?;
         }
@@ -69,6 +73,7 @@ impl Dma {
         number: u64,
         how: Box<dyn filler::Fill>,
         ram: &GuestRam,
+        marks: &Marks,
         control: &Arc<Control>,
     ) -> Result<(), VmError> {
         let filler = Arc::new(filler::Filler {
@@ -76,6 +81,7 @@ impl Dma {
             rate_pages_per_s: self.config.rate_pages_per_s,
             done: AtomicU64::new(0),
             gate: Gate::new(),
+            marks: marks.clone(),
         });
         self.writers.push(filler.clone());
         filler::spawn(filler, how, ram.clone(), control.clone())

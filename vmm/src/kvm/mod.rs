@@ -11,6 +11,7 @@
 //! | [`bus`] | what is at which I/O port |
 //! | [`cpu_state`] | a vCPU's state, taken from KVM and given to it |
 //! | [`cpu_section`] | the same as a device section |
+//! | [`memory`] | memory slots, and how KVM tells of writes to them |
 //! | [`chips`] | interrupt controllers, timer and clock as device sections |
 //! | [`boot`] | the built-in guest, or a PVH kernel |
 
@@ -19,6 +20,7 @@ mod bus;
 mod chips;
 mod cpu_section;
 mod cpu_state;
+mod memory;
 mod vcpu;
 
 use std::io;
@@ -26,15 +28,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use paguro_dirty::tracker::{Tracker, TrackerError};
 use paguro_ram::GuestRam;
-use paguro_sys::Mapping;
 use paguro_wire::device::DeviceSection;
-use paguro_workload::layout::PROGRESS_GPA;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::control::{Control, Hold};
@@ -53,6 +51,7 @@ pub(crate) struct KvmCpus {
     xsave_bytes: usize,
     has_nested: bool,
     ram: GuestRam,
+    tracking: memory::Tracking,
 }
 
 struct Vcpu {
@@ -78,7 +77,8 @@ impl KvmCpus {
         timings.vm_us = us_since(start);
 
         let start = Instant::now();
-        add_memory(&vm, ram, progress.mapping())?;
+        memory::add(&vm, ram, progress.mapping())?;
+        let tracking = memory::Tracking::new(config, &vm, ram)?;
         timings.memslots_us = us_since(start);
 
         let start = Instant::now();
@@ -114,6 +114,7 @@ impl KvmCpus {
             vcpus: Vec::new(),
             bus,
             ram: ram.clone(),
+            tracking,
         };
         for index in 0..config.cpus {
             cpus.add_vcpu(index, &cpuid, progress, control)?;
@@ -136,6 +137,7 @@ impl KvmCpus {
             .vm
             .create_vcpu(index.into())
             .map_err(refused("make a vCPU"))?;
+        self.tracking.add_vcpu(&fd)?;
         let cpuid = cpu_state::cpuid_of(cpuid, index)?;
         fd.set_cpuid2(&cpuid)
             .map_err(refused("accept the CPU's features"))?;
@@ -152,6 +154,7 @@ impl KvmCpus {
             paused: vcpu.paused.clone(),
             bus: self.bus.clone(),
             control: control.clone(),
+            rings: self.tracking.rings().cloned(),
             _vm: self.vm.clone(),
             _ram: self.ram.clone(),
             _progress: progress.clone(),
@@ -176,6 +179,16 @@ impl KvmCpus {
             .iter()
             .map(|vcpu| vcpu.gate.clone() as Arc<dyn Hold>)
             .collect()
+    }
+
+    /// A tracker of the vCPUs' writes, and KVM's.
+    pub(crate) fn tracker(&self) -> Result<Arc<dyn Tracker>, TrackerError> {
+        self.tracking.tracker(&self.ram)
+    }
+
+    /// How often vCPUs waited for room in a ring of written pages.
+    pub(crate) fn ring_full_exits(&self) -> u64 {
+        self.tracking.rings().map_or(0, |rings| rings.full_exits())
     }
 
     /// Puts the built-in guest, whose RAM is in place, at its start.
@@ -268,29 +281,4 @@ fn refused(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 
 fn us_since(start: Instant) -> u64 {
     start.elapsed().as_micros() as u64
-}
-
-/// A slot for each RAM block, and one for the progress memory.
-fn add_memory(vm: &VmFd, ram: &GuestRam, progress: &Mapping) -> Result<(), VmError> {
-    let blocks = ram.blocks().iter().map(|block| {
-        (
-            block.guest_address(),
-            block.mapping().addr(),
-            block.used_bytes(),
-        )
-    });
-    let progress = (PROGRESS_GPA, progress.addr(), progress.len());
-    for (slot, (guest_phys_addr, address, bytes)) in blocks.chain([progress]).enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr,
-            memory_size: bytes as u64,
-            userspace_addr: address as u64,
-        };
-        // SAFETY: the range is a mapping that every vCPU thread keeps alive (`vcpu::Thread`), so
-        // it is there as long as anything can run in this VM; nobody holds references into it.
-        unsafe { vm.set_user_memory_region(region) }.map_err(refused("take guest memory"))?;
-    }
-    Ok(())
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use paguro_dirty::tracker::KvmRings;
 use paguro_ram::GuestRam;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -24,6 +25,9 @@ use crate::control::Control;
 use crate::gate::{Gate, Passage};
 use crate::progress::ProgressMemory;
 use crate::state::ShutdownCause;
+
+/// `KVM_EXIT_DIRTY_RING_FULL`, for which kvm-ioctls has no name.
+const RING_FULL: u32 = 31;
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs.
@@ -63,6 +67,7 @@ pub(super) struct Thread {
     pub(super) paused: Arc<AtomicBool>,
     pub(super) bus: Arc<Bus>,
     pub(super) control: Arc<Control>,
+    pub(super) rings: Option<Arc<KvmRings>>,
     pub(super) _vm: Arc<VmFd>,
     pub(super) _ram: GuestRam,
     pub(super) _progress: Arc<ProgressMemory>,
@@ -159,6 +164,7 @@ impl Thread {
                 Next::Go
             }
             Ok(VcpuExit::MmioWrite(..) | VcpuExit::Hlt | VcpuExit::IoapicEoi(_)) => Next::Go,
+            Ok(VcpuExit::Unsupported(RING_FULL)) => self.make_room(),
             Ok(VcpuExit::Intr) => return Exit::Interrupted,
             Ok(VcpuExit::Shutdown) => Next::End(
                 ShutdownCause::GuestPanic,
@@ -190,6 +196,18 @@ impl Thread {
             },
         };
         Exit::Next(next)
+    }
+
+    /// KVM does not go on with a full ring of written pages, whether or not anybody tracks.
+    fn make_room(&self) -> Next {
+        let made = self.rings.as_ref().map(|rings| rings.make_room());
+        match made {
+            Some(Ok(())) => Next::Go,
+            Some(Err(error)) => {
+                Next::Fail(format!("its ring of written pages stays full: {error}"))
+            }
+            None => Next::Fail("KVM has a ring of written pages that nobody reads".to_owned()),
+        }
     }
 
     fn lost_memory(&self, fd: &VcpuFd) {

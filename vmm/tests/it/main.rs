@@ -8,3 +8,4 @@ mod loading;
 mod pausing;
 mod picture;
 mod state;
+mod tracking;

@@ -1,0 +1,289 @@
+//! Every page written after the start is reported.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use paguro_dirty::tracker::measure;
+use paguro_migration::machine::Machine;
+use paguro_ram::{Backing, Discards, GuestRam, PageKind, RamBlock};
+use paguro_sys::{Advice, Fallbacks, Host};
+use paguro_vmm::{Accel, Config, Vm};
+
+use super::destination::Order;
+use super::memory::{HugePages, is_huge};
+use super::walk::{Verdict, walk};
+use crate::common::*;
+
+/// Workloads, and how many writes of each vCPU make a round: a few pages, or more than a small
+/// ring holds.
+const RATES: [(&str, u64); 2] = [("rate=50000", 100), ("rate=unlimited", 5000)];
+
+fn forced(names: &[&str]) -> Fallbacks {
+    let mut forced = Fallbacks::default();
+    names.iter().for_each(|name| assert!(forced.force(name)));
+    forced
+}
+
+/// KVM's ways, each with what it can lack.
+fn kvm_ways() -> Vec<(&'static str, Config)> {
+    if !kvm() {
+        return Vec::new();
+    }
+    let log = |names: &[&str]| Config {
+        fallbacks: forced(names),
+        ..config(Accel::Kvm, 1)
+    };
+    let ring = |entries| Config {
+        dirty_ring_entries: Some(entries),
+        ..config(Accel::Kvm, 1)
+    };
+    vec![
+        ("plain log", log(&["no-manual-protect"])),
+        ("manual protection", log(&["no-initially-all-set"])),
+        ("manual protection, all set", log(&[])),
+        ("small ring", ring(1024)),
+        ("large ring", ring(65536)),
+    ]
+}
+
+fn can_track() -> bool {
+    let can = Host::probe(&Fallbacks::default()).can_track();
+    if !can {
+        println!("skipped: no asynchronous write-protection on this host");
+    }
+    can
+}
+
+#[track_caller]
+fn assert_right(name: &str, vm: &Vm, rounds: usize, writes: u64) {
+    let tracker = vm.tracker().unwrap();
+    let verdict = walk(vm, &*tracker, Order::ClearThenRead, rounds, writes);
+    assert_eq!(verdict, Verdict::default(), "{name}, {:?}", vm.config());
+}
+
+#[test]
+fn every_write_of_a_guest_is_reported() {
+    let _turn = turn();
+    for (name, way) in kvm_ways() {
+        for cpus in [1, 2] {
+            for (rate, writes) in RATES {
+                let vm = start(&Config {
+                    cpus,
+                    workload: rate.parse().unwrap(),
+                    ..way.clone()
+                });
+                assert_right(name, &vm, 9, writes);
+                // And again, by a new one.
+                assert_right(name, &vm, 3, writes);
+                if name == "small ring" && rate == "rate=unlimited" {
+                    assert!(vm.ring_full_exits() > 0, "the small ring was never full");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn so_is_that_of_one_in_any_kind_of_memory() {
+    let _turn = turn();
+    let _pool = HugePages::reserve(8);
+    let mut ways = kvm_ways();
+    // The others do not differ in how pages are protected.
+    ways.retain(|(name, _)| ["manual protection, all set", "small ring"].contains(name));
+    if can_track() {
+        ways.push(("async protection", config(Accel::Threads, 1)));
+    }
+    for (name, way) in ways {
+        for (backing, pages) in [
+            (Backing::Anonymous, PageKind::Small),
+            (Backing::Anonymous, PageKind::Thp),
+            (Backing::Anonymous, PageKind::Huge),
+            (Backing::Memfd, PageKind::Small),
+            (Backing::Memfd, PageKind::Thp),
+            (Backing::Memfd, PageKind::Huge),
+        ] {
+            if pages == PageKind::Huge && _pool.is_none() {
+                continue;
+            }
+            let config = Config {
+                backing,
+                pages,
+                cpus: 2,
+                ram_split: Some(8 << 20),
+                workload: "rate=100000".parse().unwrap(),
+                ..way.clone()
+            };
+            let ram = ram(&config);
+            let vm = Vm::create(config.clone(), ram.clone()).unwrap();
+            vm.boot().unwrap();
+            if pages == PageKind::Thp {
+                join(&ram);
+            }
+            vm.start().unwrap();
+            assert_right(name, &vm, 6, 300);
+        }
+    }
+}
+
+/// Has the memory in huge pages, or says that it is not.
+fn join(ram: &GuestRam) {
+    for block in ram.blocks() {
+        let mapping = block.mapping();
+        let joined = mapping
+            .advise(0, mapping.len(), Advice::PopulateWrite)
+            .and_then(|()| mapping.advise(0, mapping.len(), Advice::Collapse));
+        if joined.is_err() || !is_huge(mapping.addr()) {
+            println!("not in huge pages: {:?} {joined:?}", block.backing());
+        }
+    }
+}
+
+#[test]
+fn every_write_of_threads_is_reported() {
+    let _turn = turn();
+    if !can_track() {
+        return;
+    }
+    for names in [&[][..], &["user-mode-only"]] {
+        for cpus in [1, 2] {
+            for (rate, writes) in RATES {
+                let vm = start(&Config {
+                    fallbacks: forced(names),
+                    workload: rate.parse().unwrap(),
+                    ..config(Accel::Threads, cpus)
+                });
+                assert_right("async protection", &vm, 15, writes);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_write_of_a_device_is_reported() {
+    let _turn = turn();
+    let mut ways = kvm_ways();
+    if can_track() {
+        ways.push(("async protection", config(Accel::Threads, 1)));
+    }
+    for (name, way) in ways {
+        let vm = start(&with_dma(way, true));
+        assert_right(name, &vm, 12, 10);
+    }
+}
+
+/// Half of the RAM from 8 MiB on, in pieces that are no whole words.
+#[derive(Debug)]
+struct Unplugged;
+
+impl Discards for Unplugged {
+    fn populated(&self, _: &RamBlock, range: Range<usize>, part: &mut dyn FnMut(Range<usize>)) {
+        const PIECE: usize = 100;
+        let mut at = range.start;
+        while at < range.end {
+            let end = match at < 2048 {
+                true => 2048,
+                false => (at / PIECE + 1) * PIECE,
+            };
+            let end = end.min(range.end);
+            if at < 2048 || (at / PIECE).is_multiple_of(2) {
+                part(at..end);
+            }
+            at = end;
+        }
+    }
+}
+
+#[test]
+fn nothing_discarded_is_reported() {
+    let _turn = turn();
+    let mut ways = kvm_ways();
+    if can_track() {
+        ways.push(("async protection", config(Accel::Threads, 1)));
+    }
+    for (name, way) in ways {
+        let config = with_dma(way, false);
+        let ram = ram(&config).with_discards(Arc::new(Unplugged));
+        let vm = Vm::create(config, ram.clone()).unwrap();
+        vm.boot().unwrap();
+        vm.start().unwrap();
+        assert_right(name, &vm, 6, 500);
+        // The guest writes to all, whoever says that it is not there.
+        let tracker = vm.tracker().unwrap();
+        tracker.start().unwrap();
+        let dirty = super::destination::sets(&ram);
+        wait_writes(&vm, 5000);
+        tracker.sync(&dirty).unwrap();
+        let block = &ram.blocks()[0];
+        Unplugged.discarded(block, 0..block.pages(), &mut |part| {
+            assert_eq!(dirty[0].count_in(part.clone()), 0, "{name}: {part:?}");
+        });
+        assert!(dirty[0].count() > 2048, "{name}");
+    }
+}
+
+#[test]
+fn clearing_after_reading_is_noticed() {
+    let _turn = turn();
+    for (name, way) in kvm_ways() {
+        if !name.starts_with("manual") {
+            continue;
+        }
+        // Long reads, so that writes fall into them.
+        let vm = start(&Config {
+            workload: "rate=unlimited,set=2M".parse().unwrap(),
+            ..way
+        });
+        let tracker = vm.tracker().unwrap();
+        wait_until("a page is lost", || {
+            let verdict = walk(&vm, &*tracker, Order::ReadThenClear, 3, 10);
+            verdict.stale + verdict.unreported > 0
+        });
+    }
+}
+
+#[test]
+fn the_rate_is_that_of_the_guest() {
+    let _turn = turn();
+    let mut ways = kvm_ways();
+    if can_track() {
+        ways.push(("async protection", config(Accel::Threads, 1)));
+    }
+    for (name, way) in ways {
+        let vm = start(&Config {
+            workload: "rate=20000".parse().unwrap(),
+            ..way
+        });
+        wait_writes(&vm, 4000);
+        let tracker = vm.tracker().unwrap();
+        for _ in 0..2 {
+            let rate = measure(&*tracker, &vm.ram(), || wait_writes(&vm, 1000)).unwrap();
+            // Each pass writes each page once, and a few pages are the guest's own.
+            assert!((900..3600).contains(&rate.pages), "{name}: {rate:?}");
+            assert!(rate.pages_per_s() > 0);
+            assert_eq!(rate.vcpus.len(), usize::from(name.ends_with("ring")));
+        }
+    }
+}
+
+#[test]
+fn rings_tell_who_writes() {
+    let _turn = turn();
+    for (name, way) in kvm_ways() {
+        let vm = start(&Config {
+            cpus: 2,
+            workload: "rate=20000".parse().unwrap(),
+            ..way
+        });
+        let tracker = vm.tracker().unwrap();
+        assert!(tracker.vcpu_rates().is_empty());
+        tracker.start().unwrap();
+        let dirty = super::destination::sets(&vm.ram());
+        wait_writes(&vm, 500);
+        tracker.sync(&dirty).unwrap();
+        let rates = tracker.vcpu_rates();
+        match name.ends_with("ring") {
+            true => assert!(rates.len() == 2 && rates.iter().all(|&rate| rate > 0)),
+            false => assert!(rates.is_empty(), "{rates:?}"),
+        }
+    }
+}
