@@ -132,8 +132,8 @@ impl Paused for AtRest<'_> {
         Ok(vec![section])
     }
 
-    fn stay(mut self: Box<Self>) {
-        self.cpu.stopped = true;
+    fn stay(&mut self, stay: bool) {
+        self.cpu.stopped = stay;
     }
 }
 

@@ -71,6 +71,9 @@ pub enum SnapshotError {
         #[source]
         source: std::io::Error,
     },
+    /// The channel of a snapshot that goes out as a stream.
+    #[error("the snapshot cannot be sent")]
+    Stream(#[source] Box<crate::source::MigrateError>),
     /// The host's: no thread.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),

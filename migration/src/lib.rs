@@ -13,18 +13,21 @@
 
 pub mod channel;
 pub mod control;
+pub mod destination;
 mod error;
 mod file;
 pub mod machine;
 mod memory;
 pub mod options;
+mod outlet;
 pub mod restore;
 mod save;
 mod snapshot;
+pub mod source;
 pub mod switchover;
 
 pub use control::{Control, Status};
 pub use error::SnapshotError;
 pub use memory::Memory;
 pub use options::{HugePolicy, Sabotage, SnapshotOptions};
-pub use snapshot::{SnapshotReport, snapshot};
+pub use snapshot::{SnapshotReport, snapshot, snapshot_to_stream};

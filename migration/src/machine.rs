@@ -83,6 +83,11 @@ pub trait Machine: Send + Sync {
         ))
     }
 
+    /// Lets each vCPU run for only `100 - percent` of the time, until it is called again; 0 lets it
+    /// run freely. Never waits. A machine that cannot does nothing: the migration then converges
+    /// later, or not at all.
+    fn throttle(&self, _percent: u8) {}
+
     /// Takes all vCPUs out of the guest with pending I/O completed, then makes the devices quiet:
     /// when this returns nobody writes guest RAM and no I/O into it is in flight. Faults must go
     /// on being served while it waits. Pausing a paused machine is no error.
@@ -91,6 +96,33 @@ pub trait Machine: Send + Sync {
     ///
     /// The machine's; it then runs on as before.
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError>;
+}
+
+/// A machine that another one's state is moved into.
+///
+/// It was made like the other one, and neither booted nor loaded; its RAM is fresh.
+pub trait Recipient: Send + Sync {
+    /// Its RAM.
+    fn ram(&self) -> GuestRam;
+
+    /// Its name: a stream of another name is refused.
+    fn machine_name(&self) -> &str;
+
+    /// Takes over the state of vCPUs and devices, after all of RAM came. The engine's own sections
+    /// (`globalstate`) may be among them and are passed over.
+    ///
+    /// # Errors
+    ///
+    /// The machine's: the state is none of such a machine, or the host does not take it. It can
+    /// never run then.
+    fn load(&self, devices: &[DeviceSection]) -> Result<(), MachineError>;
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    ///
+    /// The machine's; no vCPU has executed an instruction then.
+    fn start(&self) -> Result<(), MachineError>;
 }
 
 /// A machine at rest. Dropping it resumes devices, then vCPUs, if they ran when it was paused.
@@ -106,6 +138,7 @@ pub trait Paused {
     /// The machine's.
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError>;
 
-    /// Leaves the machine stopped after a migration that stopped it (`postmigrate`).
-    fn stay(self: Box<Self>);
+    /// With `true`, dropping this leaves the machine stopped, as after a migration that stopped it
+    /// (`postmigrate`); with `false` it lets it run on again.
+    fn stay(&mut self, stay: bool);
 }

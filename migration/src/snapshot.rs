@@ -1,4 +1,4 @@
-//! A snapshot from the command to the name.
+//! A snapshot from the command to the name, or to the end of a stream.
 //!
 //! The order is that of the kernel's and QEMU's background snapshots, and of what went wrong with
 //! them: guest RAM is armed before the pause, device state is taken inside it and *before* the
@@ -20,8 +20,10 @@ use paguro_wire::globalstate;
 use paguro_wire::snapshot::extension::Facts;
 use paguro_wire::snapshot::{BlockPlan, Layout};
 
+use crate::channel::{self, Address};
 use crate::file::PartialFile;
 use crate::machine::{Machine, Paused, WriterClass};
+use crate::outlet::StreamOutlet;
 use crate::save::Saver;
 use crate::{Control, Memory, Sabotage, SnapshotError, SnapshotOptions, Status};
 
@@ -97,7 +99,45 @@ pub fn snapshot(
     options: &SnapshotOptions,
     control: &Control,
 ) -> Result<SnapshotReport, SnapshotError> {
-    let result = run(machine, memory, path, options, control);
+    finish(
+        run(machine, memory, To::File(path), options, control),
+        control,
+    )
+}
+
+/// The same as a stream: to any address, as QEMU's `background-snapshot` without `mapped-ram`. Every
+/// page is in it once, and nothing tells where the next one is, so one thread writes it. There is no
+/// return path: what the other side makes of it is not known, and whoever loads it has a second
+/// machine, while this one runs on.
+///
+/// Options that concern the file (`channels`, `checksums`, `sync`) mean nothing here.
+///
+/// # Errors
+///
+/// [`SnapshotError`]; the machine then runs on if it ran before.
+pub fn snapshot_to_stream(
+    machine: &dyn Machine,
+    memory: &Arc<Memory>,
+    address: &Address,
+    channel: &channel::Options,
+    options: &SnapshotOptions,
+    control: &Control,
+) -> Result<SnapshotReport, SnapshotError> {
+    let to = To::Stream(address, channel);
+    finish(run(machine, memory, to, options, control), control)
+}
+
+/// Where a snapshot goes.
+#[derive(Clone, Copy)]
+enum To<'a> {
+    File(&'a Path),
+    Stream(&'a Address, &'a channel::Options),
+}
+
+fn finish(
+    result: Result<SnapshotReport, SnapshotError>,
+    control: &Control,
+) -> Result<SnapshotReport, SnapshotError> {
     match &result {
         Ok(_) => control.finish(Status::Completed, None),
         Err(_) if control.is_cancelled() => control.finish(Status::Cancelled, None),
@@ -113,7 +153,7 @@ pub fn snapshot(
 }
 
 /// An error with its reasons, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -136,13 +176,16 @@ impl Drop for Frozen {
 fn run(
     machine: &dyn Machine,
     memory: &Arc<Memory>,
-    path: &Path,
+    to: To<'_>,
     options: &SnapshotOptions,
     control: &Control,
 ) -> Result<SnapshotReport, SnapshotError> {
     let begin = Instant::now();
     let mut report = SnapshotReport {
-        path: path.to_owned(),
+        path: match to {
+            To::File(path) => path.to_owned(),
+            To::Stream(address, _) => address.to_string().into(),
+        },
         background: options.background,
         begin_at_ns: monotonic_ns(),
         ..Default::default()
@@ -157,7 +200,15 @@ fn run(
     } else {
         None
     };
-    let file = PartialFile::create(path)?;
+    let outlet = match to {
+        To::File(path) => Outlet::File(PartialFile::create(path)?),
+        To::Stream(address, channel) => Outlet::Stream(Box::new(StreamOutlet::open(
+            address,
+            channel,
+            machine.machine_name(),
+            &ram,
+        )?)),
+    };
     let freeze = Freeze::new(
         faults,
         ram,
@@ -210,10 +261,25 @@ fn run(
     control.advance(Status::Active);
 
     let saving = Instant::now();
-    let layout = plan(machine, &lengths)?;
-    file.set_len(layout.resume_offset)?;
-    let saver = Saver::new(&file, &layout, &freeze, control, options);
-    saver.save_pages()?;
+    let mut outlet = match outlet {
+        Outlet::Stream(mut stream) => {
+            stream.save_pages(&freeze, control, options)?;
+            Saving::Stream(stream)
+        }
+        Outlet::File(file) => {
+            let layout = plan(machine, &lengths)?;
+            file.set_len(layout.resume_offset)?;
+            Saving::File(file, Box::new(layout))
+        }
+    };
+    let saver = match &outlet {
+        Saving::File(file, layout) => {
+            let saver = Saver::new(file, layout, &freeze, control, options);
+            saver.save_pages()?;
+            Some(saver)
+        }
+        Saving::Stream(_) => None,
+    };
     report.save_us = micros(saving.elapsed());
 
     let teardown = Instant::now();
@@ -237,17 +303,40 @@ fn run(
         was_running,
         host_page_size_bytes: page_size() as u64,
     };
-    saver.write_rest(&sections, &facts)?;
-    count(&mut report, &freeze, &saver, control);
-    drop(saver);
-    file.complete(options.sync)?;
-    if let Some(paused) = stopped {
-        paused.stay();
+    let table_bytes = saver.as_ref().map_or(0, Saver::table_bytes);
+    if let Some(saver) = saver {
+        saver.write_rest(&sections, &facts)?;
     }
-    report.file_bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+    if let Saving::Stream(stream) = &mut outlet {
+        stream.write_rest(&sections, control)?;
+    }
+    count(&mut report, &freeze, table_bytes, control);
+    match outlet {
+        Saving::File(file, _) => file.complete(options.sync)?,
+        Saving::Stream(stream) => stream.complete()?,
+    }
+    if let Some(mut paused) = stopped {
+        paused.stay(true);
+    }
+    report.file_bytes = match to {
+        To::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+        To::Stream(..) => report.written_bytes,
+    };
     report.finish_us = micros(finishing.elapsed());
     report.total_us = micros(begin.elapsed());
     Ok(report)
+}
+
+/// Where a snapshot goes, opened before the guest notices anything.
+enum Outlet {
+    File(PartialFile),
+    Stream(Box<StreamOutlet>),
+}
+
+/// The same once the lengths of the blocks are known.
+enum Saving {
+    File(PartialFile, Box<Layout>),
+    Stream(Box<StreamOutlet>),
 }
 
 /// The pause, steps 1 to 6; dropping what it returns is step 7.
@@ -380,7 +469,7 @@ fn note(control: &Control, freeze: &Freeze, report: &SnapshotReport) {
     counters.pause_us.store(report.pause_us, Ordering::Relaxed);
 }
 
-fn count(report: &mut SnapshotReport, freeze: &Freeze, saver: &Saver<'_>, control: &Control) {
+fn count(report: &mut SnapshotReport, freeze: &Freeze, table_bytes: usize, control: &Control) {
     let stats = freeze.stats();
     let counters = &control.counters;
     counters
@@ -396,7 +485,7 @@ fn count(report: &mut SnapshotReport, freeze: &Freeze, saver: &Saver<'_>, contro
     report.arm_rounds = stats.rounds.load(Ordering::Relaxed);
     report.rearmed_pages = stats.rearmed_pages.load(Ordering::Relaxed);
     report.peak_buffer_bytes = freeze.peak_buffer_bytes() as u64;
-    report.set_bytes = (freeze.set_bytes() + saver.table_bytes()) as u64;
+    report.set_bytes = (freeze.set_bytes() + table_bytes) as u64;
 }
 
 fn micros(time: Duration) -> u64 {

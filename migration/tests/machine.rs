@@ -124,6 +124,7 @@ impl Shared {
 
 struct Rest<'a> {
     machine: &'a ThreadMachine,
+    stays: bool,
 }
 
 impl Machine for ThreadMachine {
@@ -149,7 +150,10 @@ impl Machine for ThreadMachine {
         while *parked < self.threads.len() {
             parked = self.shared.changed.wait(parked).unwrap();
         }
-        Ok(Box::new(Rest { machine: self }))
+        Ok(Box::new(Rest {
+            machine: self,
+            stays: false,
+        }))
     }
 }
 
@@ -175,13 +179,16 @@ impl Paused for Rest<'_> {
         ])
     }
 
-    fn stay(self: Box<Self>) {
-        std::mem::forget(self);
+    fn stay(&mut self, stay: bool) {
+        self.stays = stay;
     }
 }
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let _parked = self.machine.shared.parked.lock().unwrap();
         self.machine.shared.pause.fetch_sub(1, Ordering::AcqRel);
         self.machine.shared.changed.notify_all();

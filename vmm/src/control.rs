@@ -11,6 +11,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::state::{Ended, Event, RunState, ShutdownCause, StateError};
 
@@ -24,6 +25,8 @@ pub(crate) trait Hold: Send + Sync {
     fn close(&self);
     /// Waits until it rests. It must not be opened meanwhile.
     fn wait_at_rest(&self);
+    /// Has it do nothing for so long, unless it is stopped before.
+    fn nap(&self, _length: Duration) {}
 }
 
 /// Those that run for a machine. At a pause each stage is at rest before the next is stopped.
@@ -294,6 +297,10 @@ impl Hold for crate::gate::Gate {
 
     fn wait_at_rest(&self) {
         crate::gate::Gate::wait_at_rest(self);
+    }
+
+    fn nap(&self, length: Duration) {
+        crate::gate::Gate::nap(self, length);
     }
 }
 

@@ -8,6 +8,7 @@
 //! busy host the first to wake up often takes the CPU of whoever opened the gates, and the others
 //! would sleep until that one gets it back, 5-10 ms later.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ const KICK_STEP: Duration = Duration::from_micros(200);
 pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    /// Microseconds that the thread is to nap for.
+    nap_us: AtomicU32,
     /// Sent to the thread when the gate closes, if it has a signal of its own.
     signal: Option<i32>,
     next: OnceLock<Arc<Gate>>,
@@ -136,6 +139,17 @@ impl Gate {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
+    /// Has the thread do nothing for so long, unless the gate closes before. For threads that are
+    /// kicked.
+    pub(crate) fn nap(&self, length: Duration) {
+        let us = u32::try_from(length.as_micros()).unwrap_or(u32::MAX);
+        self.nap_us.store(us, Ordering::Release);
+        let state = self.lock();
+        if state.open {
+            self.kick(&state);
+        }
+    }
+
     fn kick(&self, state: &State) {
         if let (Some(signal), Some(tid), false) = (self.signal, state.tid, state.at_rest) {
             // SAFETY: the thread exists: it takes its id back, under this lock, before it ends.
@@ -174,6 +188,14 @@ impl Passage<'_> {
             next.wake();
         }
         go
+    }
+
+    /// Naps, if it is to.
+    pub(crate) fn nap(&self) {
+        match self.0.nap_us.swap(0, Ordering::AcqRel) {
+            0 => {}
+            us => self.sleep(Duration::from_micros(us.into())),
+        }
     }
 
     /// Sleeps, unless the gate closes before.

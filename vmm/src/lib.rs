@@ -47,6 +47,7 @@ mod progress;
 mod serial;
 pub mod state;
 mod threads;
+mod throttle;
 mod vm;
 
 pub use config::{Accel, Config, DmaConfig, Serial, ram_layout};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use paguro_dirty::tracker::Tracker;
-use paguro_migration::machine::{Machine, MachineError, Paused, Writer};
+use paguro_migration::machine::{Machine, MachineError, Paused, Recipient, Writer};
 use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 
@@ -32,6 +32,10 @@ impl Machine for Vm {
         Vm::tracker(self).map_err(|error| MachineError::new("track writes to its RAM", error))
     }
 
+    fn throttle(&self, percent: u8) {
+        self.slow_down(percent);
+    }
+
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
         let was_running = self
             .control()
@@ -42,6 +46,25 @@ impl Machine for Vm {
             was_running,
             stay: None,
         }))
+    }
+}
+
+impl Recipient for Vm {
+    fn ram(&self) -> GuestRam {
+        self.guest_ram().clone()
+    }
+
+    fn machine_name(&self) -> &str {
+        MACHINE_NAME
+    }
+
+    fn load(&self, devices: &[DeviceSection]) -> Result<(), MachineError> {
+        self.load_devices(devices)
+            .map_err(|error| MachineError::new("load its devices", error))
+    }
+
+    fn start(&self) -> Result<(), MachineError> {
+        self.cont().map_err(|error| MachineError::new("run", error))
     }
 }
 
@@ -63,8 +86,8 @@ impl Paused for Pause<'_> {
             .map_err(|error| MachineError::new("save its devices", error))
     }
 
-    fn stay(mut self: Box<Self>) {
-        self.stay = Some(RunState::PostMigrate);
+    fn stay(&mut self, stay: bool) {
+        self.stay = stay.then_some(RunState::PostMigrate);
     }
 }
 

@@ -21,6 +21,7 @@ use crate::dma::Dma;
 use crate::progress::ProgressMemory;
 use crate::state::{Ended, Event, RunState, ShutdownCause, StateError};
 use crate::threads::{self, ThreadCpus};
+use crate::throttle::Throttle;
 use crate::{Accel, Config, VmError};
 
 #[cfg(target_arch = "x86_64")]
@@ -77,6 +78,7 @@ pub struct Vm {
     cpus: Cpus,
     dma: Option<Dma>,
     marks: Marks,
+    throttle: Throttle,
     progress: Arc<ProgressMemory>,
     timings: Timings,
     content: AtomicU8,
@@ -142,7 +144,9 @@ impl Vm {
         });
         timings.total_us = start.elapsed().as_micros() as u64;
         let content = AtomicU8::new(EMPTY);
+        let throttle = Throttle::new(cpus.holds());
         Ok(Arc::new(Self {
+            throttle,
             config,
             control,
             cpus,
@@ -258,6 +262,11 @@ impl Vm {
             sections.push(dma.save()?);
         }
         Ok(sections)
+    }
+
+    /// Takes that share of the vCPUs' time, in percent.
+    pub(crate) fn slow_down(&self, percent: u8) {
+        self.throttle.set(percent);
     }
 
     pub(crate) fn control(&self) -> &Control {

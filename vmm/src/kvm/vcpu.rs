@@ -123,7 +123,7 @@ impl Thread {
                 return;
             }
             match self.enter(fd) {
-                Exit::Interrupted => {}
+                Exit::Interrupted => passage.nap(),
                 Exit::Unreachable => self.lost_memory(fd),
                 Exit::Next(Next::Go) => {}
                 Exit::Next(Next::Wait { us }) => {

@@ -87,6 +87,8 @@ pub(super) struct Park {
     gone: AtomicU32,
     /// Held while the thread is signalled and while it goes, so that none else is signalled.
     leaving: Mutex<()>,
+    /// Microseconds that the thread is to nap for.
+    nap_us: AtomicU32,
     /// Whom this thread wakes when it wakes up (see `gate`).
     next: OnceLock<Arc<Park>>,
 }
@@ -100,6 +102,7 @@ impl Default for Park {
             tid: AtomicI32::new(0),
             gone: AtomicU32::new(0),
             leaving: Mutex::new(()),
+            nap_us: AtomicU32::new(0),
             next: OnceLock::new(),
         }
     }
@@ -121,6 +124,25 @@ impl Park {
     #[inline(always)]
     pub(super) fn must_end(&self) -> bool {
         self.end.load(Ordering::Relaxed) != 0
+    }
+
+    /// Naps, if it is to. The signal that parks works in a nap, too.
+    #[inline(always)]
+    pub(super) fn nap_if_told(&self) {
+        if self.nap_us.load(Ordering::Relaxed) != 0 {
+            self.nap_now();
+        }
+    }
+
+    #[cold]
+    fn nap_now(&self) {
+        const STEP_US: u32 = 5_000;
+        let mut left_us = self.nap_us.swap(0, Ordering::AcqRel);
+        while left_us > 0 && !self.must_end() {
+            let us = left_us.min(STEP_US);
+            std::thread::sleep(Duration::from_micros(us.into()));
+            left_us -= us;
+        }
     }
 
     /// Names the one whose thread this one's wakes.
@@ -209,6 +231,11 @@ impl Hold for Park {
             self.open();
             self.wake();
         }
+    }
+
+    fn nap(&self, length: Duration) {
+        let us = u32::try_from(length.as_micros()).unwrap_or(u32::MAX);
+        self.nap_us.store(us, Ordering::Release);
     }
 
     fn wait_at_rest(&self) {

@@ -211,6 +211,7 @@ impl Cpu for Memory<'_> {
 
     #[inline(always)]
     fn must_stop(&mut self) -> bool {
+        self.park.nap_if_told();
         self.park.must_end()
     }
 }

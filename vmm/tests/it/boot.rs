@@ -288,6 +288,7 @@ fn an_access_that_a_picture_interrupts_is_made_once() {
 fn take_and_stay(vm: &Vm) -> Picture {
     let mut paused = vm.pause().unwrap();
     let picture = take_paused(vm, &mut *paused);
-    paused.stay();
+    paused.stay(true);
+    drop(paused);
     picture
 }

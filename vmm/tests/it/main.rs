@@ -5,6 +5,7 @@ mod common;
 mod ends;
 mod faults;
 mod loading;
+mod migrating;
 mod pausing;
 mod picture;
 mod state;

@@ -71,7 +71,7 @@ fn staying_leaves_it_in_postmigrate_until_cont() {
     for accel in accels() {
         let vm = start(&config(accel, 1));
         wait_writes(&vm, 1);
-        vm.pause().unwrap().stay();
+        vm.pause().unwrap().stay(true);
         assert_eq!(vm.run_state(), RunState::PostMigrate);
         vm.cont().unwrap();
         wait_writes(&vm, 1);

@@ -30,6 +30,9 @@ pub enum Command {
     ReceivedBitmap = 10,
     /// The source has stopped.
     SwitchoverStart = 11,
+    /// paguro's own: forget it, the source runs on. A stock QEMU refuses it and ends, which is what
+    /// it is for.
+    Forget = 0x5067,
 }
 
 impl Command {
@@ -47,6 +50,7 @@ impl Command {
             9 => Self::PostcopyResume,
             10 => Self::ReceivedBitmap,
             11 => Self::SwitchoverStart,
+            0x5067 => Self::Forget,
             _ => return None,
         })
     }
@@ -77,8 +81,9 @@ impl CommandHeader {
         let offset = input.offset();
         let number = input.u16("command")?;
         let payload_bytes = input.u16("command")?;
-        let command = Command::from_number(number)
-            .ok_or_else(|| DecodeError::unsupported("command", offset, number, "1 to 11"))?;
+        let command = Command::from_number(number).ok_or_else(|| {
+            DecodeError::unsupported("command", offset, number, "1 to 11, 0x5067")
+        })?;
         Ok(Self {
             command,
             payload_bytes,

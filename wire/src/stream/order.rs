@@ -13,6 +13,7 @@
 //! | 9 | POSTCOPY_RESUME | |
 //! | 10 | RECV_BITMAP | `str8` block |
 //! | 11 | SWITCHOVER_START | |
+//! | 0x5067 | paguro's own: forget it, the source runs on | |
 
 use crate::input::Input;
 use crate::{DecodeError, PAGE_BYTES};
@@ -60,6 +61,8 @@ pub enum Order {
     },
     /// The source has stopped.
     SwitchoverStart,
+    /// Forget it: the source runs on.
+    Forget,
 }
 
 /// The sizes of pages that both sides of a postcopy must have.
@@ -86,6 +89,7 @@ impl Order {
             Self::PostcopyResume => Command::PostcopyResume,
             Self::ReceivedBitmap { .. } => Command::ReceivedBitmap,
             Self::SwitchoverStart => Command::SwitchoverStart,
+            Self::Forget => Command::Forget,
         }
     }
 
@@ -147,6 +151,7 @@ impl Order {
             Command::EnableColo => empty(Self::EnableColo),
             Command::PostcopyResume => empty(Self::PostcopyResume),
             Command::SwitchoverStart => empty(Self::SwitchoverStart),
+            Command::Forget => empty(Self::Forget),
             Command::Ping => {
                 exactly(4)?;
                 Ok(Self::Ping(input.u32("PING")?))

@@ -1,0 +1,66 @@
+//! What can go wrong with a machine that comes in.
+
+use std::io;
+
+use paguro_wire::DecodeError;
+
+use crate::channel::ChannelError;
+use crate::machine::MachineError;
+use crate::switchover::Reason;
+
+/// No machine came in: what is here will never run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// The channel could not be made.
+    #[error("no source can connect")]
+    Channel(#[source] ChannelError),
+    /// The source's, or the network's: the stream ends too early or makes no sense.
+    #[error("the stream of the source cannot be used")]
+    Stream(#[source] DecodeError),
+    /// The source's: it asks for something that is not done here.
+    #[error("the source asks for {what}, which this side does not do")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// The machine's: the state that came is none of it, or the host does not take it.
+    #[error("the machine does not take the state that came")]
+    Machine(#[source] MachineError),
+    /// The machine's: RAM blocks that no stream can have.
+    #[error("the machine's RAM does not fit the stream")]
+    Blocks(#[source] crate::source::MigrateError),
+    /// It ended for this reason.
+    #[error("{text}")]
+    Ended {
+        /// What the control side knows of it.
+        why: Reason,
+        /// The first error, with its reasons.
+        text: String,
+    },
+    /// The host's: no thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// Ours.
+    #[error("a thread of the migration panicked: this is a bug in paguro")]
+    Bug,
+}
+
+impl ReceiveError {
+    /// What the control side is told of it.
+    pub(super) fn reason(&self) -> Reason {
+        let of_io = |source: &io::Error| match ChannelError::inside(source) {
+            Some(ChannelError::Silent { .. }) => Reason::Silence,
+            _ if source.kind() == io::ErrorKind::TimedOut => Reason::Silence,
+            _ => Reason::Channel,
+        };
+        match self {
+            Self::Channel(_) => Reason::Channel,
+            Self::Stream(DecodeError::Read { source, .. }) => of_io(source),
+            Self::Stream(DecodeError::Truncated { .. }) => Reason::Channel,
+            Self::Stream(_) | Self::Unsupported { .. } => Reason::OutOfTurn,
+            Self::Ended { why, .. } => *why,
+            _ => Reason::Here,
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The thread that hears what the destination says on the return path.
+
+use std::time::Instant;
+
+use paguro_wire::stream::ChannelInput;
+use paguro_wire::stream::return_path::Message;
+
+use super::{MigrateError, Migration};
+use crate::channel::Reader;
+use crate::switchover::SourceEvent;
+use crate::switchover::outcome::PING_OPEN;
+
+/// Hears until SHUT, or until the channel ends.
+pub(super) fn hear(migration: &Migration, reader: Reader) {
+    let began = Instant::now();
+    let mut input = ChannelInput::with_buffer(reader, 4096);
+    loop {
+        match Message::decode(&mut input) {
+            Ok(Message::Pong(value)) => {
+                if value == PING_OPEN {
+                    let mut inner = migration.lock();
+                    inner.round_trip.get_or_insert(began.elapsed());
+                }
+                // One that nobody waits for changes nothing.
+                let _ = migration.on(SourceEvent::Pong(value));
+            }
+            Ok(Message::Shut(code)) => {
+                let _ = migration.on(SourceEvent::Shut(code));
+                break;
+            }
+            Ok(other) => tracing::debug!(?other, "nobody asked"),
+            Err(error) => {
+                migration.fail(MigrateError::Answer(error));
+                break;
+            }
+        }
+    }
+    migration.lock().deaf = true;
+    migration.changed.notify_all();
+}

@@ -1,0 +1,451 @@
+//! Obeying the control side.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender as CommandSender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use paguro_wire::globalstate;
+
+use super::outcome::{Asked, ask};
+use super::outstanding::Outstanding;
+use super::progress::Progress;
+use super::sender::{Command, Sender, Stopped, micros};
+use super::stream::{Stream, table_of};
+use super::{MigrateError, MigrateOptions, MigrateReport, Migration, answers};
+use crate::Memory;
+use crate::channel::{self, Handle, Outgoing, Stop};
+use crate::machine::{Machine, Paused};
+use crate::switchover::{
+    MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
+};
+
+/// A destination that could not be asked is asked again after so long.
+const RETRY: Duration = Duration::from_secs(1);
+/// A loaded destination is told for so long that the guest runs on here.
+const TELLING: Duration = Duration::from_secs(30);
+/// After a failed write the destination's last words are waited for so long.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Sends `machine` to where `options` say. Blocks until it is decided where it runs; to be called in
+/// a thread of its own, while `migration` is watched and commanded from others. While the outcome
+/// is in doubt it goes on asking, for as long as it takes.
+///
+/// On success the machine is stopped (`postmigrate`), whole, and its copy runs at the destination,
+/// or may.
+///
+/// # Errors
+///
+/// [`MigrateError`]; the machine is then as it was before.
+pub fn migrate(
+    machine: &dyn Machine,
+    memory: &Arc<Memory>,
+    options: &MigrateOptions,
+    migration: &Migration,
+) -> Result<MigrateReport, MigrateError> {
+    let Some(busy) = memory.begin() else {
+        migration.fail(MigrateError::Busy);
+        let _ = migration.on(SourceEvent::Ended);
+        return Err(MigrateError::Busy);
+    };
+    let bytes = memory.ram().bytes() as u64;
+    Progress::set(&migration.progress.total_bytes, bytes);
+    let threads = std::thread::scope(|scope| {
+        let mut driver = Driver {
+            machine,
+            memory,
+            options,
+            migration,
+            scope,
+            busy: Some(busy),
+            began: Instant::now(),
+            paused: None,
+            stopped_at: None,
+            sending: None,
+            hearing: None,
+            commands: None,
+            channel: None,
+            asking: None,
+            asked: Arc::default(),
+            over: None,
+        };
+        driver.connect();
+        driver.obey();
+        driver.result()
+    });
+    if migration
+        .progress
+        .total_us
+        .load(std::sync::atomic::Ordering::Relaxed)
+        == 0
+    {
+        Progress::set(
+            &migration.progress.total_us,
+            micros(migration.began.elapsed()),
+        );
+    }
+    threads
+}
+
+struct Driver<'s, 'e> {
+    machine: &'e dyn Machine,
+    memory: &'e Arc<Memory>,
+    options: &'e MigrateOptions,
+    migration: &'e Migration,
+    scope: &'s Scope<'s, 'e>,
+    busy: Option<crate::memory::Busy>,
+    began: Instant,
+    paused: Option<Box<dyn Paused + 'e>>,
+    stopped_at: Option<Instant>,
+    sending: Option<ScopedJoinHandle<'s, ()>>,
+    hearing: Option<ScopedJoinHandle<'s, ()>>,
+    commands: Option<CommandSender<Command>>,
+    channel: Option<Handle>,
+    /// Ends the asking that is under way.
+    asking: Option<Stop>,
+    /// The connection on which the last answer came.
+    asked: Arc<Mutex<Option<Asked>>>,
+    /// When it was given up.
+    over: Option<Instant>,
+}
+
+impl<'s, 'e> Driver<'s, 'e> {
+    /// Connects and starts the threads.
+    fn connect(&mut self) {
+        if let Err(error) = self.try_connect() {
+            let cancelled = self.migration.status() == MigrationStatus::Cancelling;
+            match cancelled {
+                true => tracing::debug!(%error, "cancelled while connecting"),
+                false => self.migration.fail(error),
+            }
+        }
+    }
+
+    fn try_connect(&mut self) -> Result<(), MigrateError> {
+        let host = self.memory.host();
+        let ram = self.machine.ram();
+        let table = table_of(&ram)?;
+        let tracker = self.machine.tracker().map_err(MigrateError::Machine)?;
+        let pages = Outstanding::all(ram.clone(), self.memory.unarrived(), host);
+        let pages = pages.map_err(|source| MigrateError::Presence {
+            block: String::new(),
+            source,
+        })?;
+        let connecting = channel::Options {
+            stop: self.migration.connecting.clone(),
+            ..self.options.channel.clone()
+        };
+        let connected =
+            Outgoing::connect(&self.options.address, &connecting).map_err(MigrateError::Channel)?;
+        let returns = connected.can_return();
+        self.channel = Some(connected.handle());
+        let (reader, writer) = connected.split();
+        let (commands, commanded) = channel();
+        let stream = Stream::new(writer, self.machine.machine_name(), ram.clone(), table);
+        let sender = Sender {
+            machine: self.machine,
+            migration: self.migration,
+            options: self.options,
+            ram,
+            stream,
+            pages,
+            tracker,
+            commands: commanded,
+            returns,
+            began: self.began,
+            devices: Vec::new(),
+        };
+        if returns {
+            let migration = self.migration;
+            let hear = move || answers::hear(migration, reader);
+            self.hearing = Some(self.spawn("migrate/answers", hear)?);
+        } else {
+            drop(reader);
+            self.migration.lock().deaf = true;
+        }
+        self.commands = Some(commands);
+        let migration = self.migration;
+        let send = move || {
+            // A panic must not leave the driver waiting.
+            let sent = catch_unwind(AssertUnwindSafe(|| sender.run()));
+            if let Err(Stopped::Failed(error)) =
+                sent.unwrap_or(Err(Stopped::Failed(MigrateError::Bug)))
+            {
+                last_words(migration, &error);
+                migration.fail(error);
+            }
+        };
+        self.sending = Some(self.spawn("migrate/send", send)?);
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        body: impl FnOnce() + Send + 'e,
+    ) -> Result<ScopedJoinHandle<'s, ()>, MigrateError>
+    where
+        'e: 's,
+    {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(self.scope, body)
+            .map_err(MigrateError::Thread)
+    }
+
+    /// Action by action, until it is decided where the machine runs and nobody need be told.
+    fn obey(&mut self) {
+        loop {
+            let state = self.migration.lock().source.state();
+            match state {
+                SourceState::Ending { .. } if self.is_idle() => {
+                    self.end_threads(false);
+                    let _ = self.migration.on(SourceEvent::Ended);
+                    let took = self.migration.began.elapsed();
+                    Progress::set(&self.migration.progress.total_us, micros(took));
+                    self.over = Some(Instant::now());
+                    // Another one may begin while a destination is told of this one.
+                    self.busy = None;
+                    continue;
+                }
+                SourceState::Resumed { telling, .. } if self.is_idle() => match telling {
+                    Telling::Needless | Telling::Told | Telling::Contradicted => break,
+                    Telling::Due | Telling::Asking => {
+                        if self.over.is_none_or(|over| over.elapsed() > TELLING) {
+                            break;
+                        }
+                    }
+                },
+                SourceState::Completed | SourceState::Gone if self.is_idle() => break,
+                _ => {}
+            }
+            match self.next() {
+                Some(action) => self.act(action),
+                // Time to try again, if there is something to try.
+                None => {
+                    let _ = self.migration.on(SourceEvent::Retry);
+                }
+            }
+        }
+        self.end_threads(true);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.migration.lock().actions.is_empty()
+    }
+
+    /// The next action; none after a while without one.
+    fn next(&self) -> Option<SourceAction> {
+        let inner = self.migration.lock();
+        let quiet = |inner: &mut super::Inner| {
+            inner.actions.is_empty() && !matches!(inner.source.state(), SourceState::Ending { .. })
+        };
+        let (mut inner, _) = self
+            .migration
+            .changed
+            .wait_timeout_while(inner, RETRY, quiet)
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.actions.pop_front()
+    }
+
+    fn act(&mut self, action: SourceAction) {
+        tracing::debug!(?action, "source");
+        match action {
+            SourceAction::PauseVm => self.pause(),
+            SourceAction::SendRest => self.send_rest(),
+            SourceAction::SendPing(value) => self.command(Command::Ping(value)),
+            SourceAction::HoldVm => {
+                if let Some(paused) = &mut self.paused {
+                    paused.stay(true);
+                }
+            }
+            SourceAction::SendEof => self.command(Command::Eof),
+            SourceAction::SendForget => self.command(Command::Forget),
+            SourceAction::CloseChannel => self.close(),
+            SourceAction::ResumeVm => {
+                if let Some(mut paused) = self.paused.take() {
+                    paused.stay(false);
+                }
+            }
+            SourceAction::Ask(verb) => self.ask(verb),
+            SourceAction::Acknowledge => {
+                let asked = lock(&self.asked).take();
+                if let Some(asked) = asked {
+                    asked.acknowledge(self.migration.id());
+                }
+            }
+            SourceAction::End => {}
+        }
+    }
+
+    fn command(&self, command: Command) {
+        // A sender that is gone has said why.
+        let _ = self
+            .commands
+            .as_ref()
+            .map(|commands| commands.send(command));
+    }
+
+    fn pause(&mut self) {
+        self.stopped_at = Some(Instant::now());
+        match self.machine.pause() {
+            Ok(paused) => {
+                self.paused = Some(paused);
+                let _ = self.migration.on(SourceEvent::Stopped);
+            }
+            Err(error) => self.migration.fail(MigrateError::Machine(error)),
+        }
+    }
+
+    fn send_rest(&mut self) {
+        let Some(paused) = &mut self.paused else {
+            return;
+        };
+        let state = match paused.was_running() {
+            true => globalstate::RUNNING,
+            false => globalstate::PAUSED,
+        };
+        let collected = globalstate::section(state)
+            .map_err(|error| crate::machine::MachineError::new("say whether it runs", error))
+            .and_then(|first| {
+                let mut sections = vec![first];
+                sections.extend(paused.save_devices()?);
+                Ok(sections)
+            });
+        match collected {
+            Ok(sections) => self.command(Command::Rest(sections)),
+            Err(error) => self.migration.fail(MigrateError::Machine(error)),
+        }
+    }
+
+    /// Ends the channel: as a whole one if all was confirmed, else at once.
+    fn close(&mut self) {
+        let completed = self.migration.lock().source.state() == SourceState::Completed;
+        if completed {
+            if let Some(at) = self.stopped_at {
+                let downtime = micros(at.elapsed());
+                Progress::set(&self.migration.progress.downtime_us, downtime);
+            }
+            self.command(Command::Finish);
+            self.commands = None;
+            join(self.sending.take());
+        }
+        // In the other order a sender that fails at the closed channel would still be believed.
+        self.commands = None;
+        if let Some(channel) = &self.channel {
+            channel.shutdown();
+        }
+    }
+
+    /// Waits for all threads; what still blocks is ended.
+    fn end_threads(&mut self, all: bool) {
+        self.commands = None;
+        if let Some(channel) = self.channel.take() {
+            channel.shutdown();
+        }
+        join(self.sending.take());
+        join(self.hearing.take());
+        if all && let Some(asking) = self.asking.take() {
+            asking.stop();
+        }
+    }
+
+    fn ask(&mut self, verb: Verb) {
+        if let Some(before) = self.asking.take() {
+            before.stop();
+        }
+        lock(&self.asked).take();
+        let stop = match Stop::new() {
+            Ok(stop) => stop,
+            Err(error) => {
+                tracing::warn!(%error, "the destination cannot be asked");
+                let _ = self.migration.on(SourceEvent::NoAnswer);
+                return;
+            }
+        };
+        self.asking = Some(stop.clone());
+        let options = self.options;
+        let connecting = channel::Options {
+            stop: stop.clone(),
+            ..options.channel.clone()
+        };
+        let (migration, asked) = (self.migration, self.asked.clone());
+        let body = move || {
+            let answer = ask(options, &connecting, migration.id(), verb);
+            if stop.is_stopped() {
+                return;
+            }
+            let event = match answer {
+                Ok((answer, connection)) => {
+                    *lock(&asked) = Some(connection);
+                    SourceEvent::Answer(answer)
+                }
+                Err(error) => {
+                    tracing::debug!(error = crate::snapshot::chain(&error), "no answer");
+                    SourceEvent::NoAnswer
+                }
+            };
+            let _ = migration.on(event);
+        };
+        if self.spawn("migrate/ask", body).is_err() {
+            let _ = self.migration.on(SourceEvent::NoAnswer);
+        }
+    }
+
+    fn result(mut self) -> Result<MigrateReport, MigrateError> {
+        let (state, error) = {
+            let inner = self.migration.lock();
+            (inner.source.state(), inner.error.clone())
+        };
+        let took = micros(self.migration.began.elapsed());
+        if Progress::get(&self.migration.progress.total_us) == 0 {
+            Progress::set(&self.migration.progress.total_us, took);
+        }
+        match state {
+            SourceState::Completed => {
+                if let Some(paused) = &mut self.paused {
+                    paused.stay(true);
+                }
+                Ok(self
+                    .migration
+                    .progress
+                    .report(self.options.address.to_string()))
+            }
+            SourceState::Resumed {
+                why: Reason::Cancelled,
+                ..
+            } => Err(MigrateError::Cancelled),
+            SourceState::Resumed { why, .. } | SourceState::Ending { why, .. } => {
+                Err(MigrateError::Ended {
+                    why,
+                    text: error.unwrap_or_else(|| why.to_string()),
+                })
+            }
+            _ => Err(MigrateError::GivenUp(Reason::Quit)),
+        }
+    }
+}
+
+/// A destination that fails says so and closes the channel: what it said comes before what the
+/// broken channel means.
+fn last_words(migration: &Migration, error: &MigrateError) {
+    if !matches!(error, MigrateError::Broken { .. }) {
+        return;
+    }
+    let inner = migration.lock();
+    let waited = migration
+        .changed
+        .wait_timeout_while(inner, LAST_WORDS, |inner| !inner.deaf);
+    drop(waited);
+}
+
+fn join(thread: Option<ScopedJoinHandle<'_, ()>>) {
+    if let Some(Err(_)) = thread.map(ScopedJoinHandle::join) {
+        tracing::error!("a thread of the migration panicked: a bug");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,126 @@
+//! What can go wrong with a migration, as its source sees it.
+
+use std::io;
+
+use paguro_dirty::tracker::TrackerError;
+use paguro_wire::DecodeError;
+use paguro_wire::stream::devices::EncodeError;
+use paguro_wire::stream::ram::TableError;
+
+use crate::channel::ChannelError;
+use crate::machine::MachineError;
+use crate::switchover::Reason;
+
+/// A migration did not come to its end. Unless it says otherwise the guest is as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// The caller's: one is under way already.
+    #[error("another snapshot or migration of this machine is under way")]
+    Busy,
+    /// The caller's: options that cannot work.
+    #[error("{option} cannot be {value}: {rule}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// What it was.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The channel could not be made, or ended badly.
+    #[error("the channel to the destination failed")]
+    Channel(#[source] ChannelError),
+    /// The network's, or the destination's: the channel broke.
+    #[error("cannot {doing} the destination")]
+    Broken {
+        /// What was tried, as a verb: "write to".
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The destination's: what it says on the return path makes no sense.
+    #[error("the destination's answer makes no sense")]
+    Answer(#[source] DecodeError),
+    /// The host's: writes cannot be tracked.
+    #[error("writes to guest RAM cannot be tracked")]
+    Tracker(#[source] TrackerError),
+    /// The host's: it does not say which pages exist.
+    #[error("cannot find out which pages of RAM block {block} exist")]
+    Presence {
+        /// The block.
+        block: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine's.
+    #[error("the machine could not be saved")]
+    Machine(#[source] MachineError),
+    /// The machine's: RAM blocks that no stream can have.
+    #[error("the machine's RAM does not fit the stream")]
+    Blocks(#[source] TableError),
+    /// The machine's: RAM blocks came, went or changed their size meanwhile.
+    #[error("the machine's RAM blocks changed during migration")]
+    BlocksChanged,
+    /// The machine's: device state that no stream can have.
+    #[error("the machine's devices do not fit the stream")]
+    Devices(#[source] EncodeError),
+    /// The guest's: it writes faster than the channel takes it.
+    #[error(
+        "it did not converge within {after_s} s: the guest would stand still for {forecast_ms} ms"
+    )]
+    NotConverging {
+        /// How long it was tried.
+        after_s: u64,
+        /// The last forecast.
+        forecast_ms: u64,
+    },
+    /// It was given up for this reason.
+    #[error("{0}")]
+    GivenUp(Reason),
+    /// It was given up, and this is what made it so.
+    #[error("{text}")]
+    Ended {
+        /// What the control side knows of it.
+        why: Reason,
+        /// The first error, with its reasons.
+        text: String,
+    },
+    /// The host's: no thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// Ours.
+    #[error("a thread of the migration panicked: this is a bug in paguro")]
+    Bug,
+    /// Cancelled.
+    #[error("the migration was cancelled")]
+    Cancelled,
+}
+
+impl MigrateError {
+    /// An error of a read or write.
+    pub(super) fn broken(doing: &'static str, source: io::Error) -> Self {
+        Self::Broken { doing, source }
+    }
+
+    /// What the control side is told of it.
+    pub(super) fn reason(&self) -> Reason {
+        let silent = |source: &io::Error| match ChannelError::inside(source) {
+            Some(ChannelError::Silent { .. }) => Reason::Silence,
+            _ => Reason::Channel,
+        };
+        match self {
+            Self::Broken { source, .. } => silent(source),
+            Self::Channel(ChannelError::Silent { .. }) => Reason::Silence,
+            Self::Channel(_) => Reason::Channel,
+            Self::Answer(DecodeError::Read { source, .. }) => silent(source),
+            Self::Answer(DecodeError::Truncated { .. }) => Reason::Channel,
+            Self::Answer(_) => Reason::OutOfTurn,
+            Self::GivenUp(why) | Self::Ended { why, .. } => *why,
+            Self::Cancelled => Reason::Cancelled,
+            _ => Reason::Here,
+        }
+    }
+}

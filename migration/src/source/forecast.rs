@@ -1,0 +1,127 @@
+//! How long the guest would stand still if it were stopped now.
+//!
+//! ```text
+//! downtime = bytes of dirty pages / bandwidth
+//!          + device state: bytes / bandwidth, and the time to collect it
+//!          + the last sync of dirty pages
+//!          + two round trips: PING to PONG, EOF to SHUT
+//! ```
+//!
+//! The bandwidth is that of the last windows of at least 100 ms in which there was something to
+//! send; what the limit of bandwidth slept away does not count, as it does not apply to a guest
+//! that stands still. QEMU counts only the first line of it, and one window.
+
+use std::time::Duration;
+
+/// A window is at least that long.
+const WINDOW: Duration = Duration::from_millis(100);
+/// Until something is known: a collected machine of a few vCPUs.
+const DEVICE_BYTES: u64 = 64 << 10;
+/// Until something is known, for collecting and loading it.
+const DEVICE_TIME: Duration = Duration::from_millis(2);
+
+/// Measures what the channel takes.
+#[derive(Debug, Default)]
+pub struct Bandwidth {
+    window_bytes: u64,
+    window_time: Duration,
+    total_bytes: u64,
+    total_time: Duration,
+    /// Bytes a second, smoothed over windows; none before the first is full.
+    smoothed: Option<f64>,
+}
+
+impl Bandwidth {
+    /// So many bytes went out in `time`, sleeping left out.
+    pub fn count(&mut self, bytes: u64, time: Duration) {
+        self.window_bytes += bytes;
+        self.window_time += time;
+        self.total_bytes += bytes;
+        self.total_time += time;
+        if self.window_time < WINDOW {
+            return;
+        }
+        let now = self.window_bytes as f64 / self.window_time.as_secs_f64();
+        // The newest window counts most: bandwidth may have changed for good.
+        self.smoothed = Some(self.smoothed.map_or(now, |before| before * 0.3 + now * 0.7));
+        self.window_bytes = 0;
+        self.window_time = Duration::ZERO;
+    }
+
+    /// Bytes a second; 0 before anything was sent.
+    pub fn bytes_per_s(&self) -> u64 {
+        let total = self.total_time.as_secs_f64();
+        let average = if total > 0.0 {
+            self.total_bytes as f64 / total
+        } else {
+            0.0
+        };
+        self.smoothed.unwrap_or(average) as u64
+    }
+}
+
+/// What a forecast is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outlook {
+    /// Bytes of dirty pages.
+    pub dirty_bytes: u64,
+    /// Bytes a second that the channel takes.
+    pub bytes_per_s: u64,
+    /// How long a round trip to the destination takes.
+    pub round_trip: Duration,
+    /// How long the last sync took.
+    pub sync: Duration,
+}
+
+impl Outlook {
+    /// The forecast; the longest there is while nothing is known of the channel.
+    pub fn downtime(&self) -> Duration {
+        if self.bytes_per_s == 0 {
+            return Duration::MAX;
+        }
+        let bytes = self.dirty_bytes.saturating_add(DEVICE_BYTES);
+        let sending = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        sending + DEVICE_TIME + self.sync + 2 * self.round_trip
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_promised_before_something_was_sent() {
+        let outlook = Outlook {
+            bytes_per_s: Bandwidth::default().bytes_per_s(),
+            ..Outlook::default()
+        };
+        assert_eq!(outlook.downtime(), Duration::MAX);
+    }
+
+    #[test]
+    fn bandwidth_follows_a_change_within_a_few_windows() {
+        let mut bandwidth = Bandwidth::default();
+        bandwidth.count(1 << 20, Duration::from_millis(10));
+        assert_eq!(bandwidth.bytes_per_s(), 100 << 20);
+        for _ in 0..10 {
+            bandwidth.count(100 << 20, Duration::from_millis(100));
+        }
+        for _ in 0..4 {
+            bandwidth.count(10 << 20, Duration::from_millis(100));
+        }
+        let now = bandwidth.bytes_per_s() >> 20;
+        assert!((100..115).contains(&now), "{now} MiB/s");
+    }
+
+    #[test]
+    fn every_part_of_the_downtime_counts() {
+        let outlook = Outlook {
+            dirty_bytes: 100 << 20,
+            bytes_per_s: 1000 << 20,
+            round_trip: Duration::from_millis(10),
+            sync: Duration::from_millis(3),
+        };
+        let ms = outlook.downtime().as_millis();
+        assert!((125..127).contains(&ms), "{ms} ms");
+    }
+}

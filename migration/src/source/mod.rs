@@ -1,0 +1,261 @@
+//! A machine that leaves while it runs: precopy.
+//!
+//! | room | for |
+//! |---|---|
+//! | [`Migration`] | one migration as its operator sees it |
+//! | `drive` | obeys the control side: stops the machine, lets it run on, asks for the outcome |
+//! | `sender` | the thread that sends |
+//! | `answers` | the thread that hears what the destination says |
+//! | `outstanding` | which pages are still to be sent |
+//! | `stream` | the main channel |
+//! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
+//!
+//! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
+//! what was written meanwhile. When what is left would take no longer than the guest may stand
+//! still, it is stopped, and the rest is sent with the state of its devices. Who may run then is
+//! decided by [`switchover`](crate::switchover) and nobody else.
+
+mod answers;
+mod drive;
+mod error;
+mod forecast;
+mod options;
+mod outcome;
+mod outstanding;
+mod progress;
+mod sender;
+mod stream;
+mod throttle;
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::channel::{Address, Stop};
+use crate::switchover::{
+    Advice, HeldState, MigrationId, MigrationStatus, Source, SourceAction, SourceConfig,
+    SourceEvent, Unexpected,
+};
+
+pub use drive::migrate;
+pub use error::MigrateError;
+pub use options::{AtTimeout, Convergence, MigrateOptions, SourceSabotage, Throttle};
+pub use progress::{MigrateReport, Progress};
+pub(crate) use stream::{EofError, Pace, Stream, table_of};
+
+type StatusHook = Box<dyn Fn(MigrationStatus) + Send + Sync>;
+
+/// One migration of one machine, shared by the threads that run it and all who ask. Made before
+/// [`migrate`] is called, for one call of it.
+pub struct Migration {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    id: MigrationId,
+    began: Instant,
+    progress: Progress,
+    /// Ends connecting.
+    connecting: Stop,
+    hook: Option<StatusHook>,
+}
+
+struct Inner {
+    source: Source,
+    actions: VecDeque<SourceAction>,
+    /// Why it failed, in words; the first reason.
+    error: Option<String>,
+    /// How long PONG 1 took, once it came.
+    round_trip: Option<Duration>,
+    /// The thread that hears the destination has ended.
+    deaf: bool,
+}
+
+impl std::fmt::Debug for Migration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Migration({}, {:?})",
+            self.status().name(),
+            self.progress
+        )
+    }
+}
+
+impl Migration {
+    /// One that is about to begin. `hook` is called at each change of status, in any thread; it
+    /// must not block, nor call back.
+    ///
+    /// # Errors
+    ///
+    /// The host's: no descriptors, or no random numbers.
+    pub fn new(options: &MigrateOptions, hook: Option<StatusHook>) -> std::io::Result<Self> {
+        let mut random = [0; 16];
+        let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        debug_assert_eq!(got, random.len());
+        let source = Source::new(SourceConfig {
+            return_path: has_return_path(&options.address),
+            reconnects: matches!(
+                options.address,
+                Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }
+            ),
+            pause_before_switchover: options.pause_before_switchover,
+        });
+        Ok(Self {
+            inner: Mutex::new(Inner {
+                source,
+                actions: VecDeque::new(),
+                error: None,
+                round_trip: None,
+                deaf: false,
+            }),
+            changed: Condvar::new(),
+            id: MigrationId::new(random),
+            began: Instant::now(),
+            progress: Progress::default(),
+            connecting: Stop::new()?,
+            hook,
+        })
+    }
+
+    /// The numbers.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Time since the command, or that it took.
+    pub fn total_time(&self) -> Duration {
+        match Progress::get(&self.progress.total_us) {
+            0 => self.began.elapsed(),
+            us => Duration::from_micros(us),
+        }
+    }
+
+    /// For `query-migrate`.
+    pub fn status(&self) -> MigrationStatus {
+        self.lock().source.status()
+    }
+
+    /// For `query-status`, while it holds the machine.
+    pub fn held(&self) -> Option<HeldState> {
+        self.lock().source.held()
+    }
+
+    /// What is so, and what an operator may do.
+    pub fn advice(&self) -> Advice {
+        self.lock().source.advice()
+    }
+
+    /// Why it failed, or why its outcome is in doubt.
+    pub fn error(&self) -> Option<String> {
+        self.lock().error.clone()
+    }
+
+    /// `migrate_cancel`. That there is nothing to cancel is no error.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be cancelled now.
+    pub fn cancel(&self) -> Result<(), &'static str> {
+        let done = self.command(SourceEvent::Cancel);
+        if done.is_ok() {
+            self.connecting.stop();
+        }
+        done
+    }
+
+    /// `migrate-continue`.
+    ///
+    /// # Errors
+    ///
+    /// What it is that it does not wait for.
+    pub fn proceed(&self) -> Result<(), &'static str> {
+        self.command(SourceEvent::Continue)
+    }
+
+    /// `cont`, for a machine that the migration [holds](Self::held).
+    ///
+    /// # Errors
+    ///
+    /// Why it must not run now.
+    pub fn cont(&self) -> Result<(), &'static str> {
+        self.command(SourceEvent::Cont)
+    }
+
+    /// The process is about to end.
+    pub fn quit(&self) {
+        // A source can always go.
+        let _ = self.on(SourceEvent::Quit);
+        self.connecting.stop();
+    }
+
+    fn command(&self, event: SourceEvent) -> Result<(), &'static str> {
+        match self.on(event) {
+            Ok(()) | Err(Unexpected::Late(_)) => Ok(()),
+            Err(Unexpected::NotNow(why)) => Err(why),
+        }
+    }
+
+    pub(crate) fn id(&self) -> MigrationId {
+        self.id
+    }
+
+    /// Hands an event to the control side; its actions are queued for the driver.
+    fn on(&self, event: SourceEvent) -> Result<(), Unexpected> {
+        let mut inner = self.lock();
+        let before = inner.source.status();
+        let actions = inner.source.on(event).inspect_err(|why| {
+            tracing::debug!(?event, %why, state = ?inner.source.state(), "not now");
+        })?;
+        tracing::debug!(?event, state = ?inner.source.state(), "source");
+        inner.actions.extend(actions);
+        let after = inner.source.status();
+        if let Some(hook) = self.hook.as_ref().filter(|_| after != before) {
+            hook(after);
+        }
+        drop(inner);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Keeps an error in words, if it is the first.
+    fn note(&self, error: MigrateError) {
+        let text = crate::snapshot::chain(&error);
+        tracing::debug!(%text, "noted");
+        self.lock().error.get_or_insert(text);
+    }
+
+    /// This side or the channel failed.
+    fn fail(&self, error: MigrateError) {
+        let reason = error.reason();
+        let accepted = {
+            let mut inner = self.lock();
+            // What counts is what made the difference.
+            let empty = inner.error.is_none();
+            if empty {
+                inner.error = Some(crate::snapshot::chain(&error));
+            }
+            empty
+        };
+        if self.on(SourceEvent::Failed(reason)).is_err() && accepted {
+            self.lock().error = None;
+        }
+    }
+
+    /// How long a round trip takes; nothing before one is known.
+    fn round_trip(&self) -> Duration {
+        self.lock().round_trip.unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether what is at an address can answer. Of an inherited descriptor the kernel says what it is.
+fn has_return_path(address: &Address) -> bool {
+    match address {
+        Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. } => true,
+        Address::Exec(_) | Address::File { .. } => false,
+        Address::Fd(number) => std::fs::read_link(format!("/proc/self/fd/{number}"))
+            .is_ok_and(|name| name.to_string_lossy().starts_with("socket:")),
+    }
+}

@@ -1,0 +1,120 @@
+//! How a machine is sent.
+
+use std::time::Duration;
+
+use crate::channel::{self, Address};
+
+/// How a machine is sent. [`MigrateOptions::new`] gives QEMU's defaults, without its limit of
+/// bandwidth.
+#[derive(Clone, Debug)]
+pub struct MigrateOptions {
+    /// Where to.
+    pub address: Address,
+    /// How the channel is made, and what ends it.
+    pub channel: channel::Options,
+    /// How long the guest may stand still, by the forecast.
+    pub downtime_limit: Duration,
+    /// Bytes a second sent at most while the guest runs; 0: no limit.
+    pub max_bandwidth: u64,
+    /// Bytes a second that the forecast reckons with, instead of what was measured; 0: measured.
+    pub avail_switchover_bandwidth: u64,
+    /// Stop in `pre-switchover` until the operator says `migrate-continue`.
+    pub pause_before_switchover: bool,
+    /// What happens if the guest writes faster than the channel takes it.
+    pub convergence: Convergence,
+    /// What is broken on purpose.
+    pub sabotage: SourceSabotage,
+}
+
+impl MigrateOptions {
+    /// To `address`, with a downtime limit of 300 ms and without a limit of bandwidth.
+    pub fn new(address: Address, channel: channel::Options) -> Self {
+        Self {
+            address,
+            channel,
+            downtime_limit: Duration::from_millis(300),
+            max_bandwidth: 0,
+            avail_switchover_bandwidth: 0,
+            pause_before_switchover: false,
+            convergence: Convergence::default(),
+            sabotage: SourceSabotage::None,
+        }
+    }
+}
+
+/// What happens if the forecast does not come down to the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convergence {
+    /// Slow the guest down, as QEMU's `auto-converge` does.
+    pub throttle: Option<Throttle>,
+    /// After so long the migration ends as `at_timeout` says; none: it goes on until it is
+    /// cancelled, and says so in its forecast.
+    pub timeout: Option<Duration>,
+    /// What happens then.
+    pub at_timeout: AtTimeout,
+}
+
+impl Default for Convergence {
+    fn default() -> Self {
+        Self {
+            throttle: None,
+            timeout: None,
+            at_timeout: AtTimeout::Cancel,
+        }
+    }
+}
+
+/// What happens to a migration that did not converge in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtTimeout {
+    /// It is given up, and the guest runs on.
+    Cancel,
+    /// The guest is stopped for as long as the rest takes.
+    Switchover,
+}
+
+/// QEMU's `cpu-throttle-*`, in percent of a vCPU's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    /// The guest is slowed down if it dirties more than that share of what is sent.
+    pub trigger_threshold: u8,
+    /// At first.
+    pub initial: u8,
+    /// And so much more, each time that it did not help.
+    pub increment: u8,
+    /// At most.
+    pub max: u8,
+    /// Near the end by no more than needed.
+    pub tailslow: bool,
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self {
+            trigger_threshold: 50,
+            initial: 20,
+            increment: 10,
+            max: 99,
+            tailslow: false,
+        }
+    }
+}
+
+/// What is broken on purpose, for tests to notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceSabotage {
+    /// Nothing.
+    None,
+    /// Pages are read before their chunk is cleared: a write in between is lost.
+    ClearAfterRead,
+    /// Some dirty pages of the last pass are left out.
+    SkipPage,
+}
+
+impl SourceSabotage {
+    /// The names under which a program offers them.
+    pub const NAMES: [(&'static str, Self); 2] = [
+        ("break-clear-after-read", Self::ClearAfterRead),
+        ("break-skip-dirty-page", Self::SkipPage),
+    ];
+}

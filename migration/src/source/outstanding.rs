@@ -1,0 +1,184 @@
+//! Which pages are still to be sent.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use paguro_dirty::Unarrived;
+use paguro_dirty::tracker::{Tracker, TrackerError};
+use paguro_ram::{GuestRam, PageSet, presence};
+use paguro_sys::presence::Pagemap;
+use paguro_sys::{Host, page_size};
+
+/// Pages looked at together: 2 MiB, and a multiple of what trackers clear.
+pub const CHUNK: usize = 512;
+
+/// Pages that were written since they were sent, or were never sent.
+///
+/// **What is absent is not sent.** A page that does not exist is zero, and so is that page at the
+/// destination, whose RAM is fresh. So the first pass looks, chunk by chunk, which pages exist;
+/// reading the others would make them exist here, and placing them would there (P4). A page that
+/// was sent and has been given back since is sent as a zero page.
+///
+/// **In this order**: the chunk is taken from the set, the tracker clears it, then it is looked at
+/// and read. Whatever is written after the clear is reported by the next sync; a page that was
+/// touched before the clear exists when it is looked at. The other way round, what was written
+/// between the look and the clear would be in neither.
+pub struct Outstanding {
+    ram: GuestRam,
+    dirty: Vec<PageSet>,
+    /// Pages of which the destination has some content.
+    sent: Vec<PageSet>,
+    /// Where pages are that have not arrived here yet: reading them brings them.
+    unarrived: Option<Arc<dyn Unarrived>>,
+    pagemap: Pagemap,
+    swap: bool,
+}
+
+/// Pages of one chunk that are to be sent.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// Pages to be read, ascending.
+    pub content: Vec<usize>,
+    /// Pages that are gone and were sent before, ascending.
+    pub gone: Vec<usize>,
+}
+
+impl Outstanding {
+    /// All of `ram` but what is discarded.
+    ///
+    /// # Errors
+    ///
+    /// The host's: it does not say which pages exist.
+    pub fn all(
+        ram: GuestRam,
+        unarrived: Option<Arc<dyn Unarrived>>,
+        host: &Host,
+    ) -> std::io::Result<Self> {
+        let sets = || ram.blocks().iter().map(|b| PageSet::new(b.max_pages()));
+        let dirty: Vec<PageSet> = sets().collect();
+        for (block, dirty) in ram.blocks().iter().zip(&dirty) {
+            let mut add = |range: Range<usize>| dirty.insert_range(range);
+            ram.discards().populated(block, 0..block.pages(), &mut add);
+        }
+        Ok(Self {
+            dirty,
+            sent: sets().collect(),
+            unarrived,
+            pagemap: Pagemap::open(host)?,
+            swap: host.swap,
+            ram,
+        })
+    }
+
+    /// Pages that are still to be sent. In the first pass most of them may be absent.
+    pub fn pages(&self) -> usize {
+        self.dirty.iter().map(PageSet::count).sum()
+    }
+
+    /// Bytes of them.
+    pub fn bytes(&self) -> u64 {
+        (self.pages() * page_size()) as u64
+    }
+
+    /// Adds what the tracker knows; how many pages were new.
+    ///
+    /// # Errors
+    ///
+    /// The tracker's.
+    pub fn sync(&self, tracker: &dyn Tracker) -> Result<usize, TrackerError> {
+        tracker.sync(&self.dirty)
+    }
+
+    /// The chunks that have something to send, as ranges of pages of a block.
+    pub fn chunks(&self) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+        let blocks = self.ram.blocks().iter().zip(&self.dirty).enumerate();
+        blocks.flat_map(|(index, (block, dirty))| {
+            let pages = block.pages();
+            (0..pages)
+                .step_by(CHUNK)
+                .map(move |first| first..(first + CHUNK).min(pages))
+                .filter(|chunk| dirty.count_in(chunk.clone()) > 0)
+                .map(move |chunk| (index, chunk))
+        })
+    }
+
+    /// Takes a chunk: its pages count as sent from here on.
+    ///
+    /// # Errors
+    ///
+    /// The tracker's, and the host's.
+    pub fn take(
+        &self,
+        block: usize,
+        chunk: Range<usize>,
+        tracker: &dyn Tracker,
+        due: &mut Due,
+    ) -> Result<(), TakeError> {
+        due.content.clear();
+        due.gone.clear();
+        let (ram, sent) = (&self.ram.blocks()[block], &self.sent[block]);
+        let mut dirty: Vec<Range<usize>> = Vec::new();
+        self.dirty[block].take(chunk.clone(), |run| dirty.push(run));
+        tracker.clear(block, chunk).map_err(TakeError::Tracker)?;
+        for run in dirty {
+            // Before the look: what arrives in between is seen by one of the two.
+            let coming = self.coming(block, &run);
+            let absent = |due: &mut Due, pages: Range<usize>| {
+                for page in pages {
+                    if coming.contains(&page) {
+                        due.content.push(page);
+                    } else if sent.contains(page) {
+                        due.gone.push(page);
+                    }
+                }
+            };
+            let mut at = run.start;
+            let mut found = |part: Range<usize>| {
+                let part = part.start.max(at)..part.end.min(run.end);
+                absent(due, at..part.start.max(at));
+                due.content.extend(part.clone());
+                at = part.end.max(at);
+            };
+            let looked = match self.swap {
+                true => presence::present(ram, run.clone(), &self.pagemap, &mut found),
+                false => presence::present_now(ram, run.clone(), &self.pagemap, &mut found),
+            };
+            looked.map_err(|source| TakeError::Presence {
+                block: ram.id().to_owned(),
+                source,
+            })?;
+            absent(due, at..run.end);
+        }
+        for &page in &due.content {
+            sent.insert(page);
+        }
+        Ok(())
+    }
+
+    /// Pages of a run that have content elsewhere and have not arrived.
+    fn coming(&self, block: usize, run: &Range<usize>) -> Vec<usize> {
+        let mut coming = Vec::new();
+        if let Some(source) = &self.unarrived {
+            let (has, arrived) = (source.has(block), source.arrived(block));
+            let end = run.end.min(has.pages());
+            has.runs(run.start.min(end)..end, |part| {
+                coming.extend(part.filter(|&page| !arrived.contains(page)));
+            });
+        }
+        coming
+    }
+}
+
+/// Pages cannot be sent.
+#[derive(Debug)]
+pub enum TakeError {
+    /// The tracker's.
+    Tracker(TrackerError),
+    /// The host's.
+    Presence {
+        /// The block.
+        block: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}

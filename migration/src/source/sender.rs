@@ -1,0 +1,422 @@
+//! The thread that sends: RAM while the guest runs, then what is left of it, devices, EOF.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use paguro_dirty::tracker::Tracker;
+use paguro_ram::GuestRam;
+use paguro_sys::page_size;
+use paguro_wire::device::DeviceSection;
+use paguro_wire::stream::order::Order;
+
+use super::forecast::Outlook;
+use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
+use super::outstanding::{Due, Outstanding, TakeError};
+use super::progress::Progress;
+use super::stream::{EofError, Pace, Stream, table_of};
+use super::throttle::Throttling;
+use super::{MigrateError, Migration};
+use crate::machine::Machine;
+use crate::switchover::outcome::PING_OPEN;
+use crate::switchover::{SourceEvent, Unexpected};
+
+/// A PART takes about that long.
+const PART: Duration = Duration::from_millis(50);
+/// Waits are looked into that often.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the control side has it do.
+pub(super) enum Command {
+    /// The guest is stopped: send what is left, and these.
+    Rest(Vec<DeviceSection>),
+    /// Send PING with this value.
+    Ping(u32),
+    /// Send the permission to run.
+    Eof,
+    /// Tell the destination to forget it.
+    Forget,
+    /// End the channel as a whole one.
+    Finish,
+}
+
+/// Why the thread ends before it is told to.
+pub(super) enum Stopped {
+    /// It was told to, or the channel is being closed.
+    Told,
+    /// It failed.
+    Failed(MigrateError),
+}
+
+impl From<MigrateError> for Stopped {
+    fn from(error: MigrateError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+pub(super) struct Sender<'a> {
+    pub(super) machine: &'a dyn Machine,
+    pub(super) migration: &'a Migration,
+    pub(super) options: &'a MigrateOptions,
+    pub(super) ram: GuestRam,
+    pub(super) stream: Stream,
+    pub(super) pages: Outstanding,
+    pub(super) tracker: Arc<dyn Tracker>,
+    pub(super) commands: Receiver<Command>,
+    /// Whether there is a return path.
+    pub(super) returns: bool,
+    pub(super) began: Instant,
+    pub(super) devices: Vec<DeviceSection>,
+}
+
+/// Slows the vCPUs down, and lets them go on every path.
+struct Slowed<'a>(&'a dyn Machine);
+
+impl Drop for Slowed<'_> {
+    fn drop(&mut self) {
+        self.0.throttle(0);
+    }
+}
+
+/// Tracking ends on every path.
+struct Tracked(Arc<dyn Tracker>);
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl Sender<'_> {
+    /// All of it, up to the command to finish.
+    pub(super) fn run(mut self) -> Result<(), Stopped> {
+        let pings = match self.returns {
+            true => [&[PING_OPEN], &self.migration.id().pings()[..]].concat(),
+            false => Vec::new(),
+        };
+        self.stream.begin(&pings)?;
+        let start = Instant::now();
+        let _tracked = Tracked(self.tracker.clone());
+        self.tracker.start().map_err(MigrateError::Tracker)?;
+        // What was written before is sent with all the rest.
+        self.sync()?;
+        let progress = self.migration.progress();
+        Progress::set(&progress.track_us, micros(start.elapsed()));
+        Progress::set(&progress.setup_us, micros(self.began.elapsed()));
+        self.hand_over(SourceEvent::Ready)?;
+        let slowed = Slowed(self.machine);
+        self.precopy()?;
+        self.hand_over(SourceEvent::Converged)?;
+        self.obey(slowed)
+    }
+
+    /// An event that is too late means that the channel is about to be closed.
+    fn hand_over(&self, event: SourceEvent) -> Result<(), Stopped> {
+        match self.migration.on(event) {
+            Ok(()) => Ok(()),
+            Err(Unexpected::Late(_) | Unexpected::NotNow(_)) => Err(Stopped::Told),
+        }
+    }
+
+    fn is_told_to_stop(&self) -> bool {
+        // Nothing is commanded before the guest is stopped.
+        matches!(self.commands.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
+    /// Pass after pass, until the rest can be sent within the limit.
+    fn precopy(&mut self) -> Result<(), Stopped> {
+        let mut pace = Pace::new(self.stream.written_bytes());
+        let mut throttling = self.options.convergence.throttle.map(Throttling::new);
+        let mut since = (Instant::now(), self.stream.written_bytes());
+        loop {
+            self.pass(&mut pace)?;
+            let sync = Instant::now();
+            let new_pages = self.sync()?;
+            let sync = sync.elapsed();
+            let new_bytes = (new_pages * page_size()) as u64;
+            let took = since.0.elapsed().as_secs_f64().max(1e-6);
+            let progress = self.migration.progress();
+            Progress::set(&progress.dirty_pages_rate, (new_pages as f64 / took) as u64);
+            let sent_bytes = self.stream.written_bytes() - since.1;
+            since = (Instant::now(), self.stream.written_bytes());
+
+            let forecast = self.forecast(sync);
+            let nothing_left = self.pages.pages() == 0;
+            if forecast <= self.options.downtime_limit || nothing_left {
+                return Ok(());
+            }
+            let convergence = &self.options.convergence;
+            let over = convergence
+                .timeout
+                .filter(|time| self.began.elapsed() >= *time);
+            if let Some(time) = over {
+                match convergence.at_timeout {
+                    AtTimeout::Switchover => return Ok(()),
+                    AtTimeout::Cancel => {
+                        return Err(Stopped::Failed(MigrateError::NotConverging {
+                            after_s: time.as_secs(),
+                            forecast_ms: u64::try_from(forecast.as_millis()).unwrap_or(u64::MAX),
+                        }));
+                    }
+                }
+            }
+            let percent = throttling
+                .as_mut()
+                .and_then(|t| t.sync(new_bytes, sent_bytes));
+            if let Some(percent) = percent {
+                tracing::info!(percent, "the guest is slowed down");
+                self.machine.throttle(percent);
+                Progress::set(&progress.throttle_percent, u64::from(percent));
+            }
+        }
+    }
+
+    /// Everything that is dirty now, in PARTs.
+    fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
+        let chunks: Vec<_> = self.pages.chunks().collect();
+        let mut due = Due::default();
+        let mut chunks = chunks.into_iter().peekable();
+        while chunks.peek().is_some() {
+            let part = Instant::now();
+            self.stream.begin_part(false);
+            while part.elapsed() < PART
+                && let Some((block, chunk)) = chunks.next()
+            {
+                if self.is_told_to_stop() {
+                    return Err(Stopped::Told);
+                }
+                let (start, before) = (Instant::now(), self.stream.written_bytes());
+                self.send(block, chunk, &mut due)?;
+                let bytes = self.stream.written_bytes() - before;
+                // A chunk of zeros says nothing about the channel.
+                if due.content.len() > super::outstanding::CHUNK / 4 {
+                    self.stream.bandwidth.count(bytes, start.elapsed());
+                }
+                self.publish();
+            }
+            self.stream.end_part()?;
+            while let Some(rest) = pace.due(self.stream.written_bytes(), self.options.max_bandwidth)
+            {
+                if self.is_told_to_stop() {
+                    return Err(Stopped::Told);
+                }
+                std::thread::sleep(rest.min(LOOK));
+            }
+        }
+        self.stream.flush()?;
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        block: usize,
+        chunk: std::ops::Range<usize>,
+        due: &mut Due,
+    ) -> Result<(), MigrateError> {
+        let broken = self.options.sabotage == SourceSabotage::ClearAfterRead;
+        let tracker: &dyn Tracker = if broken { &Deaf } else { &*self.tracker };
+        let taken = self.pages.take(block, chunk.clone(), tracker, due);
+        taken.map_err(|error| match error {
+            TakeError::Tracker(error) => MigrateError::Tracker(error),
+            TakeError::Presence { block, source } => MigrateError::Presence { block, source },
+        })?;
+        let mut zeros = due.gone.len();
+        for &page in &due.content {
+            zeros += usize::from(!self.stream.page(block, page)?);
+        }
+        for &page in &due.gone {
+            self.stream.zero(block, page)?;
+        }
+        if broken {
+            self.tracker
+                .clear(block, chunk)
+                .map_err(MigrateError::Tracker)?;
+        }
+        let progress = self.migration.progress();
+        let total = due.content.len() + due.gone.len();
+        Progress::add(&progress.normal_pages, total - zeros);
+        Progress::add(&progress.zero_pages, zeros);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<usize, MigrateError> {
+        let start = Instant::now();
+        let new = self
+            .pages
+            .sync(&*self.tracker)
+            .map_err(MigrateError::Tracker)?;
+        let progress = self.migration.progress();
+        Progress::add(&progress.dirty_syncs, 1);
+        Progress::set(&progress.sync_us, micros(start.elapsed()));
+        self.publish();
+        Ok(new)
+    }
+
+    fn forecast(&self, sync: Duration) -> Duration {
+        let measured = self.stream.bandwidth.bytes_per_s();
+        let given = self.options.avail_switchover_bandwidth;
+        let outlook = Outlook {
+            dirty_bytes: self.pages.bytes(),
+            bytes_per_s: if given > 0 { given } else { measured },
+            round_trip: self.migration.round_trip(),
+            sync,
+        };
+        let forecast = outlook.downtime();
+        let progress = self.migration.progress();
+        Progress::set(&progress.bandwidth, measured);
+        Progress::set(&progress.expected_downtime_us, micros(forecast));
+        Progress::set(&progress.forecast_us, micros(forecast));
+        Progress::set(&progress.last_dirty_bytes, outlook.dirty_bytes);
+        forecast
+    }
+
+    fn publish(&self) {
+        let progress = self.migration.progress();
+        let written = self.stream.written_bytes();
+        Progress::set(&progress.remaining_bytes, self.pages.bytes());
+        Progress::set(&progress.transferred_bytes, written);
+    }
+
+    /// Does what the control side commands, until it lets go of the channel.
+    fn obey(mut self, slowed: Slowed<'_>) -> Result<(), Stopped> {
+        let mut slowed = Some(slowed);
+        // The destination hears from us even while an operator decides, and so do we from it.
+        let silence = self.options.channel.silence.filter(|_| self.returns);
+        let patience = silence.map_or(Duration::from_secs(3600), |silence| silence / 3);
+        loop {
+            match self.commands.recv_timeout(patience) {
+                Ok(Command::Rest(devices)) => {
+                    drop(slowed.take());
+                    let before = self.stream.written_bytes();
+                    let progress = self.migration.progress();
+                    Progress::set(&progress.precopy_bytes, before);
+                    self.rest(devices)?;
+                    let downtime_bytes = self.stream.written_bytes() - before;
+                    Progress::set(&progress.downtime_bytes, downtime_bytes);
+                    self.publish();
+                    self.hand_over(SourceEvent::Sent)?;
+                }
+                Ok(Command::Ping(value)) => self.stream.order(&Order::Ping(value))?,
+                Ok(Command::Eof) if self.returns => {
+                    let event = match self.stream.eof(&self.devices) {
+                        Ok(()) => SourceEvent::EofWritten,
+                        Err(EofError::Torn(error)) => {
+                            self.migration.note(error);
+                            SourceEvent::EofTorn
+                        }
+                        Err(EofError::Withheld(error)) => {
+                            self.migration.note(error);
+                            SourceEvent::EofWithheld
+                        }
+                    };
+                    self.hand_over(event)?;
+                }
+                Ok(Command::Eof) => return self.last_way(),
+                Ok(Command::Forget) => {
+                    if self.stream.is_whole() {
+                        self.stream.order(&Order::Forget)?;
+                    }
+                }
+                Ok(Command::Finish) => {
+                    // All was confirmed: how the channel ends changes nothing any more.
+                    if let Err(error) = self.stream.finish() {
+                        tracing::debug!(%error, "the channel did not end well");
+                    }
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) if self.returns => {
+                    self.stream.order(&Order::Ping(PING_OPEN))?;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Told),
+            }
+        }
+    }
+
+    /// Without a return path the end of the channel is the only confirmation there is.
+    fn last_way(mut self) -> Result<(), Stopped> {
+        let is_file = matches!(self.options.address, crate::channel::Address::File { .. });
+        let sent = self.stream.eof(&self.devices);
+        let migration = self.migration;
+        let event = match sent.map(|()| self.stream.finish()) {
+            Ok(Ok(())) => SourceEvent::EofWritten,
+            // A file that never got its name is none.
+            Ok(Err(error)) | Err(EofError::Torn(error) | EofError::Withheld(error)) if is_file => {
+                migration.note(error);
+                SourceEvent::EofWithheld
+            }
+            Err(EofError::Withheld(error)) => {
+                migration.note(error);
+                SourceEvent::EofWithheld
+            }
+            Ok(Err(error)) | Err(EofError::Torn(error)) => {
+                migration.note(error);
+                SourceEvent::EofTorn
+            }
+        };
+        match migration.on(event) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Stopped::Told),
+        }
+    }
+
+    /// The guest stands still and device state was collected: the last sync comes now.
+    fn rest(&mut self, devices: Vec<DeviceSection>) -> Result<(), Stopped> {
+        let now = table_of(&self.machine.ram())?;
+        let then = table_of(&self.ram)?;
+        if now != then {
+            return Err(Stopped::Failed(MigrateError::BlocksChanged));
+        }
+        self.sync()?;
+        let skip = self.options.sabotage == SourceSabotage::SkipPage;
+        let mut due = Due::default();
+        let chunks: Vec<_> = self.pages.chunks().collect();
+        self.stream.begin_part(true);
+        let count = chunks.len();
+        for (index, (block, mut chunk)) in chunks.into_iter().enumerate() {
+            if self.is_told_to_stop() {
+                return Err(Stopped::Told);
+            }
+            if skip && index + 1 == count {
+                // Half of the last one, so that there is something to miss.
+                chunk.end -= chunk.len() / 2;
+            }
+            self.send(block, chunk, &mut due)?;
+            self.publish();
+        }
+        self.stream.end_part()?;
+        self.stream.devices(&devices)?;
+        self.devices = devices;
+        Ok(())
+    }
+}
+
+/// A tracker that hears nothing: for what is broken on purpose.
+struct Deaf;
+
+impl Tracker for Deaf {
+    fn start(&self) -> Result<(), paguro_dirty::tracker::TrackerError> {
+        Ok(())
+    }
+
+    fn sync(
+        &self,
+        _: &[paguro_ram::PageSet],
+    ) -> Result<usize, paguro_dirty::tracker::TrackerError> {
+        Ok(0)
+    }
+
+    fn clear(
+        &self,
+        _: usize,
+        _: std::ops::Range<usize>,
+    ) -> Result<(), paguro_dirty::tracker::TrackerError> {
+        Ok(())
+    }
+
+    fn stop(&self) {}
+}
+
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,270 @@
+//! The main channel of a source: everything that is sent on it, in order, through one buffer.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paguro_ram::GuestRam;
+use paguro_sys::page_size;
+use paguro_wire::device::DeviceSection;
+use paguro_wire::stream::configuration::Configuration;
+use paguro_wire::stream::order::Order;
+use paguro_wire::stream::ram::{self, BlockTable, ListExtras, RamWriter};
+use paguro_wire::stream::section::{self, SectionHeader};
+use paguro_wire::stream::{devices, header};
+
+use super::MigrateError;
+use super::forecast::Bandwidth;
+use crate::channel::Writer;
+
+/// The number of the RAM section; devices follow.
+const RAM_SECTION: u32 = 1;
+/// What is collected before it is written.
+const BUFFER_BYTES: usize = 512 << 10;
+
+/// A stream on its way out.
+pub(crate) struct Stream {
+    writer: Writer,
+    out: Vec<u8>,
+    ram: GuestRam,
+    records: RamWriter,
+    configuration: Configuration,
+    /// Bytes written so far.
+    written_bytes: u64,
+    /// Whether a write failed: nothing more of the stream may follow then.
+    broken: bool,
+    pub(crate) bandwidth: Bandwidth,
+}
+
+/// The blocks of RAM as a stream lists them.
+pub(crate) fn table_of(ram: &GuestRam) -> Result<Arc<BlockTable>, MigrateError> {
+    let blocks = ram.blocks().iter().map(|block| {
+        let bytes = block.used_bytes() as u64;
+        ram::RamBlock::new(block.id(), bytes)
+    });
+    BlockTable::new(blocks.collect())
+        .map(Arc::new)
+        .map_err(MigrateError::Blocks)
+}
+
+impl Stream {
+    pub(crate) fn new(
+        writer: Writer,
+        machine: &str,
+        ram: GuestRam,
+        table: Arc<BlockTable>,
+    ) -> Self {
+        Self {
+            writer,
+            out: Vec::with_capacity(BUFFER_BYTES + 2 * page_size()),
+            records: RamWriter::new(table),
+            ram,
+            configuration: Configuration {
+                machine: machine.to_owned(),
+                ..Configuration::default()
+            },
+            written_bytes: 0,
+            broken: false,
+            bandwidth: Bandwidth::default(),
+        }
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Header, configuration, whatever opens the return path, and the list of blocks.
+    pub(crate) fn begin(&mut self, pings: &[u32]) -> Result<(), MigrateError> {
+        header::encode(&mut self.out);
+        self.configuration.encode(&mut self.out);
+        if !pings.is_empty() {
+            Order::OpenReturnPath.encode(&mut self.out);
+        }
+        for &value in pings {
+            Order::Ping(value).encode(&mut self.out);
+        }
+        SectionHeader {
+            id: RAM_SECTION,
+            name: ram::NAME.to_owned(),
+            instance: 0,
+            version: ram::VERSION,
+        }
+        .encode(section::START, &mut self.out);
+        let table = self.records.table().clone();
+        table.encode(ListExtras::default(), &mut self.out);
+        self.end_part()?;
+        self.flush()
+    }
+
+    /// Begins a PART, or with `last` the END.
+    pub(crate) fn begin_part(&mut self, last: bool) {
+        let kind = if last { section::END } else { section::PART };
+        section::encode_continuation(kind, RAM_SECTION, &mut self.out);
+    }
+
+    pub(crate) fn end_part(&mut self) -> Result<(), MigrateError> {
+        self.records.eos(&mut self.out);
+        section::encode_footer(RAM_SECTION, &mut self.out);
+        self.flush_if_full()
+    }
+
+    /// A page of RAM as it is now; whether it was not all zero.
+    pub(crate) fn page(&mut self, block: usize, page: usize) -> Result<bool, MigrateError> {
+        let bytes = page_size();
+        let offset = page * bytes;
+        let mapping = self.ram.blocks()[block].mapping();
+        let content = !mapping.is_zero(offset, bytes);
+        if content {
+            self.records.page(block, offset as u64, &mut self.out);
+            let at = self.out.len();
+            self.out.resize(at + bytes, 0);
+            mapping.copy_out(offset, &mut self.out[at..]);
+        } else {
+            self.records.zero(block, offset as u64, &mut self.out);
+        }
+        self.flush_if_full()?;
+        Ok(content)
+    }
+
+    /// A page whose content is at hand.
+    pub(crate) fn content(
+        &mut self,
+        block: usize,
+        page: usize,
+        bytes: &[u8],
+    ) -> Result<(), MigrateError> {
+        let offset = (page * page_size()) as u64;
+        self.records.page(block, offset, &mut self.out);
+        self.out.extend_from_slice(bytes);
+        self.flush_if_full()
+    }
+
+    /// A page that is zero.
+    pub(crate) fn zero(&mut self, block: usize, page: usize) -> Result<(), MigrateError> {
+        let offset = (page * page_size()) as u64;
+        self.records.zero(block, offset, &mut self.out);
+        self.flush_if_full()
+    }
+
+    pub(crate) fn devices(&mut self, devices: &[DeviceSection]) -> Result<(), MigrateError> {
+        devices::encode(devices, RAM_SECTION + 1, &mut self.out).map_err(MigrateError::Devices)?;
+        self.flush()
+    }
+
+    pub(crate) fn order(&mut self, order: &Order) -> Result<(), MigrateError> {
+        order.encode(&mut self.out);
+        self.flush()
+    }
+
+    /// The permission to run, and the description. Says in the error whether a byte may have left.
+    pub(crate) fn eof(&mut self, devices: &[DeviceSection]) -> Result<(), EofError> {
+        if self.broken || !self.out.is_empty() {
+            return Err(EofError::Withheld(MigrateError::Bug));
+        }
+        self.out.push(section::EOF);
+        // A description that cannot be made is no reason to stop here; whoever reads can do without.
+        let described = devices::encode_description(&self.configuration, devices, &mut self.out);
+        if let Err(error) = described {
+            tracing::warn!(%error, "the stream has no description");
+            self.out.truncate(1);
+        }
+        let plain = self.writer.plain_fd().is_some();
+        // The first write either takes a byte or, on a plain descriptor, certainly none.
+        let first = self.writer.write(&self.out);
+        match first {
+            Ok(0) => Err(EofError::Withheld(MigrateError::broken(
+                "write to",
+                std::io::ErrorKind::WriteZero.into(),
+            ))),
+            Ok(count) => {
+                self.written_bytes += count as u64;
+                let rest = self.out.split_off(count);
+                self.out.clear();
+                let written = self.writer.write_all(&rest);
+                self.written_bytes += rest.len() as u64;
+                written.map_err(|error| EofError::Torn(MigrateError::broken("write to", error)))
+            }
+            Err(error) => {
+                self.broken = true;
+                let error = MigrateError::broken("write to", error);
+                Err(match plain {
+                    true => EofError::Withheld(error),
+                    false => EofError::Torn(error),
+                })
+            }
+        }
+    }
+
+    /// Ends the channel as a whole one.
+    pub(crate) fn finish(self) -> Result<(), MigrateError> {
+        self.writer
+            .finish()
+            .map_err(|error| MigrateError::broken("end the channel to", error))
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), MigrateError> {
+        match self.out.len() < BUFFER_BYTES {
+            true => Ok(()),
+            false => self.flush(),
+        }
+    }
+
+    /// Writes what is collected. The time that it takes is what the channel's bandwidth is.
+    pub(crate) fn flush(&mut self) -> Result<(), MigrateError> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let written = self.writer.write_all(&self.out);
+        self.broken |= written.is_err();
+        written.map_err(|error| MigrateError::broken("write to", error))?;
+        self.written_bytes += self.out.len() as u64;
+        self.out.clear();
+        Ok(())
+    }
+
+    /// Whether the stream is between two elements, with nothing of one half written.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.broken
+    }
+}
+
+/// What became of the permission to run.
+pub(crate) enum EofError {
+    /// Not a byte of it left this process.
+    Withheld(MigrateError),
+    /// It may have left.
+    Torn(MigrateError),
+}
+
+/// Keeps to a limit of bandwidth.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    began: Instant,
+    from_bytes: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(from_bytes: u64) -> Self {
+        Self {
+            began: Instant::now(),
+            from_bytes,
+        }
+    }
+
+    /// How long to wait until so many bytes are due; a pace that is behind by more than a tenth of
+    /// a second does not catch up later.
+    pub(crate) fn due(&mut self, written_bytes: u64, limit: u64) -> Option<Duration> {
+        if limit == 0 {
+            return None;
+        }
+        let bytes = written_bytes - self.from_bytes;
+        let due = Duration::from_secs_f64(bytes as f64 / limit as f64);
+        let past = self.began.elapsed();
+        if past > due + Duration::from_millis(100) {
+            *self = Self::new(written_bytes);
+            return None;
+        }
+        due.checked_sub(past).filter(|rest| !rest.is_zero())
+    }
+}

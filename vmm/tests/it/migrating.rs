@@ -1,0 +1,275 @@
+//! Machines that move while they run, and are checked by the oracle where they arrive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use paguro_migration::channel::{self, Address, Incoming, Stop};
+use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions, receive};
+use paguro_migration::source::{
+    AtTimeout, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, Throttle,
+    migrate,
+};
+use paguro_migration::switchover::MigrationStatus;
+use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
+use paguro_sys::{Fallbacks, Host};
+use paguro_vmm::{Accel, Config, RunState, Vm};
+
+use crate::common::*;
+
+/// A socket's name that goes with its owner.
+struct Name(PathBuf);
+
+impl Name {
+    fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "paguro-vmm-{}-{}.sock",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn address(&self) -> Address {
+        Address::Unix(self.0.clone())
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What becomes of a move.
+struct Moved {
+    vm: Arc<Vm>,
+    sent: Result<MigrateReport, MigrateError>,
+    received: Result<(), ReceiveError>,
+    migration: Arc<Migration>,
+}
+
+fn options(address: Address) -> MigrateOptions {
+    MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()))
+}
+
+/// Moves a machine into a new one.
+fn relocate(source: &Arc<Vm>, change: impl FnOnce(&mut MigrateOptions)) -> Moved {
+    let name = Name::new();
+    let destination = create(source.config());
+    let stop = Stop::new().unwrap();
+    let listener = Incoming::listen(&name.address(), &channel::Options::new(stop)).unwrap();
+    let mut options = options(name.address());
+    change(&mut options);
+    let migration = Arc::new(Migration::new(&options, None).unwrap());
+    let received = {
+        let vm = destination.clone();
+        std::thread::spawn(move || {
+            let mut options = ReceiveOptions::new(true, false);
+            options.linger = Duration::from_millis(200);
+            let arrival = Arrival::new(options, None);
+            receive(&*vm, listener, &arrival)
+        })
+    };
+    let host = Host::probe(&Fallbacks::default());
+    let memory = Memory::new(host, source.guest_ram().clone());
+    let sent = migrate(&**source, &memory, &options, &migration);
+    Moved {
+        vm: destination,
+        sent,
+        received: received.join().unwrap(),
+        migration,
+    }
+}
+
+#[track_caller]
+fn assert_moved(moved: &Moved) {
+    let report = moved.sent.as_ref().unwrap();
+    moved.received.as_ref().unwrap();
+    assert_eq!(moved.migration.status(), MigrationStatus::Completed);
+    assert!(report.downtime_us > 0 && report.transferred_bytes > 0);
+    assert_eq!(moved.vm.run_state(), RunState::Running);
+}
+
+fn machines() -> Vec<Config> {
+    let mut configs = Vec::new();
+    for accel in accels() {
+        for cpus in [1, 2] {
+            configs.push(config(accel, cpus));
+            configs.push(with_dma(config(accel, cpus), cpus == 2));
+        }
+    }
+    if kvm() {
+        configs.push(Config {
+            dirty_ring_entries: Some(1024),
+            ..config(Accel::Kvm, 2)
+        });
+    }
+    configs
+}
+
+#[test]
+fn a_guest_that_writes_all_the_time_arrives_whole_and_runs_on() {
+    let _turn = turn();
+    for config in machines() {
+        let mut vm = start(&config);
+        for _ in 0..3 {
+            wait_writes(&vm, 1000);
+            let moved = relocate(&vm, |_| {});
+            assert_moved(&moved);
+            assert_eq!(vm.run_state(), RunState::PostMigrate, "{config:?}");
+            let before = writes(&vm);
+            let picture = take(&moved.vm);
+            picture.assert_right();
+            wait_writes(&moved.vm, 1000);
+            take(&moved.vm).assert_right();
+            assert_eq!(writes(&vm), before, "the source ran on");
+            vm = moved.vm;
+        }
+    }
+}
+
+#[test]
+fn what_is_broken_on_purpose_is_noticed() {
+    let _turn = turn();
+    let accels = accels();
+    for (name, sabotage) in SourceSabotage::NAMES {
+        // A lost write hides behind the next one to its page: a guest in less of a hurry shows it.
+        let rates = ["rate=20000", "rate=50000", "rate=100000", "rate=unlimited"];
+        let caught = (0..20).any(|index| {
+            let vm = start(&Config {
+                workload: format!("pattern=random,{}", rates[index % 4])
+                    .parse()
+                    .unwrap(),
+                ..config(accels[0], 2)
+            });
+            wait_writes(&vm, 2000);
+            let moved = relocate(&vm, |options| options.sabotage = sabotage);
+            assert_moved(&moved);
+            !take(&moved.vm).check().is_right()
+        });
+        assert!(caught, "{name} went unnoticed");
+    }
+}
+
+#[test]
+fn a_machine_of_another_size_is_refused_before_it_is_touched_and_the_source_runs_on() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    wait_writes(&vm, 100);
+    let name = Name::new();
+    let other = create(&Config {
+        memory_bytes: 32 << 20,
+        ..config(accels()[0], 1)
+    });
+    let stop = Stop::new().unwrap();
+    let listener = Incoming::listen(&name.address(), &channel::Options::new(stop)).unwrap();
+    let received = std::thread::spawn(move || {
+        let arrival = Arrival::new(ReceiveOptions::new(true, false), None);
+        receive(&*other, listener, &arrival)
+    });
+    let options = options(name.address());
+    let migration = Migration::new(&options, None).unwrap();
+    let host = Host::probe(&Fallbacks::default());
+    let memory = Memory::new(host, vm.guest_ram().clone());
+    let sent = migrate(&*vm, &memory, &options, &migration).unwrap_err();
+    let received = received.join().unwrap().unwrap_err().to_string();
+    assert!(
+        received.contains("0x1000000") && received.contains("0x2000000"),
+        "{received}"
+    );
+    assert!(sent.to_string().contains("destination"), "{sent}");
+    assert_eq!(vm.run_state(), RunState::Running);
+    wait_writes(&vm, 100);
+    take(&vm).assert_right();
+}
+
+/// The channel is made so slow that the guest would never be caught up with.
+#[test]
+fn a_guest_that_writes_too_much_is_slowed_down_until_it_converges() {
+    let _turn = turn();
+    for accel in accels() {
+        let vm = start(&config(accel, 2));
+        wait_writes(&vm, 5000);
+        let moved = relocate(&vm, |options| {
+            options.max_bandwidth = 64 << 20;
+            options.downtime_limit = Duration::from_millis(60);
+            options.convergence.throttle = Some(Throttle {
+                initial: 60,
+                increment: 20,
+                ..Throttle::default()
+            });
+            options.convergence.timeout = Some(Duration::from_secs(20));
+            options.avail_switchover_bandwidth = 64 << 20;
+        });
+        assert_moved(&moved);
+        let percent = moved.sent.as_ref().unwrap().throttle_percent;
+        assert!(percent >= 60, "{percent} %");
+        take(&moved.vm).assert_right();
+        // At the destination, and at the source if it is continued, it is not slowed down.
+        wait_writes(&moved.vm, 10_000);
+    }
+}
+
+#[test]
+fn what_does_not_converge_ends_as_it_was_told_to() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 2));
+    wait_writes(&vm, 5000);
+    let slow = |options: &mut MigrateOptions| {
+        options.max_bandwidth = 64 << 20;
+        options.avail_switchover_bandwidth = 64 << 20;
+        options.downtime_limit = Duration::from_millis(10);
+        options.convergence.timeout = Some(Duration::from_millis(700));
+    };
+    let moved = relocate(&vm, slow);
+    let error = moved.sent.unwrap_err().to_string();
+    assert!(error.contains("did not converge"), "{error}");
+    assert!(moved.received.is_err());
+    assert_eq!(vm.run_state(), RunState::Running);
+    wait_writes(&vm, 1000);
+    let moved = relocate(&vm, |options| {
+        slow(options);
+        options.convergence.at_timeout = AtTimeout::Switchover;
+    });
+    assert_moved(&moved);
+    take(&moved.vm).assert_right();
+}
+
+/// A background snapshot that goes out as a stream is a machine of its own.
+#[test]
+fn a_background_snapshot_over_a_channel_is_the_machine_at_the_pause() {
+    let _turn = turn();
+    for accel in accels() {
+        let vm = start(&config(accel, 2));
+        wait_writes(&vm, 5000);
+        let name = Name::new();
+        let copy = create(vm.config());
+        let stop = Stop::new().unwrap();
+        let listener = Incoming::listen(&name.address(), &channel::Options::new(stop)).unwrap();
+        let received = {
+            let copy = copy.clone();
+            std::thread::spawn(move || {
+                let arrival = Arrival::new(ReceiveOptions::new(true, true), None);
+                receive(&*copy, listener, &arrival)
+            })
+        };
+        let host = Host::probe(&Fallbacks::default());
+        let memory = Memory::new(host, vm.guest_ram().clone());
+        let mut options = SnapshotOptions::new(host);
+        options.check_freeze = true;
+        let channel = channel::Options::new(Stop::new().unwrap());
+        let control = Control::new(None);
+        snapshot_to_stream(&*vm, &memory, &name.address(), &channel, &options, &control).unwrap();
+        received.join().unwrap().unwrap();
+        assert_eq!(vm.run_state(), RunState::Running);
+        wait_writes(&vm, 100);
+        take(&copy).assert_right();
+        copy.start().unwrap();
+        wait_writes(&copy, 1000);
+        take(&copy).assert_right();
+        take(&vm).assert_right();
+    }
+}
