@@ -16,6 +16,7 @@ pub mod control;
 pub mod destination;
 mod error;
 mod file;
+pub mod handover;
 pub mod machine;
 mod memory;
 pub mod options;

@@ -47,6 +47,8 @@ pub struct ReceiveOptions {
     /// How long the source may be silent, and three times as long an element of the stream may take;
     /// none: for ever.
     pub silence: Option<Duration>,
+    /// RAM was [handed over](crate::handover) and is not in the stream.
+    pub hand_over: bool,
     /// For how long a source that may be in doubt is listened for, once the decision fell.
     pub linger: Duration,
 }
@@ -58,6 +60,7 @@ impl ReceiveOptions {
             return_path,
             paused,
             silence: Some(Duration::from_secs(10)),
+            hand_over: false,
             linger: Duration::from_secs(60),
         }
     }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use paguro_wire::input::Input;
+use paguro_wire::stream::configuration::IGNORE_SHARED;
 use paguro_wire::stream::order::Order;
 use paguro_wire::stream::ram::RamRecord;
 use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader};
@@ -30,7 +31,12 @@ pub(super) fn read<R: Read>(
     let limit = arrival.options.silence.map(|silence: Duration| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
     let input = ChannelInput::new(reader);
-    let mut stream = StreamReader::new(input, Expected::machine(recipient.machine_name()));
+    let mut expected = Expected::machine(recipient.machine_name());
+    if arrival.options.hand_over {
+        expected.capabilities = &[IGNORE_SHARED];
+        expected.list.guest_addresses = true;
+    }
+    let mut stream = StreamReader::new(input, expected);
     let mut tally = Tally::default();
     let mut permitted = false;
     loop {

@@ -6,20 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use paguro_dirty::tracker::Tracker;
+use paguro_ram::GuestRam;
 use paguro_wire::globalstate;
 
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
 use super::progress::Progress;
-use super::sender::{Command, Sender, Stopped, micros};
+use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, answers};
-use crate::Memory;
 use crate::channel::{self, Handle, Outgoing, Stop};
 use crate::machine::{Machine, Paused};
 use crate::switchover::{
     MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
 };
+use crate::{Memory, handover};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
@@ -126,8 +128,16 @@ impl<'s, 'e> Driver<'s, 'e> {
         let host = self.memory.host();
         let ram = self.machine.ram();
         let table = table_of(&ram)?;
-        let tracker = self.machine.tracker().map_err(MigrateError::Machine)?;
-        let pages = Outstanding::all(ram.clone(), self.memory.unarrived(), host);
+        let hand_over = self.options.hand_over;
+        let (tracker, whose): (Arc<dyn Tracker>, _) = match hand_over {
+            // Nothing is sent, so nothing can be sent too late.
+            true => (Arc::new(Nothing), GuestRam::new(Vec::new())),
+            false => (
+                self.machine.tracker().map_err(MigrateError::Machine)?,
+                ram.clone(),
+            ),
+        };
+        let pages = Outstanding::all(whose, self.memory.unarrived(), host);
         let pages = pages.map_err(|source| MigrateError::Presence {
             block: String::new(),
             source,
@@ -136,13 +146,22 @@ impl<'s, 'e> Driver<'s, 'e> {
             stop: self.migration.connecting.clone(),
             ..self.options.channel.clone()
         };
+        if hand_over {
+            let way = Outgoing::connect(&self.options.address, &connecting)
+                .map_err(MigrateError::Channel)?;
+            handover::offer(&ram, way).map_err(MigrateError::HandOver)?;
+        }
         let connected =
             Outgoing::connect(&self.options.address, &connecting).map_err(MigrateError::Channel)?;
         let returns = connected.can_return();
         self.channel = Some(connected.handle());
         let (reader, writer) = connected.split();
         let (commands, commanded) = channel();
-        let stream = Stream::new(writer, self.machine.machine_name(), ram.clone(), table);
+        let machine = self.machine.machine_name();
+        let mut stream = Stream::new(writer, machine, ram.clone(), table);
+        if hand_over {
+            stream.ignore_shared();
+        }
         let sender = Sender {
             machine: self.machine,
             migration: self.migration,

@@ -77,6 +77,9 @@ pub enum MigrateError {
         /// The last forecast.
         forecast_ms: u64,
     },
+    /// RAM could not be handed over.
+    #[error("RAM could not be handed over to the destination")]
+    HandOver(#[source] crate::handover::HandOverError),
     /// It was given up for this reason.
     #[error("{0}")]
     GivenUp(Reason),

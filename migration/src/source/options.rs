@@ -20,6 +20,9 @@ pub struct MigrateOptions {
     pub avail_switchover_bandwidth: u64,
     /// Stop in `pre-switchover` until the operator says `migrate-continue`.
     pub pause_before_switchover: bool,
+    /// All of RAM, which is shared memory, is handed over instead of copied: over the unix socket
+    /// of `address`, to a destination on this host that expects it.
+    pub hand_over: bool,
     /// What happens if the guest writes faster than the channel takes it.
     pub convergence: Convergence,
     /// What is broken on purpose.
@@ -36,6 +39,7 @@ impl MigrateOptions {
             max_bandwidth: 0,
             avail_switchover_bandwidth: 0,
             pause_before_switchover: false,
+            hand_over: false,
             convergence: Convergence::default(),
             sabotage: SourceSabotage::None,
         }

@@ -214,7 +214,7 @@ impl Sender<'_> {
         due: &mut Due,
     ) -> Result<(), MigrateError> {
         let broken = self.options.sabotage == SourceSabotage::ClearAfterRead;
-        let tracker: &dyn Tracker = if broken { &Deaf } else { &*self.tracker };
+        let tracker: &dyn Tracker = if broken { &Nothing } else { &*self.tracker };
         let taken = self.pages.take(block, chunk.clone(), tracker, due);
         taken.map_err(|error| match error {
             TakeError::Tracker(error) => MigrateError::Tracker(error),
@@ -391,10 +391,10 @@ impl Sender<'_> {
     }
 }
 
-/// A tracker that hears nothing: for what is broken on purpose.
-struct Deaf;
+/// A tracker that hears nothing: where there is nothing to hear, or something is broken on purpose.
+pub(super) struct Nothing;
 
-impl Tracker for Deaf {
+impl Tracker for Nothing {
     fn start(&self) -> Result<(), paguro_dirty::tracker::TrackerError> {
         Ok(())
     }

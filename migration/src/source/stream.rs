@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use paguro_ram::GuestRam;
 use paguro_sys::page_size;
 use paguro_wire::device::DeviceSection;
-use paguro_wire::stream::configuration::Configuration;
+use paguro_wire::stream::configuration::{Configuration, IGNORE_SHARED};
 use paguro_wire::stream::order::Order;
 use paguro_wire::stream::ram::{self, BlockTable, ListExtras, RamWriter};
 use paguro_wire::stream::section::{self, SectionHeader};
@@ -40,7 +40,10 @@ pub(crate) struct Stream {
 pub(crate) fn table_of(ram: &GuestRam) -> Result<Arc<BlockTable>, MigrateError> {
     let blocks = ram.blocks().iter().map(|block| {
         let bytes = block.used_bytes() as u64;
-        ram::RamBlock::new(block.id(), bytes)
+        let mut listed = ram::RamBlock::new(block.id(), bytes);
+        // Left out of the stream unless a capability wants it.
+        listed.guest_address = Some(block.guest_address());
+        listed
     });
     BlockTable::new(blocks.collect())
         .map(Arc::new)
@@ -69,6 +72,11 @@ impl Stream {
         }
     }
 
+    /// RAM stays out of the stream: the other side has it already.
+    pub(crate) fn ignore_shared(&mut self) {
+        self.configuration.capabilities = vec![IGNORE_SHARED.to_owned()];
+    }
+
     /// Bytes written so far.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes
@@ -92,7 +100,11 @@ impl Stream {
         }
         .encode(section::START, &mut self.out);
         let table = self.records.table().clone();
-        table.encode(ListExtras::default(), &mut self.out);
+        let extras = ListExtras {
+            guest_addresses: self.configuration.has(IGNORE_SHARED),
+            ..ListExtras::default()
+        };
+        table.encode(extras, &mut self.out);
         self.end_part()?;
         self.flush()
     }

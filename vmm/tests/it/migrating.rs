@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions, receive};
+use paguro_migration::handover;
 use paguro_migration::source::{
     AtTimeout, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, Throttle,
     migrate,
 };
 use paguro_migration::switchover::MigrationStatus;
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
+use paguro_ram::{Backing, PageKind};
 use paguro_sys::{Fallbacks, Host};
 use paguro_vmm::{Accel, Config, RunState, Vm};
 
@@ -272,4 +274,73 @@ fn a_background_snapshot_over_a_channel_is_the_machine_at_the_pause() {
         take(&copy).assert_right();
         take(&vm).assert_right();
     }
+}
+
+/// For live update: the new process has the RAM of the old one, and only devices move.
+#[test]
+fn shared_ram_is_handed_over_by_descriptor() {
+    let _turn = turn();
+    for accel in accels() {
+        for pages in [PageKind::Small, PageKind::Thp] {
+            let config = Config {
+                backing: Backing::Memfd,
+                pages,
+                ..config(accel, 2)
+            };
+            let mut vm = start(&config);
+            for _ in 0..3 {
+                wait_writes(&vm, 1000);
+                let name = Name::new();
+                let stop = Stop::new().unwrap();
+                let channel = channel::Options::new(stop);
+                let listener = Incoming::listen(&name.address(), &channel).unwrap();
+                let received = {
+                    let config = config.clone();
+                    std::thread::spawn(move || {
+                        let taken = handover::take(listener.accept(None).unwrap()).unwrap();
+                        let vm = Vm::create(config, taken.ram().clone()).unwrap();
+                        taken.confirm().unwrap();
+                        let mut options = ReceiveOptions::new(true, false);
+                        options.hand_over = true;
+                        options.linger = Duration::from_millis(200);
+                        let arrival = Arrival::new(options, None);
+                        receive(&*vm, listener, &arrival).unwrap();
+                        vm
+                    })
+                };
+                let mut options = options(name.address());
+                options.hand_over = true;
+                let migration = Migration::new(&options, None).unwrap();
+                let host = Host::probe(&Fallbacks::default());
+                let memory = Memory::new(host, vm.guest_ram().clone());
+                let report = migrate(&*vm, &memory, &options, &migration).unwrap();
+                let moved = received.join().unwrap();
+                assert!(report.transferred_bytes < 1 << 20, "{report:?}");
+                assert_eq!((report.normal_pages, report.zero_pages), (0, 0));
+                assert_eq!(vm.run_state(), RunState::PostMigrate);
+                assert_eq!(moved.run_state(), RunState::Running);
+                take(&moved).assert_right();
+                wait_writes(&moved, 1000);
+                take(&moved).assert_right();
+                vm = moved;
+            }
+        }
+    }
+}
+
+#[test]
+fn ram_of_its_own_is_not_handed_over_and_the_guest_runs_on() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    let name = Name::new();
+    let channel = channel::Options::new(Stop::new().unwrap());
+    let _listener = Incoming::listen(&name.address(), &channel).unwrap();
+    let mut options = options(name.address());
+    options.hand_over = true;
+    let migration = Migration::new(&options, None).unwrap();
+    let host = Host::probe(&Fallbacks::default());
+    let memory = Memory::new(host, vm.guest_ram().clone());
+    let error = migrate(&*vm, &memory, &options, &migration).unwrap_err();
+    assert!(error.to_string().contains("not shared memory"), "{error}");
+    wait_writes(&vm, 100);
 }

@@ -1,0 +1,345 @@
+//! RAM that is handed over instead of copied: two processes on one host.
+//!
+//! For replacing a running program by a newer one, all of RAM lies in memory that another process
+//! can map: the source sends the descriptors of its memfds over a unix socket, the destination maps
+//! them, and only device state moves in the stream (whose configuration says `x-ignore-shared`, as
+//! QEMU's does).
+//!
+//! ```text
+//! source                                             destination
+//! "PgRM", u32 count, count x block  + descriptors -->   maps them, makes its machine of them
+//!                                                 <--   "PgRA": it has them
+//! and then the stream, over another connection
+//!
+//! block: str8 id, u64 guest address, u64 used bytes, u64 bytes of the mapping, u64 offset in the
+//!        file, u8 1 if its pages are of 2 MiB
+//! ```
+//!
+//! **What it costs.** There is one RAM. From the moment the destination runs, what the source holds
+//! is no copy any more: a source that is let run again afterwards finds RAM as the destination left
+//! it, and devices as they were before. The two never run at the same time, as in every migration;
+//! but where a copied guest could be run again at the source (`cont` after `completed`), this one
+//! must not be. Before the permission to run was sent nothing of the guest's RAM has changed, but
+//! for what KVM itself may write there when a vCPU's state is set.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use paguro_ram::{Backing, GuestRam, RamBlock};
+use paguro_sys::Mapping;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::channel::{Channel, ChannelError};
+
+const OFFER: [u8; 4] = *b"PgRM";
+const TAKEN: [u8; 4] = *b"PgRA";
+/// Blocks that are handed over at most: as many descriptors as the kernel takes in one message.
+const MOST: usize = 250;
+const ENTRY_BYTES: usize = 1 + 255 + 4 * 8 + 1;
+
+/// RAM could not be handed over.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandOverError {
+    /// The caller's: not all of RAM is shared memory.
+    #[error("RAM block {block} is not shared memory (a memfd), so it cannot be handed over")]
+    NotShared {
+        /// The block.
+        block: String,
+    },
+    /// The caller's: descriptors travel over unix sockets only.
+    #[error("{address} is no unix socket, so RAM cannot be handed over to it")]
+    NotUnix {
+        /// Where to.
+        address: String,
+    },
+    /// The caller's: too many blocks.
+    #[error("{found} RAM blocks, more than {MOST}")]
+    TooMany {
+        /// How many.
+        found: usize,
+    },
+    /// The channel's.
+    #[error("the other side cannot be reached")]
+    Channel(#[source] ChannelError),
+    /// The network's, or the peer's.
+    #[error("the channel broke while RAM was handed over")]
+    Broken(#[source] io::Error),
+    /// The peer's: what it sends is no offer of RAM, or no answer to one.
+    #[error("the other side hands over no RAM: {what}")]
+    Nonsense {
+        /// What is wrong.
+        what: String,
+    },
+    /// The host's: memory cannot be mapped.
+    #[error("RAM block {block} that was handed over cannot be mapped")]
+    Map {
+        /// The block.
+        block: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn nonsense(what: impl Into<String>) -> HandOverError {
+    HandOverError::Nonsense { what: what.into() }
+}
+
+/// Sends the descriptors of all of RAM and waits until the other side has them.
+///
+/// # Errors
+///
+/// [`HandOverError`].
+pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<(), HandOverError> {
+    let blocks = ram.blocks();
+    if blocks.len() > MOST {
+        let found = blocks.len();
+        return Err(HandOverError::TooMany { found });
+    }
+    let mut message = OFFER.to_vec();
+    message.extend((blocks.len() as u32).to_be_bytes());
+    let mut files: Vec<BorrowedFd<'_>> = Vec::new();
+    for block in blocks {
+        let shared = block.file().filter(|_| block.backing() == Backing::Memfd);
+        let Some(file) = shared else {
+            let block = block.id().to_owned();
+            return Err(HandOverError::NotShared { block });
+        };
+        files.push(file);
+        message.push(block.id().len() as u8);
+        message.extend(block.id().as_bytes());
+        for number in [
+            block.guest_address(),
+            block.used_bytes() as u64,
+            block.max_bytes() as u64,
+            block.file_offset(),
+        ] {
+            message.extend(number.to_be_bytes());
+        }
+        message.push(u8::from(block.unit_pages() > 1));
+    }
+    let peer = channel.peer().to_owned();
+    let (mut reader, mut writer) = channel.split();
+    let Some(socket) = writer.plain_fd() else {
+        return Err(HandOverError::NotUnix { address: peer });
+    };
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+        let found = blocks.len();
+        return Err(HandOverError::TooMany { found });
+    }
+    let sent = sendmsg(
+        socket,
+        &[IoSlice::new(&message)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    );
+    let sent = sent.map_err(|error| HandOverError::Broken(error.into()))?;
+    let rest = writer.write_all(&message[sent..]);
+    rest.map_err(HandOverError::Broken)?;
+    let mut answer = [0; 4];
+    let heard = reader.read_exact(&mut answer);
+    heard.map_err(HandOverError::Broken)?;
+    match answer {
+        TAKEN => Ok(()),
+        other => Err(nonsense(format!("its answer is {other:02x?}"))),
+    }
+}
+
+/// RAM that was handed over; the other side waits for [`Taken::confirm`].
+pub struct Taken {
+    ram: GuestRam,
+    writer: crate::channel::Writer,
+}
+
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Taken({:?})", self.ram)
+    }
+}
+
+/// Takes what is offered on a channel that was just accepted.
+///
+/// # Errors
+///
+/// [`HandOverError`]; whatever was mapped is gone again.
+pub fn take(channel: Channel) -> Result<Taken, HandOverError> {
+    let peer = channel.peer().to_owned();
+    let (reader, writer) = channel.split();
+    let Some(socket) = reader.plain_fd() else {
+        return Err(HandOverError::NotUnix { address: peer });
+    };
+    let mut message = Vec::new();
+    let mut files: Vec<OwnedFd> = Vec::new();
+    let mut wanted = 8;
+    while message.len() < wanted {
+        receive(
+            &reader,
+            socket,
+            wanted - message.len(),
+            &mut message,
+            &mut files,
+        )?;
+        if message.len() >= 8 && wanted == 8 {
+            wanted = 8 + least_bytes(&message)?;
+        }
+        // Names make it longer; no more than is announced is ever read.
+        if message.len() == wanted && wanted > 8 {
+            wanted = 8 + whole_bytes(&message)?;
+        }
+    }
+    let ram = map(&message[8..], files)?;
+    Ok(Taken { ram, writer })
+}
+
+impl Taken {
+    /// What was handed over.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Tells the other side that a machine was made of it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandOverError::Broken`].
+    pub fn confirm(mut self) -> Result<(), HandOverError> {
+        self.writer
+            .write_all(&TAKEN)
+            .and_then(|()| self.writer.finish())
+            .map_err(HandOverError::Broken)
+    }
+}
+
+fn receive(
+    reader: &crate::channel::Reader,
+    socket: BorrowedFd<'_>,
+    most: usize,
+    message: &mut Vec<u8>,
+    files: &mut Vec<OwnedFd>,
+) -> Result<(), HandOverError> {
+    let mut bytes = vec![0; most.min(MOST * ENTRY_BYTES)];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    loop {
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut pieces = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(socket, &mut pieces, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => {
+                for part in ancillary.drain() {
+                    if let RecvAncillaryMessage::ScmRights(rights) = part {
+                        files.extend(rights);
+                    }
+                }
+                if files.len() > MOST {
+                    return Err(nonsense("too many descriptors"));
+                }
+                if received.bytes == 0 {
+                    return Err(HandOverError::Broken(io::ErrorKind::UnexpectedEof.into()));
+                }
+                message.extend_from_slice(&bytes[..received.bytes]);
+                return Ok(());
+            }
+            Err(rustix::io::Errno::AGAIN) => reader.wait().map_err(HandOverError::Broken)?,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(HandOverError::Broken(error.into())),
+        }
+    }
+}
+
+/// The bytes that so many blocks have at least.
+fn least_bytes(message: &[u8]) -> Result<usize, HandOverError> {
+    if message[..4] != OFFER {
+        return Err(nonsense(format!("it begins with {:02x?}", &message[..4])));
+    }
+    let count = u32::from_be_bytes([message[4], message[5], message[6], message[7]]) as usize;
+    if count == 0 || count > MOST {
+        return Err(nonsense(format!("{count} RAM blocks; 1 to {MOST} can be")));
+    }
+    Ok(count * (ENTRY_BYTES - 255))
+}
+
+/// The bytes that the blocks have by what is known of their names.
+fn whole_bytes(message: &[u8]) -> Result<usize, HandOverError> {
+    let count = u32::from_be_bytes([message[4], message[5], message[6], message[7]]) as usize;
+    let (mut at, mut bytes) = (8, 0);
+    for _ in 0..count {
+        // What is not here yet has no name so far; it is looked at again.
+        let name = message.get(at).copied().map_or(0, usize::from);
+        let entry = ENTRY_BYTES - 255 + name;
+        at += entry;
+        bytes += entry;
+    }
+    Ok(bytes)
+}
+
+fn map(mut entries: &[u8], files: Vec<OwnedFd>) -> Result<GuestRam, HandOverError> {
+    let mut blocks = Vec::new();
+    for file in files {
+        if entries.is_empty() {
+            return Err(nonsense("more descriptors than RAM blocks"));
+        }
+        let name = usize::from(entries[0]);
+        let entry = ENTRY_BYTES - 255 + name;
+        if entries.len() < entry {
+            return Err(nonsense("an entry is cut short"));
+        }
+        let (this, rest) = entries.split_at(entry);
+        entries = rest;
+        let id = String::from_utf8(this[1..1 + name].to_vec())
+            .map_err(|_| nonsense("a name is not UTF-8"))?;
+        let number = |index: usize| {
+            let at = 1 + name + 8 * index;
+            u64::from_be_bytes(std::array::from_fn(|i| this[at + i]))
+        };
+        let huge = this[entry - 1] == 1;
+        blocks.push(map_block(
+            id,
+            [number(0), number(1), number(2), number(3)],
+            huge,
+            file,
+        )?);
+    }
+    match entries.is_empty() {
+        true => Ok(GuestRam::new(blocks)),
+        false => Err(nonsense("fewer descriptors than RAM blocks")),
+    }
+}
+
+fn map_block(
+    id: String,
+    [address, used, bytes, offset]: [u64; 4],
+    huge: bool,
+    file: OwnedFd,
+) -> Result<RamBlock, HandOverError> {
+    let length = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_size as u64);
+    // Reading behind the end of a file is a SIGBUS.
+    if offset != 0 || bytes > length || used > bytes || bytes == 0 || !bytes.is_multiple_of(4096) {
+        return Err(nonsense(format!(
+            "RAM block {id:?} uses {used:#x} of {bytes:#x} bytes at {offset:#x} in a file of \
+             {length:#x}"
+        )));
+    }
+    let mapping = Mapping::shared(file.as_fd(), bytes as usize, huge);
+    let mapping = mapping.map_err(|error| HandOverError::Map {
+        block: id.clone(),
+        source: Box::new(error),
+    })?;
+    let block = RamBlock::adopt(&id, address, Arc::new(mapping), Backing::Memfd);
+    let block = block.with_file(file, offset);
+    if used < bytes {
+        block
+            .resize(used as usize)
+            .map_err(|error| HandOverError::Map {
+                block: id,
+                source: Box::new(error),
+            })?;
+    }
+    Ok(block)
+}
