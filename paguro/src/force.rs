@@ -5,6 +5,7 @@
 
 use anyhow::{Result, bail};
 use paguro_migration::options::Sabotage;
+use paguro_migration::source::SourceSabotage;
 use paguro_sys::Fallbacks;
 
 /// The environment variable.
@@ -16,7 +17,25 @@ pub struct Forced {
     /// What the kernel could do better.
     pub fallbacks: Fallbacks,
     /// What the engine does wrong on purpose.
-    pub sabotage: Sabotage,
+    pub broken: Broken,
+}
+
+/// What the engine does wrong on purpose: one thing, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// In snapshots.
+    pub snapshot: Sabotage,
+    /// In migrations.
+    pub migration: SourceSabotage,
+}
+
+impl Default for Broken {
+    fn default() -> Self {
+        Self {
+            snapshot: Sabotage::None,
+            migration: SourceSabotage::None,
+        }
+    }
 }
 
 impl Forced {
@@ -28,8 +47,11 @@ impl Forced {
             with == self.fallbacks
         });
         let mut names: Vec<_> = fallbacks.map(|(name, _)| *name).collect();
-        if self.sabotage != Sabotage::None {
-            names.push(sabotage_name(self.sabotage));
+        if self.broken.snapshot != Sabotage::None {
+            names.push(sabotage_name(self.broken.snapshot));
+        }
+        if self.broken.migration != SourceSabotage::None {
+            names.push(source_sabotage_name(self.broken.migration));
         }
         names.join(",")
     }
@@ -42,13 +64,13 @@ impl Forced {
             .map(str::trim)
             .filter(|name| !name.is_empty())
         {
-            if let Some(sabotage) = sabotage(name) {
-                if forced.sabotage != Sabotage::None {
+            if let Some(broken) = broken(name) {
+                if forced.broken != Broken::default() {
                     bail!(
                         "{VARIABLE}: only one thing can be broken at a time, and {name} is the second"
                     );
                 }
-                forced.sabotage = sabotage;
+                forced.broken = broken;
             } else if !forced.fallbacks.force(name) {
                 bail!("{VARIABLE}: there is no {name:?}; known are {}", names());
             }
@@ -57,13 +79,35 @@ impl Forced {
     }
 }
 
-/// The sabotage of that name.
-pub fn sabotage(name: &str) -> Option<Sabotage> {
-    let found = Sabotage::NAMES.iter().find(|(known, _)| *known == name);
-    found.map(|(_, sabotage)| *sabotage)
+/// What is broken by that name.
+pub fn broken(name: &str) -> Option<Broken> {
+    let of_snapshots = Sabotage::NAMES.iter().find(|(known, _)| *known == name);
+    let of_migrations = SourceSabotage::NAMES
+        .iter()
+        .find(|(known, _)| *known == name);
+    let none = Broken::default();
+    match (of_snapshots, of_migrations) {
+        (Some((_, snapshot)), _) => Some(Broken {
+            snapshot: *snapshot,
+            ..none
+        }),
+        (None, Some((_, migration))) => Some(Broken {
+            migration: *migration,
+            ..none
+        }),
+        (None, None) => None,
+    }
 }
 
-/// The name of a sabotage.
+/// The name of a sabotage of migrations.
+pub fn source_sabotage_name(sabotage: SourceSabotage) -> &'static str {
+    let found = SourceSabotage::NAMES
+        .iter()
+        .find(|(_, known)| *known == sabotage);
+    found.map_or("none", |(name, _)| *name)
+}
+
+/// The name of a sabotage of snapshots.
 pub fn sabotage_name(sabotage: Sabotage) -> &'static str {
     let found = Sabotage::NAMES.iter().find(|(_, known)| *known == sabotage);
     found.map_or("none", |(name, _)| *name)
@@ -72,7 +116,9 @@ pub fn sabotage_name(sabotage: Sabotage) -> &'static str {
 fn names() -> String {
     let fallbacks = Fallbacks::NAMES.iter().map(|(name, _)| *name);
     let sabotages = Sabotage::NAMES.iter().map(|(name, _)| *name);
-    fallbacks.chain(sabotages).collect::<Vec<_>>().join(", ")
+    let of_migrations = SourceSabotage::NAMES.iter().map(|(name, _)| *name);
+    let all = fallbacks.chain(sabotages).chain(of_migrations);
+    all.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -83,7 +129,7 @@ mod tests {
     fn names_of_both_kinds_are_known() {
         let forced = Forced::parse("no-pagemap-scan, break-skip-page,").unwrap();
         assert!(forced.fallbacks.no_pagemap_scan && !forced.fallbacks.no_userfaultfd);
-        assert_eq!(forced.sabotage, Sabotage::SkipPage);
+        assert_eq!(forced.broken.snapshot, Sabotage::SkipPage);
         assert_eq!(Forced::parse("").unwrap(), Forced::default());
     }
 
@@ -93,6 +139,7 @@ mod tests {
             "",
             "break-no-rearm",
             "no-pagemap-scan,user-mode-only,break-skip-page",
+            "break-skip-dirty-page",
         ] {
             assert_eq!(Forced::parse(text).unwrap().text(), text);
         }
@@ -101,7 +148,12 @@ mod tests {
     #[test]
     fn an_unknown_name_is_an_error_that_lists_all() {
         let error = Forced::parse("no-such-thing").unwrap_err().to_string();
-        for name in ["\"no-such-thing\"", "no-wp-unpopulated", "break-no-rearm"] {
+        for name in [
+            "\"no-such-thing\"",
+            "no-wp-unpopulated",
+            "break-no-rearm",
+            "break-skip-dirty-page",
+        ] {
             assert!(error.contains(name), "{error}");
         }
     }

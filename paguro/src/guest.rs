@@ -4,8 +4,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
+use paguro_migration::channel::Listener;
+use paguro_migration::destination::{self, Arrival, ReceiveError};
 use paguro_migration::machine::{Machine, WriterClass};
 use paguro_migration::restore::{Filler, RestoreMode};
+use paguro_migration::source::{self, MigrateOptions, Migration};
 use paguro_migration::{Control, Memory, SnapshotOptions};
 use paguro_ram::{Backing, GuestRam};
 use paguro_sys::{Advice, BusErrors, HUGE_PAGE_BYTES, Userfault};
@@ -67,6 +70,18 @@ impl Guest {
         let machine: &dyn Machine = &*self.vm;
         let report = paguro_migration::snapshot(machine, &self.memory, path, options, control)?;
         Ok(serde_json::to_value(report)?)
+    }
+
+    /// Moves it to another process; blocks until it is decided where it runs.
+    pub fn migrate(&self, options: &MigrateOptions, migration: &Migration) -> Result<Value> {
+        let machine: &dyn Machine = &*self.vm;
+        let report = source::migrate(machine, &self.memory, options, migration)?;
+        Ok(serde_json::to_value(report)?)
+    }
+
+    /// Lets it come in; blocks until it is decided where it runs, and nobody can ask any more.
+    pub fn receive(&self, listener: Listener, arrival: &Arrival) -> Result<(), ReceiveError> {
+        destination::receive(&*self.vm, listener, arrival)
     }
 
     /// Whether its RAM could be frozen on this host; if not, why.

@@ -9,7 +9,7 @@ use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restor
 use paguro_pager::{Prefetch, SourceError};
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
 use paguro_sys::Host;
-use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, Vm, describe};
+use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, RunState, Vm, describe};
 
 use crate::cli::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, RestoreModeArg,
@@ -24,12 +24,24 @@ const RESTORE_THREADS: usize = 2;
 
 /// A machine that was never run, booted.
 pub fn fresh(args: &MachineArgs, host: Host) -> Result<Guest> {
+    let guest = blank(args, host)?;
+    guest.vm().boot()?;
+    Ok(guest)
+}
+
+/// A machine that another one's state will be moved into: as the options say, and empty.
+pub fn empty(args: &MachineArgs, host: Host) -> Result<Guest> {
+    let guest = blank(args, host)?;
+    guest.vm().set_stopped_state(RunState::InMigrate);
+    Ok(guest)
+}
+
+fn blank(args: &MachineArgs, host: Host) -> Result<Guest> {
     let config = config(args, None, &host)?;
     let blocks = config.ram_layout()?.into_iter().map(RamBlock::new);
     let ram = GuestRam::new(blocks.collect::<Result<_, _>>()?);
     let memory = Memory::new(host, ram.clone());
     let vm = Vm::create(config, ram)?;
-    vm.boot()?;
     Ok(Guest::new(vm, memory, None))
 }
 

@@ -11,6 +11,7 @@
 //! | [`guest`] | a machine together with the engine's side of its memory |
 //! | [`qmp`] | its control socket, and the client side of it |
 //! | [`snapshot`] | `snapshot`: asks a running machine to save itself |
+//! | [`migrate`] | `migrate`: asks a running machine to move to another process |
 //! | [`inspect`] | `inspect`: looks into a file |
 //! | [`demo`], [`mod@bench`], [`soak`] | try and measure all of it |
 //! | [`lab`] | what these share: machines in processes of their own, seen from outside |
@@ -28,6 +29,7 @@ mod inspect;
 mod interrupt;
 mod lab;
 mod launch;
+mod migrate;
 mod progress;
 mod qmp;
 mod run;
@@ -44,6 +46,7 @@ use clap::Parser;
 
 use cli::{BenchCommand, Cli, Command};
 use force::Forced;
+use run::Origin;
 
 /// When the program began, by CLOCK_MONOTONIC: what it takes to bring a machine back counts from
 /// here.
@@ -67,8 +70,9 @@ fn main() -> ExitCode {
 
 fn execute(command: &Command, forced: &Forced) -> Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(&args.machine, args.restore.as_deref(), forced),
-        Command::Restore(args) => run::run(&args.machine, Some(&args.file), forced),
+        Command::Run(args) => run::run(&args.machine, args.origin(), forced),
+        Command::Restore(args) => run::run(&args.machine, Origin::File(&args.file), forced),
+        Command::Migrate(args) => migrate::migrate(args),
         Command::Snapshot(args) => snapshot::snapshot(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => match &args.command {

@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use anyhow::Context;
 use anyhow::{Result, bail};
 use paguro_migration::SnapshotOptions;
 use paguro_sys::Host;
 use paguro_vmm::{Event, ShutdownCause};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::cli::MachineArgs;
+use crate::cli::{IncomingArg, MachineArgs};
 use crate::force::Forced;
 use crate::guest::Guest;
 use crate::interrupt::Interrupts;
 use crate::launch;
+use crate::qmp::incoming::Manner;
+use crate::qmp::settings::Settings;
 use crate::qmp::{Monitor, Socket};
 
 /// What a cancelled snapshot may take to clean up when the machine ends.
@@ -26,8 +29,19 @@ const WIND_UP: Duration = Duration::from_secs(10);
 /// What a client may take to read the last events.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Where a machine comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// It is booted.
+    Boot,
+    /// A snapshot file.
+    File(&'a Path),
+    /// Another process.
+    Incoming(&'a IncomingArg),
+}
+
 /// Runs a machine until it ends.
-pub fn run(args: &MachineArgs, restore: Option<&Path>, forced: &Forced) -> Result<ExitCode> {
+pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch()?;
     let socket = args
         .qmp
@@ -35,37 +49,51 @@ pub fn run(args: &MachineArgs, restore: Option<&Path>, forced: &Forced) -> Resul
         .map(|qmp| Socket::bind(&qmp.0))
         .transpose()?;
     let host = Host::probe(&forced.fallbacks);
-    let (guest, was_running) = match restore {
-        None => (launch::fresh(args, host)?, true),
-        Some(path) => launch::restored(args, path, host)?,
+    let (guest, runs) = match origin {
+        Origin::Boot => (launch::fresh(args, host)?, true),
+        Origin::File(path) => launch::restored(args, path, host)?,
+        Origin::Incoming(_) => (launch::empty(args, host)?, false),
     };
     let guest = Arc::new(guest);
     let events = guest.vm().subscribe();
     let options = SnapshotOptions {
         check_freeze: args.check_freeze,
-        sabotage: forced.sabotage,
+        sabotage: forced.broken.snapshot,
         ..SnapshotOptions::new(host)
     };
-    let monitor = Arc::new(Monitor::new(guest.clone(), options));
+    let mut settings = Settings::new(options, forced.broken.migration);
+    if let Some(directory) = &args.tls_creds {
+        let directory = std::path::absolute(directory)?;
+        let text = directory.to_str();
+        settings.tls_creds = text.context("--tls-creds is no text")?.to_owned();
+    }
+    let monitor = Arc::new(Monitor::new(guest.clone(), settings));
     let watcher = watch(&monitor, events, socket.is_some())?;
     end_on_interrupt(guest.clone(), interrupts)?;
     fail_on_bus_errors(guest.clone())?;
     if args.x_end_with_stdin {
         end_with_stdin(guest.clone())?;
     }
-    if was_running && !args.paused {
+    if runs && !args.paused {
         guest.vm().start()?;
+    }
+    if let Origin::Incoming(from) = origin {
+        wait_for(&monitor, from, args.paused)?;
     }
     if let Some(socket) = &socket {
         socket.serve(monitor.clone())?;
     }
     let ended = guest.vm().wait_ended();
+    monitor.arrivals.wind_up();
     monitor.migrations.wind_up(WIND_UP);
     if watcher.join().is_err() {
         tracing::error!("the thread that forwards events panicked");
     }
     monitor.events.flush(FAREWELL);
     drop(socket);
+    if let Some(error) = monitor.arrivals.take_failure() {
+        return Err(error.context("the machine did not come in"));
+    }
     if let Some(reason) = guest.failure() {
         bail!("the machine failed: {reason}");
     }
@@ -77,6 +105,24 @@ pub fn run(args: &MachineArgs, restore: Option<&Path>, forced: &Forced) -> Resul
         bail!("the machine ended with {}{detail}", ended.cause.name());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the door, or leaves that to `migrate-incoming`.
+fn wait_for(monitor: &Monitor, from: &IncomingArg, paused: bool) -> Result<()> {
+    let address = match from {
+        IncomingArg::Defer => {
+            monitor.arrivals.defer(paused);
+            return Ok(());
+        }
+        IncomingArg::From(address) => address,
+    };
+    let manner = Manner {
+        paused,
+        exit_on_error: true,
+    };
+    let entry = monitor.arrivals.open(monitor, address, manner)?;
+    eprintln!("paguro: waiting for a machine at {}", entry.local);
+    Ok(())
 }
 
 type Thread = std::thread::JoinHandle<()>;

@@ -62,6 +62,10 @@ pub struct MachineArgs {
     /// Do not start: wait for `cont`
     #[arg(long)]
     pub paused: bool,
+    /// Directory of certificates, as the migration parameter `tls-creds`, which it sets: with it,
+    /// sockets of --incoming speak TLS
+    #[arg(long, value_name = "DIR")]
+    pub tls_creds: Option<PathBuf>,
     /// While a snapshot is taken, compare RAM with its copies to find writers that no freeze sees
     #[arg(long)]
     pub check_freeze: bool,

@@ -2,6 +2,7 @@
 
 mod bench;
 mod machine;
+mod migrate;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,9 @@ pub use machine::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
 };
+pub use migrate::{AtTimeoutArg, IncomingArg, MigrateArgs};
+
+use crate::run::Origin;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,12 +24,14 @@ Examples:
   paguro snapshot --qmp unix:/tmp/a.sock a.snap   save it while it runs
   paguro inspect --verify a.snap                  look into the file, check every page
   paguro restore a.snap --qmp unix:/tmp/b.sock    bring it back, page by page
+  paguro run --memory 1G --incoming tcp::4444     wait for a machine of that size
+  paguro migrate --qmp unix:/tmp/a.sock tcp:HOST:4444   move it there while it runs
 
 Environment:
   PAGURO_LOG     what to trace, for example `debug` or `paguro_migration=trace`
   PAGURO_FORCE   fallbacks to take and things to break on purpose, for tests";
 
-/// Snapshots a running virtual machine without stopping it, and brings it back byte for byte.
+/// Snapshots and moves a running virtual machine without stopping it, byte for byte.
 #[derive(Debug, Parser)]
 #[command(name = "paguro", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(arg_required_else_help = true, subcommand_required = true)]
@@ -44,6 +50,8 @@ pub enum Command {
     Snapshot(SnapshotArgs),
     /// Run a machine out of a snapshot file: short for `run --restore FILE`
     Restore(Box<RestoreArgs>),
+    /// Move a running machine to another process or host
+    Migrate(MigrateArgs),
     /// Show what is in a snapshot file
     Inspect(InspectArgs),
     /// Measure what snapshots cost the guest
@@ -60,6 +68,11 @@ Examples:
   paguro run --memory 4G --cpus 2 --pages thp --workload pattern=zipf,rate=unlimited
   paguro run --kernel vmlinux --cmdline 'console=ttyS0' --serial stdio
   paguro run --restore a.snap --restore-mode map
+  paguro run --memory 4G --cpus 2 --incoming tcp::4444 --qmp unix:/tmp/b.sock
+
+With --incoming the other options describe the machine that will come in, which must be the same;
+nothing is loaded. It runs once the source has permitted that; with --paused it waits for `cont`.
+If it does not come, the status is 1, and nothing has run here.
 
 The machine ends with status 0 after `quit` over QMP, after a signal (SIGINT, SIGTERM), or when the
 guest resets it; with status 1 if it fails.";
@@ -72,9 +85,25 @@ pub struct RunArgs {
     /// kernel is not loaded again.
     #[arg(long, value_name = "FILE")]
     pub restore: Option<PathBuf>,
+    /// Wait for a machine to come in: tcp:[HOST]:PORT (port 0: any, which is then printed),
+    /// unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND, file:PATH, or defer, and QMP's
+    /// `migrate-incoming` will say where from
+    #[arg(long, value_name = "URI", conflicts_with = "restore")]
+    pub incoming: Option<IncomingArg>,
     /// The machine.
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+impl RunArgs {
+    /// Where the machine comes from.
+    pub fn origin(&self) -> Origin<'_> {
+        match (&self.incoming, &self.restore) {
+            (Some(from), _) => Origin::Incoming(from),
+            (None, Some(path)) => Origin::File(path),
+            (None, None) => Origin::Boot,
+        }
+    }
 }
 
 const RESTORE_HELP: &str = "\

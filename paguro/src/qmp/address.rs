@@ -24,9 +24,9 @@ pub fn channel(args: &mut Args) -> Result<Address, QmpError> {
     }
 }
 
-/// The same, where it must be a file that is replaced as a whole.
-pub fn file(args: &mut Args) -> Result<PathBuf, QmpError> {
-    match channel(args)? {
+/// Of an address that must be a file which is replaced as a whole, its path.
+pub fn file(address: Address) -> Result<PathBuf, QmpError> {
+    match address {
         Address::File { path, offset: 0 } => Ok(path),
         Address::File { offset, .. } => Err(QmpError::generic(format!(
             "offset {offset}: a snapshot begins at the start of its file, which is replaced as a \
@@ -104,7 +104,9 @@ mod tests {
     use serde_json::{Value, json};
 
     fn parse(arguments: Value) -> Result<PathBuf, String> {
-        file(&mut args(arguments)).map_err(|error| error.desc)
+        channel(&mut args(arguments))
+            .and_then(file)
+            .map_err(|error| error.desc)
     }
 
     fn args(arguments: Value) -> Args {

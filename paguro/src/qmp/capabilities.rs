@@ -6,33 +6,36 @@ use super::commands::Answer;
 use super::{Args, Monitor, QmpError};
 
 /// The capabilities that paguro has, by QEMU's names, each with its place in [`Capabilities`].
-const OFFERED: [(&str, Place); 3] = [
+const OFFERED: [(&str, Place); 6] = [
+    (AUTO_CONVERGE, |set| &mut set.auto_converge),
     (BACKGROUND_SNAPSHOT, |set| &mut set.background_snapshot),
     (EVENTS, |set| &mut set.events),
     (MAPPED_RAM, |set| &mut set.mapped_ram),
+    (PAUSE, |set| &mut set.pause_before_switchover),
+    (RETURN_PATH, |set| &mut set.return_path),
 ];
 
 type Place = fn(&mut Capabilities) -> &mut bool;
 
+const AUTO_CONVERGE: &str = "auto-converge";
 const BACKGROUND_SNAPSHOT: &str = "background-snapshot";
 const EVENTS: &str = "events";
 const MAPPED_RAM: &str = "mapped-ram";
+const PAUSE: &str = "pause-before-switchover";
+const RETURN_PATH: &str = "return-path";
 
 /// Those that QEMU has besides. Switching one off is no error: clients switch off what they
 /// know and do not want.
-const OTHERS: [&str; 19] = [
-    "auto-converge",
+const OTHERS: [&str; 16] = [
     "dirty-bitmaps",
     "dirty-limit",
     "late-block-activate",
     "multifd",
-    "pause-before-switchover",
     "postcopy-blocktime",
     "postcopy-preempt",
     "postcopy-ram",
     "rdma-pin-all",
     "release-ram",
-    "return-path",
     "switchover-ack",
     "validate-uuid",
     "x-colo",
@@ -42,22 +45,23 @@ const OTHERS: [&str; 19] = [
     "zero-copy-send",
 ];
 
-/// What can never work together with `background-snapshot` and `mapped-ram`.
-const REFUSED: [(&str, &[&str]); 2] = [
+/// What can never work together, as in QEMU; and `mapped-ram`, which is always a snapshot here, with
+/// what belongs to migrations only.
+const REFUSED: [(&str, &[&str]); 4] = [
     (
         BACKGROUND_SNAPSHOT,
         &[
-            "auto-converge",
+            AUTO_CONVERGE,
             "dirty-bitmaps",
             "dirty-limit",
             "late-block-activate",
             "multifd",
-            "pause-before-switchover",
+            PAUSE,
             "postcopy-preempt",
             "postcopy-ram",
             "rdma-pin-all",
             "release-ram",
-            "return-path",
+            RETURN_PATH,
             "switchover-ack",
             "validate-uuid",
             "x-colo",
@@ -69,6 +73,7 @@ const REFUSED: [(&str, &[&str]); 2] = [
     (
         MAPPED_RAM,
         &[
+            PAUSE,
             "postcopy-preempt",
             "postcopy-ram",
             "rdma-pin-all",
@@ -76,17 +81,25 @@ const REFUSED: [(&str, &[&str]); 2] = [
             "xbzrle",
         ],
     ),
+    ("multifd", &["xbzrle"]),
+    ("dirty-limit", &[AUTO_CONVERGE]),
 ];
 
 /// What is switched on. All is off at first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
+    /// A guest that writes too fast for its migration is slowed down.
+    pub auto_converge: bool,
     /// The guest runs on while it is saved.
     pub background_snapshot: bool,
     /// `MIGRATION` events are told.
     pub events: bool,
     /// Each page has a fixed place in the file.
     pub mapped_ram: bool,
+    /// The guest is stopped, and `migrate-continue` waited for, before it is moved.
+    pub pause_before_switchover: bool,
+    /// Changes nothing: there is always a return path where the channel can have one.
+    pub return_path: bool,
 }
 
 /// `migrate-set-capabilities`
@@ -113,6 +126,7 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         })?;
     }
     migrations.capabilities = new;
+    monitor.events.tell_migrations(new.events);
     Ok(Answer::default())
 }
 

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Args, Monitor, QmpError, capabilities, migrate, parameters, progress, state};
+use super::{
+    Args, Monitor, QmpError, capabilities, incoming, migrate, parameters, progress, rate, state,
+};
 
 /// What a command answers.
 #[derive(Debug)]
@@ -28,14 +30,18 @@ impl From<Value> for Answer {
 
 type Command = fn(&Monitor, Args) -> Result<Answer, QmpError>;
 
-const COMMANDS: [(&str, Command); 24] = [
+const COMMANDS: [(&str, Command); 28] = [
+    ("calc-dirty-rate", rate::calc),
     ("cont", state::cont),
     ("migrate", migrate::migrate),
+    ("migrate-continue", migrate::proceed),
+    ("migrate-incoming", incoming::incoming),
     ("migrate-set-capabilities", capabilities::set),
     ("migrate-set-parameters", parameters::set),
     ("migrate_cancel", migrate::cancel),
     ("qmp_capabilities", negotiated_before),
     ("query-commands", query_commands),
+    ("query-dirty-rate", rate::query),
     ("query-kvm", state::query_kvm),
     ("query-migrate", progress::query),
     ("query-migrate-capabilities", capabilities::query),

@@ -6,6 +6,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,6 +28,8 @@ pub enum Outgoing {
 #[derive(Default)]
 pub struct Events {
     client: Mutex<Option<SyncSender<Outgoing>>>,
+    /// The capability `events`.
+    migrations: AtomicBool,
 }
 
 impl Events {
@@ -48,6 +51,18 @@ impl Events {
         }
         if let Err(TrySendError::Full(_)) = queue.try_send(Outgoing::Line(event.to_string())) {
             tracing::warn!(event = name, "the QMP client does not read: event dropped");
+        }
+    }
+
+    /// Whether it is told where migrations are.
+    pub fn tell_migrations(&self, tell: bool) {
+        self.migrations.store(tell, Ordering::Release);
+    }
+
+    /// Tells where a migration is, if that is wanted. Never waits.
+    pub fn migration(&self, status: &str) {
+        if self.migrations.load(Ordering::Acquire) {
+            self.emit("MIGRATION", Some(json!({ "status": status })));
         }
     }
 

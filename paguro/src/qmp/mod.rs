@@ -7,7 +7,7 @@
 //! | command | answers |
 //! |---|---|
 //! | `x-paguro-query-ram` | `pid`, and per RAM block `name`, `guest-address`, `host-address`, `length` |
-//! | `x-paguro-query-report` | the report of the last snapshot that succeeded |
+//! | `x-paguro-query-report` | the report of the last snapshot or migration, if it succeeded |
 //! | `x-paguro-query-restore` | how far the RAM of a lazily restored machine is filled |
 //! | `x-paguro-query-writers` | who writes guest RAM: `name`, `class` (`seen`, `drained`, `unseen`) |
 //! | `x-paguro-query-machine` | what the machine is, and how long it took to make |
@@ -16,10 +16,17 @@
 //! | `x-paguro-collapse` | joins pages to huge ones now; `bytes` for which the kernel did |
 //!
 //! and the parameters listed in [`parameters`]. `query-migrate` has besides QEMU's fields
-//! `x-paguro-downtime-us` (QEMU's `downtime` counts whole milliseconds), `x-paguro-faults`,
-//! `x-paguro-background`; `error-desc` has the hint in parentheses, and both stand alone in
-//! `x-paguro-error` and `x-paguro-hint` (null if there is none); `query-status` has
-//! `x-paguro-reason` when the machine failed.
+//!
+//! | field | of | |
+//! |---|---|---|
+//! | `x-paguro-downtime-us` | both | QEMU's `downtime` counts whole milliseconds |
+//! | `x-paguro-expected-downtime-us`, `x-paguro-forecast-us` | migrations | the forecast of now, and that by which the guest was stopped |
+//! | `x-paguro-advice` | migrations, both sides | `is`: what is so; `may`: what an operator may do |
+//! | `x-paguro-faults`, `x-paguro-background` | snapshots | |
+//! | `x-paguro-error`, `x-paguro-hint` | both | `error-desc` without, and the hint that it has in parentheses, null if there is none |
+//!
+//! and one status, `x-paguro-in-doubt`: the permission to run was sent and not confirmed, or waited
+//! for and not received. `query-status` has `x-paguro-reason` when the machine failed.
 //!
 //! | room | for |
 //! |---|---|
@@ -29,9 +36,13 @@
 //! | [`args`] | arguments, strictly |
 //! | [`commands`] | the table of commands |
 //! | [`state`] | commands about the machine |
-//! | [`capabilities`], [`parameters`], [`address`], [`migrate`], [`progress`] | commands about snapshots |
+//! | [`capabilities`], [`parameters`], [`settings`] | what is set for snapshots and migrations |
+//! | [`migrate`], [`address`], [`jobs`] | what leaves: starting, cancelling, its thread |
+//! | [`incoming`] | what comes in |
+//! | [`progress`] | how far it is |
+//! | [`rate`] | how fast the guest writes |
 //! | [`events`] | events, and the way out to the client |
-//! | [`client`] | the other side, for `paguro snapshot` |
+//! | [`client`] | the other side, for `paguro snapshot` and `paguro migrate` |
 
 pub mod address;
 pub mod args;
@@ -40,17 +51,21 @@ pub mod client;
 pub mod commands;
 mod error;
 pub mod events;
+pub mod incoming;
+pub mod jobs;
 pub mod migrate;
 pub mod parameters;
 pub mod progress;
+pub mod rate;
 pub mod server;
 pub mod session;
+pub mod settings;
 pub mod splitter;
 pub mod state;
 
 use std::sync::Arc;
 
-use paguro_migration::SnapshotOptions;
+use paguro_migration::switchover::HeldState;
 use paguro_vmm::Event;
 use serde_json::json;
 
@@ -65,20 +80,47 @@ use crate::guest::Guest;
 pub struct Monitor {
     /// The guest.
     pub guest: Arc<Guest>,
-    /// Its snapshots.
-    pub migrations: migrate::Migrations,
+    /// Its snapshots and migrations.
+    pub migrations: jobs::Migrations,
+    /// Its coming in.
+    pub arrivals: incoming::Arrivals,
+    /// How fast it writes.
+    pub rates: rate::Rates,
     /// Where events go.
     pub events: Arc<events::Events>,
 }
 
 impl Monitor {
-    /// For a guest whose snapshots have these options at first.
-    pub fn new(guest: Arc<Guest>, options: SnapshotOptions) -> Self {
+    /// For a guest whose snapshots and migrations have these settings at first.
+    pub fn new(guest: Arc<Guest>, settings: settings::Settings) -> Self {
         Self {
             guest,
-            migrations: migrate::Migrations::new(options),
+            migrations: jobs::Migrations::new(settings),
+            arrivals: incoming::Arrivals::default(),
+            rates: rate::Rates::default(),
             events: Arc::default(),
         }
+    }
+
+    /// What `query-status` says while the machine is held by a migration.
+    pub fn held(&self) -> Option<HeldState> {
+        let job = || self.migrations.last()?.held();
+        self.arrivals.held().or_else(job)
+    }
+
+    /// Whether the machine may be saved or moved; if not, why.
+    pub fn check_can_migrate(&self) -> Result<(), QmpError> {
+        if self.arrivals.held().is_some() {
+            return Err(QmpError::generic(
+                "Guest is waiting for an incoming migration",
+            ));
+        }
+        if self.rates.is_measuring() {
+            return Err(QmpError::generic(
+                "the dirty rate is being measured: writes can be tracked for one at a time",
+            ));
+        }
+        self.guest.check_can_migrate().map_err(QmpError::generic)
     }
 
     /// Tells the client what the machine told.

@@ -1,9 +1,34 @@
 //! Migration parameters: QEMU's names and units where QEMU has them, `x-paguro-` where not.
 //!
+//! Of snapshots and migrations:
+//!
 //! | name | unit, values | default | |
 //! |---|---|---|---|
-//! | `max-bandwidth` | bytes a second, 0: no limit | 0 | written to the file; QEMU's default is 128 MiB/s, which would make every snapshot slow unasked |
-//! | `multifd-channels` | 1 to 64 | 2 | threads that copy and write |
+//! | `max-bandwidth` | bytes a second, 0: no limit | 0 | QEMU's default is 128 MiB/s, which would make everything slow unasked |
+//! | `multifd-channels` | 1 to 64 | 2 | of a snapshot: threads that copy and write |
+//!
+//! Of migrations:
+//!
+//! | name | unit, values | default | |
+//! |---|---|---|---|
+//! | `downtime-limit` | ms, at most 2000000 | 300 | how long the guest may stand still, by the forecast |
+//! | `avail-switchover-bandwidth` | bytes a second, 0: measured | 0 | what the forecast reckons with |
+//! | `cpu-throttle-initial`, `cpu-throttle-increment` | 1 to 99 % | 20, 10 | with `auto-converge` |
+//! | `max-cpu-throttle` | `cpu-throttle-initial` to 99 % | 99 | |
+//! | `cpu-throttle-tailslow` | boolean | false | |
+//! | `throttle-trigger-threshold` | 1 to 100 % | 50 | dirtied, of what was sent |
+//! | `multifd-compression` | `none`, `zstd` | `none` | with `multifd` |
+//! | `xbzrle-cache-size` | bytes, a power of two, at least a page | 64 MiB | with `xbzrle` |
+//! | `tls-creds` | a directory, empty: no TLS | empty | with certificates named as for QEMU's `tls-creds-x509`; in QEMU it is the id of such an object |
+//! | `tls-hostname` | a name, empty: that of the address | empty | what the destination's certificate is for |
+//! | `x-paguro-convergence-timeout` | s, 0: none | 0 | for so long it is waited for the forecast to come down |
+//! | `x-paguro-at-timeout` | `cancel`, `switchover` | `cancel` | what happens then |
+//! | `x-paguro-silence` | ms, 0: for ever | 10000 | so long the other side may be silent; both sides have it |
+//!
+//! Of snapshots:
+//!
+//! | name | unit, values | default | |
+//! |---|---|---|---|
 //! | `x-paguro-page-buffer` | bytes, 0: by the size of RAM | 0 | page copies that may wait to be written |
 //! | `x-paguro-chunk-size` | bytes, a power of two, 4 KiB to 2 MiB | 2 MiB | copied and released at once, at most |
 //! | `x-paguro-checksums` | boolean | true | of every page and the metadata |
@@ -12,38 +37,91 @@
 //! | `x-paguro-sync` | boolean | true | off only for measurements |
 //! | `x-paguro-arm-in-pause` | boolean | false | only to measure what arming before is worth |
 //! | `x-paguro-pause-sleep-us` | microseconds, at most 10 s | 0 | slept in the pause: the test of the ruler |
-//! | `x-paguro-sabotage` | `none` or a name of `PAGURO_FORCE` | `none` | broken on purpose, for tests |
 //!
-//! They are read when `migrate` starts; a change meanwhile is for the next one.
+//! And `x-paguro-sabotage`, `none` or a name of `PAGURO_FORCE`: broken on purpose, for tests.
+//!
+//! They are read when `migrate` or `migrate-incoming` starts; a change meanwhile is for the next.
 
 use paguro_migration::options::{HugePolicy, SnapshotOptions};
-use serde_json::json;
+use paguro_migration::source::{AtTimeout, SourceSabotage};
+use serde_json::{Value, json};
 
 use super::commands::Answer;
+use super::settings::{Compression, Settings};
 use super::{Args, Monitor, QmpError};
-use crate::force;
+use crate::force::{self, Broken};
 
 /// `migrate-set-parameters`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let mut migrations = monitor.migrations.lock();
     // All of them or none.
-    let mut new = migrations.options.clone();
-    change(&mut new, &mut args)?;
+    let mut new = migrations.settings.clone();
+    change_snapshot(&mut new.snapshot, &mut args)?;
+    change_migration(&mut new, &mut args)?;
+    if let Some(name) = args.string("x-paguro-sabotage")? {
+        let refused = || not_accepted("x-paguro-sabotage", &name);
+        let broken = match name.as_str() {
+            "none" => Broken::default(),
+            name => force::broken(name).ok_or_else(refused)?,
+        };
+        new.snapshot.sabotage = broken.snapshot;
+        new.sabotage = broken.migration;
+    }
     args.finish()?;
     check_together(&new)?;
-    migrations.options = new;
+    migrations.settings = new;
     Ok(Answer::default())
 }
 
 /// `query-migrate-parameters`
 pub fn query(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
-    let options = &monitor.migrations.lock().options;
+    let settings = &monitor.migrations.lock().settings;
+    let mut all = of_migrations(settings);
+    let more = of_snapshots(settings);
+    if let (Some(all), Value::Object(more)) = (all.as_object_mut(), more) {
+        all.extend(more);
+    }
+    Ok(all.into())
+}
+
+fn of_migrations(settings: &Settings) -> Value {
+    let throttle = &settings.throttle;
+    json!({
+        "downtime-limit": settings.downtime_limit_ms,
+        "avail-switchover-bandwidth": settings.avail_switchover_bandwidth,
+        "cpu-throttle-initial": throttle.initial,
+        "cpu-throttle-increment": throttle.increment,
+        "max-cpu-throttle": throttle.max,
+        "cpu-throttle-tailslow": throttle.tailslow,
+        "throttle-trigger-threshold": throttle.trigger_threshold,
+        "multifd-compression": match settings.multifd_compression {
+            Compression::None => "none",
+            Compression::Zstd => "zstd",
+        },
+        "xbzrle-cache-size": settings.xbzrle_cache_bytes,
+        "tls-creds": settings.tls_creds,
+        "tls-hostname": settings.tls_hostname,
+        "x-paguro-convergence-timeout": settings.convergence_timeout_s,
+        "x-paguro-at-timeout": match settings.at_timeout {
+            AtTimeout::Cancel => "cancel",
+            AtTimeout::Switchover => "switchover",
+        },
+        "x-paguro-silence": settings.silence_ms,
+    })
+}
+
+fn of_snapshots(settings: &Settings) -> Value {
+    let options = &settings.snapshot;
     let huge = match options.huge {
         HugePolicy::Keep => "keep",
         HugePolicy::Split => "split",
     };
-    let list = json!({
+    let sabotage = match settings.sabotage {
+        SourceSabotage::None => force::sabotage_name(options.sabotage),
+        other => force::source_sabotage_name(other),
+    };
+    json!({
         "max-bandwidth": options.max_bandwidth,
         "multifd-channels": options.channels,
         "x-paguro-page-buffer": options.page_buffer_bytes,
@@ -54,9 +132,8 @@ pub fn query(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
         "x-paguro-sync": options.sync,
         "x-paguro-arm-in-pause": options.arm_in_pause,
         "x-paguro-pause-sleep-us": options.pause_sleep_us,
-        "x-paguro-sabotage": force::sabotage_name(options.sabotage),
-    });
-    Ok(list.into())
+        "x-paguro-sabotage": sabotage,
+    })
 }
 
 const MAX_CHANNELS: u64 = 64;
@@ -64,8 +141,73 @@ const MAX_PAGE_BUFFER_BYTES: u64 = 1 << 40;
 const MIN_CHUNK_BYTES: u64 = 4 << 10;
 const MAX_CHUNK_BYTES: u64 = 2 << 20;
 const MAX_PAUSE_SLEEP_US: u64 = 10_000_000;
+const MAX_DOWNTIME_LIMIT_MS: u64 = 2_000_000;
+/// A week: longer is meant otherwise, and sums of times stay sums.
+const MAX_TIMEOUT_S: u64 = 7 * 24 * 3600;
 
-fn change(options: &mut SnapshotOptions, args: &mut Args) -> Result<(), QmpError> {
+fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpError> {
+    if let Some(ms) = within(args, "downtime-limit", 0, MAX_DOWNTIME_LIMIT_MS)? {
+        settings.downtime_limit_ms = ms as u64;
+    }
+    if let Some(rate) = args.unsigned("avail-switchover-bandwidth")? {
+        settings.avail_switchover_bandwidth = rate;
+    }
+    let throttle = &mut settings.throttle;
+    for (name, most, place) in [
+        ("cpu-throttle-initial", 99, &mut throttle.initial),
+        ("cpu-throttle-increment", 99, &mut throttle.increment),
+        (MAX_THROTTLE, 99, &mut throttle.max),
+        (
+            "throttle-trigger-threshold",
+            100,
+            &mut throttle.trigger_threshold,
+        ),
+    ] {
+        if let Some(percent) = within(args, name, 1, most)? {
+            *place = percent as u8;
+        }
+    }
+    if let Some(on) = args.boolean("cpu-throttle-tailslow")? {
+        throttle.tailslow = on;
+    }
+    if let Some(name) = args.string("multifd-compression")? {
+        settings.multifd_compression = match name.as_str() {
+            "none" => Compression::None,
+            "zstd" => Compression::Zstd,
+            other => return Err(not_accepted("multifd-compression", other)),
+        };
+    }
+    if let Some(bytes) = args.unsigned("xbzrle-cache-size")? {
+        if bytes < paguro_sys::page_size() as u64 || !bytes.is_power_of_two() {
+            return Err(QmpError::generic(
+                "Parameter 'xbzrle-cache-size' expects a power of two no less than the target page size",
+            ));
+        }
+        settings.xbzrle_cache_bytes = bytes;
+    }
+    if let Some(directory) = args.string("tls-creds")? {
+        settings.tls_creds = directory;
+    }
+    if let Some(name) = args.string("tls-hostname")? {
+        settings.tls_hostname = name;
+    }
+    if let Some(seconds) = within(args, "x-paguro-convergence-timeout", 0, MAX_TIMEOUT_S)? {
+        settings.convergence_timeout_s = seconds as u64;
+    }
+    if let Some(name) = args.string("x-paguro-at-timeout")? {
+        settings.at_timeout = match name.as_str() {
+            "cancel" => AtTimeout::Cancel,
+            "switchover" => AtTimeout::Switchover,
+            other => return Err(not_accepted("x-paguro-at-timeout", other)),
+        };
+    }
+    if let Some(ms) = within(args, "x-paguro-silence", 0, 1000 * MAX_TIMEOUT_S)? {
+        settings.silence_ms = ms as u64;
+    }
+    Ok(())
+}
+
+fn change_snapshot(options: &mut SnapshotOptions, args: &mut Args) -> Result<(), QmpError> {
     if let Some(rate) = args.unsigned("max-bandwidth")? {
         options.max_bandwidth = rate;
     }
@@ -105,27 +247,31 @@ fn change(options: &mut SnapshotOptions, args: &mut Args) -> Result<(), QmpError
     if let Some(us) = within(args, "x-paguro-pause-sleep-us", 0, MAX_PAUSE_SLEEP_US)? {
         options.pause_sleep_us = us as u64;
     }
-    if let Some(name) = args.string("x-paguro-sabotage")? {
-        options.sabotage = match name.as_str() {
-            "none" => Default::default(),
-            name => force::sabotage(name).ok_or_else(|| not_accepted("x-paguro-sabotage", name))?,
-        };
-    }
     Ok(())
 }
 
 const PAGE_BUFFER: &str = "x-paguro-page-buffer";
 const CHUNK_SIZE: &str = "x-paguro-chunk-size";
 
-/// One chunk is written while the next is copied.
-fn check_together(options: &SnapshotOptions) -> Result<(), QmpError> {
-    let least = 2 * options.chunk_bytes;
-    if options.page_buffer_bytes == 0 || options.page_buffer_bytes >= least {
-        return Ok(());
+const MAX_THROTTLE: &str = "max-cpu-throttle";
+
+/// Of the buffer, one chunk is written while the next is copied.
+fn check_together(settings: &Settings) -> Result<(), QmpError> {
+    let Settings {
+        snapshot, throttle, ..
+    } = settings;
+    let least = 2 * snapshot.chunk_bytes;
+    if snapshot.page_buffer_bytes != 0 && snapshot.page_buffer_bytes < least {
+        return Err(QmpError::generic(format!(
+            "Parameter '{PAGE_BUFFER}' must hold two chunks: {least} bytes or more, or be 0"
+        )));
     }
-    Err(QmpError::generic(format!(
-        "Parameter '{PAGE_BUFFER}' must hold two chunks: {least} bytes or more, or be 0"
-    )))
+    if throttle.max < throttle.initial {
+        return Err(QmpError::generic(format!(
+            "Parameter '{MAX_THROTTLE}' expects an integer in the range of cpu-throttle-initial to 99"
+        )));
+    }
+    Ok(())
 }
 
 /// A number between two others, both included.

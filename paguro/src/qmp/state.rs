@@ -1,16 +1,25 @@
 //! Commands about the machine itself: its run state, its name, its RAM, its end.
 
+use std::time::{Duration, Instant};
+
+use paguro_migration::switchover::{HeldState, MigrationStatus};
 use paguro_vmm::{Accel, RunState, ShutdownCause};
 use serde_json::{Value, json};
 
 use super::commands::Answer;
+use super::jobs::Work;
 use super::{Args, Monitor, QmpError};
 
 /// `query-status`
 pub fn query_status(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
     let state = monitor.guest.vm().run_state();
-    let mut status = json!({ "running": state == RunState::Running, "status": state.name() });
+    // A machine that has failed says so, whoever holds it.
+    let down = matches!(state, RunState::InternalError | RunState::Shutdown);
+    let held = monitor.held().filter(|_| !down);
+    let name = held.map_or(state.name(), HeldState::name);
+    let running = held.is_none() && state == RunState::Running;
+    let mut status = json!({ "running": running, "status": name });
     if let Some(reason) = monitor.guest.failure() {
         status["x-paguro-reason"] = reason.into();
     }
@@ -20,15 +29,53 @@ pub fn query_status(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
 /// `stop`: no error if it is stopped.
 pub fn stop(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
+    if monitor.arrivals.held().is_some() {
+        monitor.arrivals.stop()?;
+        return Ok(Answer::default());
+    }
     monitor.guest.vm().stop()?;
     Ok(Answer::default())
 }
 
-/// `cont`: no error if it runs.
+/// What a migration may take to let the machine go, once it was told.
+const LET_GO: Duration = Duration::from_secs(5);
+
+/// `cont`: no error if it runs. A machine that a migration holds is the migration's to let go: one
+/// that comes in will run when it may, or at once, if nobody knows any more whether it may.
 pub fn cont(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
-    monitor.guest.vm().cont()?;
+    if monitor.arrivals.held().is_some() {
+        let undecided = monitor.arrivals.is_in_doubt();
+        monitor.arrivals.cont()?;
+        if undecided {
+            wait_while(|| monitor.arrivals.held().is_some());
+        }
+        return Ok(Answer::default());
+    }
+    let Some(job) = monitor.migrations.last().filter(|job| job.held().is_some()) else {
+        monitor.guest.vm().cont()?;
+        return Ok(Answer::default());
+    };
+    match &job.work {
+        // It is winding up.
+        Work::Migration(migration) if migration.status() == MigrationStatus::Completed => {
+            job.wait_told(LET_GO);
+        }
+        Work::Migration(migration) => migration.cont().map_err(QmpError::generic)?,
+        Work::Snapshot { .. } => {}
+    }
+    let vm = monitor.guest.vm();
+    vm.cont()?;
+    wait_while(|| vm.run_state() != RunState::Running);
     Ok(Answer::default())
+}
+
+/// Waits for something that others are about to do.
+fn wait_while(condition: impl Fn() -> bool) {
+    let until = Instant::now() + LET_GO;
+    while condition() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// `quit`: the answer goes out first, then the machine ends, and the program with it.

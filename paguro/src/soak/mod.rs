@@ -43,7 +43,7 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch()?;
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let mut rng = Rng::new(seed);
-    let sabotage = match forced.sabotage {
+    let sabotage = match forced.broken.snapshot {
         Sabotage::None => "",
         sabotage => sabotage_name(sabotage),
     };

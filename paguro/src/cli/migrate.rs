@@ -1,0 +1,127 @@
+//! Options of `paguro migrate`, and `--incoming`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use paguro_migration::channel::{Address, AddressError};
+
+use super::QmpAddress;
+use crate::size::Size;
+
+const MIGRATE_HELP: &str = "\
+Examples:
+  paguro run --memory 1G --incoming unix:/tmp/move --qmp unix:/tmp/b.sock   (the destination)
+  paguro migrate --qmp unix:/tmp/a.sock unix:/tmp/move
+  paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --downtime-limit 50 --auto-converge
+  paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --timeout 60 --json | jq .downtime_us
+
+The guest runs while its memory is sent; what it writes meanwhile is sent again, pass by pass. When
+what is left would take no longer than --downtime-limit, it is stopped here, the rest is sent, and
+it runs on there. A guest that writes faster than the channel takes it never gets there by itself:
+--auto-converge slows it down, and --timeout ends the attempt.
+
+When it returns with status 0 the guest runs at the destination, and the machine here is stopped,
+whole (`postmigrate`): end it with `quit`. Otherwise the status is 1, and it says where the guest is
+and what to do; in nearly all cases it runs on here. Ctrl-C cancels.
+
+URI: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND (its standard input is the stream),
+file:PATH[,offset=N]. fd:, exec: and file: are those of the machine's process.
+
+Fields of --json on success: `status` (`completed`), `hint`, `error` and `advice` (null), and those of
+the engine's report, times in microseconds, sizes in bytes, pages of the host:
+  uri, total_us, setup_us (until RAM began to be sent), track_us (of that, to begin tracking writes)
+  downtime_us (the guest stood still, as the source sees it), forecast_us (by which it was stopped),
+  last_dirty_bytes (what was left then), sync_us (the last look for written pages)
+  total_bytes (RAM), transferred_bytes, precopy_bytes and downtime_bytes (of that, before and after
+  the guest was stopped), multifd_bytes, normal_pages, zero_pages, dirty_sync_count (passes),
+  bandwidth (bytes a second), throttle_percent (how much the guest was slowed down at the end)
+and more that may change. On failure: `status` (`failed`, `cancelled` or `x-paguro-in-doubt`), `uri`,
+`error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done.";
+
+/// `paguro migrate`
+#[derive(Debug, Args)]
+#[command(after_help = MIGRATE_HELP)]
+pub struct MigrateArgs {
+    /// The control socket of the machine: unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub qmp: QmpAddress,
+    /// Where the destination waits
+    pub uri: Address,
+    /// How long the guest may stand still, by the forecast [default: as set, at first 300]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=2_000_000))]
+    pub downtime_limit: Option<u64>,
+    /// Bytes a second sent at most while the guest runs, for example 100M; 0: no limit
+    #[arg(long, value_name = "SIZE")]
+    pub max_bandwidth: Option<Size>,
+    /// Bytes a second that the forecast reckons with, instead of what was measured
+    #[arg(long, value_name = "SIZE")]
+    pub switchover_bandwidth: Option<Size>,
+    /// Slow the guest down if it writes too fast
+    #[arg(long)]
+    pub auto_converge: bool,
+    /// Do not try for longer than that, and then do as --at-timeout says
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub timeout: Option<u64>,
+    /// Give up, and the guest runs on here; or stop it for as long as the rest takes
+    #[arg(long, value_enum, requires = "timeout")]
+    pub at_timeout: Option<AtTimeoutArg>,
+    /// For how long the destination may be silent before it is given up; 0: for ever
+    #[arg(long, value_name = "MS")]
+    pub silence: Option<u64>,
+    /// Speak TLS, with the certificates in this directory: ca-cert.pem, client-cert.pem,
+    /// client-key.pem
+    #[arg(long, value_name = "DIR")]
+    pub tls_creds: Option<PathBuf>,
+    /// The name that the destination's certificate is for, if not that in the URI
+    #[arg(long, value_name = "NAME", requires = "tls_creds")]
+    pub tls_hostname: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--at-timeout`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AtTimeoutArg {
+    /// The guest runs on here
+    Cancel,
+    /// It is stopped and moved
+    Switchover,
+}
+
+/// `--incoming`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IncomingArg {
+    /// `migrate-incoming` says where from.
+    Defer,
+    /// From there.
+    From(Address),
+}
+
+impl FromStr for IncomingArg {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text {
+            "defer" => Ok(Self::Defer),
+            _ => text.parse().map(Self::From),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn incoming_is_an_address_or_put_off() {
+        assert_eq!("defer".parse(), Ok(IncomingArg::Defer));
+        let any = Address::Tcp {
+            host: String::new(),
+            port: 0,
+        };
+        assert_eq!("tcp::0".parse(), Ok(IncomingArg::From(any)));
+        assert!("defers".parse::<IncomingArg>().is_err());
+    }
+}

@@ -1,0 +1,342 @@
+//! `paguro migrate`: asks a running machine, over its control socket, to move to another process.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use paguro_migration::channel::Address;
+use serde_json::{Map, Value, json};
+
+use crate::cli::{AtTimeoutArg, MigrateArgs};
+use crate::hints::{self, Advised};
+use crate::interrupt::Interrupts;
+use crate::progress::Bar;
+use crate::qmp::Client;
+use crate::size::human;
+
+/// How often the other side is asked how far it is.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A doubt that lasts longer is told; most end with the first question to the destination.
+const DOUBT: Duration = Duration::from_secs(10);
+
+/// The status of doubt.
+const IN_DOUBT: &str = "x-paguro-in-doubt";
+
+/// Runs the command.
+pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
+    let uri = absolute(&args.uri)?.to_string();
+    let ended = run(args, &uri);
+    let failed = !matches!(&ended, Ok(ended) if ended["status"] == "completed");
+    match ended {
+        Ok(ended) if args.json => writeln!(io::stdout(), "{ended:#}")?,
+        Err(error) if args.json => {
+            let hint = hints::hint(&error);
+            let text = format!("{error:#}");
+            let ended = json!({
+                "status": "failed", "uri": uri, "error": text, "hint": hint, "advice": null,
+            });
+            writeln!(io::stdout(), "{ended:#}")?;
+        }
+        Ok(ended) if failed => return Err(failure(&ended)),
+        Ok(ended) => print_report(&ended)?,
+        Err(error) => return Err(error),
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// The machine's process may be in another directory.
+fn absolute(uri: &Address) -> Result<Address> {
+    let absolute = |path: &std::path::Path| {
+        std::path::absolute(path).with_context(|| format!("no absolute path for {uri}"))
+    };
+    Ok(match uri {
+        Address::Unix(path) => Address::Unix(absolute(path)?).checked()?,
+        Address::File { path, offset } => Address::File {
+            path: absolute(path)?,
+            offset: *offset,
+        },
+        other => other.clone(),
+    })
+}
+
+/// Moves it; gives the fields of `--json`.
+fn run(args: &MigrateArgs, uri: &str) -> Result<Value> {
+    let interrupts = Interrupts::catch()?;
+    let mut client = Client::connect(&args.qmp.0)?;
+    let before = Before::take(&mut client)?;
+    let set = set(&mut client, args, &before);
+    let ended = set.and_then(|()| watch(&mut client, uri, &interrupts));
+    // Also after a failure; which is the one to tell.
+    let restored = match &ended {
+        // It goes on.
+        Ok(ended) if ended["status"] == IN_DOUBT => Ok(()),
+        _ => before.restore(&mut client),
+    };
+    let ended = ended?;
+    restored.context("the migration has ended, but what was set for it could not be put back")?;
+    Ok(ended)
+}
+
+/// What was set before.
+struct Before {
+    capabilities: Vec<Value>,
+    parameters: Map<String, Value>,
+}
+
+impl Before {
+    fn take(client: &mut Client) -> Result<Self> {
+        let capabilities = client.execute("query-migrate-capabilities", json!({}))?;
+        let parameters = client.execute("query-migrate-parameters", json!({}))?;
+        match (capabilities, parameters) {
+            (Value::Array(capabilities), Value::Object(parameters)) => Ok(Self {
+                capabilities,
+                parameters,
+            }),
+            _ => bail!("the other side does not say what is set for migrations"),
+        }
+    }
+
+    fn restore(&self, client: &mut Client) -> Result<()> {
+        client.execute(
+            "migrate-set-capabilities",
+            json!({ "capabilities": self.capabilities }),
+        )?;
+        let parameters = Value::Object(self.parameters.clone());
+        client
+            .execute("migrate-set-parameters", parameters)
+            .map(drop)
+    }
+}
+
+fn set(client: &mut Client, args: &MigrateArgs, before: &Before) -> Result<()> {
+    let wanted = |name: &str| name == "auto-converge" && args.auto_converge;
+    // What the operator switched on for himself stays on; all else would be another migration.
+    let kept = ["events", "pause-before-switchover", "return-path"];
+    let capabilities = before.capabilities.iter().filter_map(|entry| {
+        let name = entry["capability"].as_str()?;
+        let state = wanted(name);
+        (!kept.contains(&name)).then(|| json!({ "capability": name, "state": state }))
+    });
+    let capabilities = Value::from_iter(capabilities);
+    client.execute(
+        "migrate-set-capabilities",
+        json!({ "capabilities": capabilities }),
+    )?;
+    client
+        .execute("migrate-set-parameters", parameters(args)?)
+        .map(drop)
+}
+
+fn parameters(args: &MigrateArgs) -> Result<Value> {
+    let directory = args
+        .tls_creds
+        .as_ref()
+        .map(std::path::absolute)
+        .transpose()?;
+    let at_timeout = args.at_timeout.map(|what| match what {
+        AtTimeoutArg::Cancel => "cancel",
+        AtTimeoutArg::Switchover => "switchover",
+    });
+    let all = [
+        ("downtime-limit", args.downtime_limit.map(Value::from)),
+        (
+            "max-bandwidth",
+            args.max_bandwidth.map(|size| size.0.into()),
+        ),
+        (
+            "avail-switchover-bandwidth",
+            args.switchover_bandwidth.map(|size| size.0.into()),
+        ),
+        (
+            "x-paguro-convergence-timeout",
+            args.timeout.map(Value::from),
+        ),
+        ("x-paguro-at-timeout", at_timeout.map(Value::from)),
+        ("x-paguro-silence", args.silence.map(Value::from)),
+        ("tls-creds", directory.map(|path| json!(path))),
+        ("tls-hostname", args.tls_hostname.clone().map(Value::from)),
+    ];
+    let given = all
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Ok(Value::Object(given.collect()))
+}
+
+/// Starts it and waits for its end.
+fn watch(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<Value> {
+    client.execute("migrate", json!({ "uri": uri }))?;
+    let bar = Bar::bytes("moving");
+    let mut cancelled = false;
+    let mut doubt: Option<Instant> = None;
+    let mut waits = false;
+    loop {
+        let now = client.execute("query-migrate", json!({}))?;
+        let status = now["status"].as_str().unwrap_or_default();
+        if status == IN_DOUBT {
+            doubt.get_or_insert_with(Instant::now);
+        } else {
+            doubt = None;
+        }
+        match status {
+            "completed" => {
+                drop(bar);
+                return completed(client);
+            }
+            "failed" | "cancelled" => return Ok(stopped(&now, uri)),
+            _ if doubt.is_some_and(|since| since.elapsed() > DOUBT) => {
+                return Ok(stopped(&now, uri));
+            }
+            "pre-switchover" if !waits => {
+                bar.above(|| {
+                    eprintln!("the guest is stopped and waits for `migrate-continue`, or Ctrl-C");
+                });
+                waits = true;
+            }
+            _ => {}
+        }
+        show(&bar, &now);
+        if !cancelled && interrupts.came() {
+            // Refused is what came too late: its end will be told.
+            let asked = client.execute("migrate_cancel", json!({}));
+            if let Err(error) = asked {
+                bar.above(|| eprintln!("{error:#}"));
+            }
+            cancelled = true;
+        }
+        if cancelled {
+            std::thread::sleep(POLL);
+        } else {
+            interrupts.wait(POLL);
+        }
+    }
+}
+
+fn show(bar: &Bar, now: &Value) {
+    let ram = |field: &str| now["ram"][field].as_u64().unwrap_or(0);
+    let (total, left) = (ram("total"), ram("remaining"));
+    bar.set(total.saturating_sub(left), total);
+    let throttle = now["cpu-throttle-percentage"]
+        .as_u64()
+        .map(|percent| format!(", guest slowed down by {percent} %"));
+    bar.say(format!(
+        "pass {}, {} sent, {} left, dirty {}/s, {}/s, forecast {}{}",
+        ram("dirty-sync-count"),
+        human(ram("transferred")),
+        human(left),
+        human(ram("dirty-pages-rate") * ram("page-size")),
+        human((now["ram"]["mbps"].as_f64().unwrap_or(0.0) * 1e6 / 8.0) as u64),
+        forecast(now["x-paguro-expected-downtime-us"].as_u64().unwrap_or(0)),
+        throttle.unwrap_or_default(),
+    ));
+}
+
+fn completed(client: &mut Client) -> Result<Value> {
+    let mut report = client.execute("x-paguro-query-report", json!({}))?;
+    if !report.is_object() {
+        bail!("the report is no object: {report}");
+    }
+    report["status"] = "completed".into();
+    for field in ["error", "hint", "advice"] {
+        report[field] = Value::Null;
+    }
+    Ok(report)
+}
+
+fn stopped(now: &Value, uri: &str) -> Value {
+    let otherwise = match now["status"].as_str() {
+        Some("cancelled") => "the migration was cancelled",
+        _ => "no reason given",
+    };
+    json!({
+        "status": now["status"],
+        "uri": uri,
+        "error": now["x-paguro-error"].as_str().unwrap_or(otherwise),
+        "hint": now["x-paguro-hint"],
+        "advice": now["x-paguro-advice"],
+    })
+}
+
+/// Why it failed, where the guest is, and what can be done.
+fn failure(ended: &Value) -> anyhow::Error {
+    let text = ended["error"].as_str().unwrap_or("no reason given");
+    let advice = &ended["advice"];
+    let is = advice["is"].as_str().unwrap_or("nothing more is known");
+    let may = advice["may"].as_array().into_iter().flatten();
+    let may: Vec<_> = may.filter_map(Value::as_str).collect();
+    let doubt = match ended["status"] == IN_DOUBT {
+        true => "the outcome is in doubt: ",
+        false => "",
+    };
+    let text = format!("{doubt}{text}; {is}");
+    let mut next = Vec::new();
+    next.extend(ended["hint"].as_str().map(str::to_owned));
+    if !may.is_empty() {
+        next.push(format!("over QMP you may: {}", may.join("; or ")));
+    }
+    match next.is_empty() {
+        true => anyhow::Error::msg(text),
+        false => Advised::error(text, next.join("\nhint: ")),
+    }
+}
+
+/// Before anything is known of the bandwidth there is no forecast, which the engine says by the
+/// largest number.
+fn forecast(us: u64) -> String {
+    match us {
+        u64::MAX => "not known yet".to_owned(),
+        us => format!("{:.3} ms", us as f64 / 1000.0),
+    }
+}
+
+fn print_report(report: &Value) -> Result<()> {
+    let number = |field: &str| report[field].as_u64().unwrap_or(0);
+    let millis = |field: &str| number(field) as f64 / 1000.0;
+    let size = |field: &str| human(number(field));
+    let mut out = io::stdout().lock();
+    let uri = report["uri"].as_str().unwrap_or_default();
+    writeln!(out, "moved to {uri}: {}", size("total_bytes"))?;
+    writeln!(out, "  total       {:>9.1} ms", millis("total_us"))?;
+    writeln!(
+        out,
+        "  setup       {:>9.1} ms   of that {:.1} ms to begin tracking writes",
+        millis("setup_us"),
+        millis("track_us")
+    )?;
+    writeln!(
+        out,
+        "  downtime    {:>9.3} ms   the forecast was {}",
+        millis("downtime_us"),
+        forecast(number("forecast_us"))
+    )?;
+    writeln!(
+        out,
+        "  last dirty  {:>12}   when the guest was stopped",
+        size("last_dirty_bytes")
+    )?;
+    writeln!(
+        out,
+        "  sent        {:>12}   of that {} in the downtime",
+        size("transferred_bytes"),
+        size("downtime_bytes")
+    )?;
+    writeln!(
+        out,
+        "  pages       {:>12}   and {} zero",
+        number("normal_pages"),
+        number("zero_pages")
+    )?;
+    writeln!(out, "  passes      {:>12}", number("dirty_sync_count"))?;
+    writeln!(out, "  bandwidth   {:>10}/s", size("bandwidth"))?;
+    writeln!(
+        out,
+        "  slowed down {:>10} %   at the end",
+        number("throttle_percent")
+    )?;
+    Ok(())
+}

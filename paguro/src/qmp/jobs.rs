@@ -1,0 +1,291 @@
+//! Snapshots and migrations of this machine, one at a time, each in a thread of its own.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use paguro_migration::control::{Control, Status};
+use paguro_migration::options::SnapshotOptions;
+use paguro_migration::source::{MigrateOptions, Migration};
+use paguro_migration::switchover::{HeldState, MigrationStatus};
+use serde_json::Value;
+
+use super::capabilities::Capabilities;
+use super::events::Events;
+use super::settings::Settings;
+use super::{Monitor, QmpError};
+use crate::guest::Guest;
+use crate::hints;
+
+/// What was set for migrations, and the one that runs or ran last.
+pub struct Migrations {
+    state: Mutex<State>,
+}
+
+/// What [`Migrations::lock`] gives.
+pub struct State {
+    /// What `migrate-set-capabilities` switched on.
+    pub capabilities: Capabilities,
+    /// What `migrate-set-parameters` set.
+    pub settings: Settings,
+    /// The last one.
+    pub last: Option<Arc<Job>>,
+}
+
+/// One snapshot or migration.
+pub struct Job {
+    /// What it is.
+    pub work: Work,
+    outcome: Mutex<Option<Outcome>>,
+    /// Whether its end was told, which is the last thing that happens to it.
+    told: Mutex<bool>,
+    ended: Condvar,
+}
+
+/// What a job does.
+pub enum Work {
+    /// Saves the machine to a file.
+    Snapshot {
+        /// How far it is.
+        control: Control,
+        /// Whether the guest runs on.
+        background: bool,
+    },
+    /// Moves the machine to another process.
+    Migration(Migration),
+}
+
+/// What is left of a job that ended.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The report of one that succeeded.
+    pub report: Option<Value>,
+    /// Why it did not.
+    pub error: Option<String>,
+    /// What the operator can do about it.
+    pub hint: Option<String>,
+}
+
+impl Outcome {
+    /// Of an error.
+    pub fn of(error: &anyhow::Error) -> Self {
+        Self {
+            report: None,
+            error: Some(format!("{error:#}")),
+            hint: hints::hint(error),
+        }
+    }
+}
+
+impl Migrations {
+    /// None yet; the next one with these settings.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            state: Mutex::new(State {
+                capabilities: Capabilities::default(),
+                settings,
+                last: None,
+            }),
+        }
+    }
+
+    /// To look at, and to change.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last one.
+    pub fn last(&self) -> Option<Arc<Job>> {
+        self.lock().last.clone()
+    }
+
+    /// Ends what runs and waits for that, but not for ever: the process is about to go.
+    pub fn wind_up(&self, at_most: Duration) {
+        let Some(job) = self.last() else {
+            return;
+        };
+        match &job.work {
+            Work::Snapshot { control, .. } => control.cancel(),
+            Work::Migration(migration) => migration.quit(),
+        }
+        if !job.wait_told(at_most) {
+            tracing::error!("a migration does not end although the process is to end");
+        }
+    }
+}
+
+impl State {
+    /// One at a time.
+    pub fn refuse_if_busy(&self) -> Result<(), QmpError> {
+        match &self.last {
+            Some(job) if !job.is_over() => {
+                Err(QmpError::generic("There's a migration process in progress"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Job {
+    /// Starts a snapshot.
+    pub fn snapshot(
+        monitor: &Monitor,
+        path: PathBuf,
+        options: SnapshotOptions,
+    ) -> Result<Arc<Self>, QmpError> {
+        let events = monitor.events.clone();
+        // The end is told by the thread, when all that can be asked about it is there.
+        let hook = move |status: Status| {
+            if !status.is_final() {
+                events.migration(status.name());
+            }
+        };
+        let work = Work::Snapshot {
+            control: Control::new(Some(Box::new(hook))),
+            background: options.background,
+        };
+        Self::start(monitor, work, move |guest, work| match work {
+            Work::Snapshot { control, .. } => guest.snapshot(&path, &options, control),
+            Work::Migration(_) => unreachable!("it is the one above"),
+        })
+    }
+
+    /// Starts a migration.
+    pub fn migration(monitor: &Monitor, options: MigrateOptions) -> Result<Arc<Self>, QmpError> {
+        let events = monitor.events.clone();
+        // A source that resumed may go on telling its destination so; nobody need wait for that.
+        let hook = move |status: MigrationStatus| {
+            if status != MigrationStatus::Completed {
+                events.migration(status.name());
+            }
+        };
+        let migration = Migration::new(&options, Some(Box::new(hook)))?;
+        Self::start(
+            monitor,
+            Work::Migration(migration),
+            move |guest, work| match work {
+                Work::Migration(migration) => guest.migrate(&options, migration),
+                Work::Snapshot { .. } => unreachable!("it is the one above"),
+            },
+        )
+    }
+
+    fn start(
+        monitor: &Monitor,
+        work: Work,
+        body: impl FnOnce(&Guest, &Work) -> Result<Value> + Send + 'static,
+    ) -> Result<Arc<Self>, QmpError> {
+        let job = Arc::new(Self {
+            work,
+            outcome: Mutex::new(None),
+            told: Mutex::new(false),
+            ended: Condvar::new(),
+        });
+        let (running, guest, events) = (job.clone(), monitor.guest.clone(), monitor.events.clone());
+        let run = move || running.run(&guest, &events, body);
+        let spawned = std::thread::Builder::new()
+            .name("migration".to_owned())
+            .spawn(run);
+        match spawned {
+            Ok(_) => Ok(job),
+            Err(error) => Err(QmpError::generic(format!(
+                "no thread for the migration: {error}"
+            ))),
+        }
+    }
+
+    /// Runs it, in its own thread.
+    fn run(
+        &self,
+        guest: &Guest,
+        events: &Events,
+        body: impl FnOnce(&Guest, &Work) -> Result<Value>,
+    ) {
+        let outcome = match body(guest, &self.work) {
+            Ok(report) => Outcome {
+                report: Some(report),
+                ..Outcome::default()
+            },
+            Err(error) => Outcome::of(&error),
+        };
+        let told = self.is_over();
+        *self.lock() = Some(outcome);
+        if !told {
+            events.migration(self.status());
+        }
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ended.notify_all();
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.lock().clone()
+    }
+
+    /// QEMU's name for where it is. One whose thread has not come to its end shows no final state:
+    /// a client that reads `completed` may start the next one.
+    pub fn status(&self) -> &'static str {
+        // In this order: what has an outcome has its last status too.
+        let ended = self.outcome().is_some();
+        match &self.work {
+            Work::Snapshot { control, .. } => match control.status() {
+                Status::None => Status::Setup,
+                Status::Completed | Status::Failed if !ended => Status::Device,
+                Status::Cancelled if !ended => Status::Cancelling,
+                other => other,
+            }
+            .name(),
+            Work::Migration(migration) => match migration.status() {
+                MigrationStatus::Completed if !ended => MigrationStatus::Device,
+                // It was ended while it could have gone on.
+                MigrationStatus::None => MigrationStatus::Failed,
+                other => other,
+            }
+            .name(),
+        }
+    }
+
+    /// `migrate_cancel`: no error if it has ended.
+    pub fn cancel(&self) -> Result<(), QmpError> {
+        match &self.work {
+            Work::Snapshot { control, .. } => control.cancel(),
+            Work::Migration(migration) if !self.is_over() => {
+                migration.cancel().map_err(QmpError::generic)?;
+            }
+            Work::Migration(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What `query-status` says while it holds the machine.
+    pub fn held(&self) -> Option<HeldState> {
+        match &self.work {
+            Work::Migration(migration) if self.outcome().is_none() => migration.held(),
+            _ => None,
+        }
+    }
+
+    /// Whether another one may begin.
+    pub fn is_over(&self) -> bool {
+        let resumed = match &self.work {
+            Work::Migration(migration) => matches!(
+                migration.status(),
+                MigrationStatus::Failed | MigrationStatus::Cancelled
+            ),
+            Work::Snapshot { .. } => false,
+        };
+        resumed || self.lock().is_some()
+    }
+
+    /// Waits for its end; whether that came.
+    pub fn wait_told(&self, at_most: Duration) -> bool {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_timeout_while(told, at_most, |told| !*told);
+        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Outcome>> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

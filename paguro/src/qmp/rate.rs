@@ -1,0 +1,298 @@
+//! `calc-dirty-rate` and `query-dirty-rate`: how fast the guest writes, before it is moved.
+//!
+//! | `mode` | how |
+//! |---|---|
+//! | `page-sampling` (default) | pages picked at random are hashed before and after; what is written with the same content is not seen |
+//! | `dirty-bitmap` | the machine's tracker, unless that is the dirty ring |
+//! | `dirty-ring` | the dirty ring, which knows the rate of each vCPU; only with `--accel kvm,dirty-ring-size=N` |
+//!
+//! A page that is written often counts once, so the rate falls with `calc-time`.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use paguro_dirty::tracker::measure;
+use paguro_ram::GuestRam;
+use serde_json::{Value, json};
+
+use super::commands::Answer;
+use super::{Args, Monitor, QmpError, with_causes};
+use crate::guest::Guest;
+
+/// The last measurement.
+#[derive(Clone, Default)]
+pub struct Rates(Arc<Mutex<Rate>>);
+
+#[derive(Default)]
+enum Rate {
+    #[default]
+    Unstarted,
+    Measuring(Plan),
+    Measured(Plan, Measured),
+    Failed(Plan, String),
+}
+
+#[derive(Clone, Copy)]
+struct Plan {
+    mode: Mode,
+    time: Duration,
+    in_ms: bool,
+    sample_pages: u64,
+    start_s: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Sampling,
+    Ring,
+    Bitmap,
+}
+
+/// Pages a second.
+struct Measured {
+    all: u64,
+    vcpus: Vec<u64>,
+}
+
+const LEAST: Duration = Duration::from_millis(50);
+const MOST: Duration = Duration::from_secs(60);
+
+/// Pages sampled of each GiB.
+const SAMPLE_PAGES: u64 = 512;
+const SAMPLE_PAGES_RANGE: std::ops::RangeInclusive<u64> = 128..=16384;
+
+/// `calc-dirty-rate`
+pub fn calc(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
+    let plan = Plan::take(&mut args)?;
+    args.finish()?;
+    let has_ring = monitor.guest.config().dirty_ring_entries.is_some();
+    match (plan.mode, has_ring) {
+        (Mode::Ring, false) => {
+            return Err(QmpError::generic(
+                "mode dirty-ring needs the dirty ring: --accel kvm,dirty-ring-size=N",
+            ));
+        }
+        (Mode::Bitmap, true) => {
+            return Err(QmpError::generic(
+                "mode dirty-bitmap is not possible with the dirty ring: use dirty-ring",
+            ));
+        }
+        _ => {}
+    }
+    monitor.migrations.lock().refuse_if_busy()?;
+    let mut rate = monitor.rates.lock();
+    if matches!(*rate, Rate::Measuring(_)) {
+        return Err(QmpError::generic("the last measurement has not ended yet"));
+    }
+    *rate = Rate::Measuring(plan);
+    let (rates, guest) = (monitor.rates.clone(), monitor.guest.clone());
+    let run = move || {
+        let ended = match plan.measure(&guest) {
+            Ok(measured) => Rate::Measured(plan, measured),
+            Err(why) => Rate::Failed(plan, why),
+        };
+        *rates.lock() = ended;
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("dirty-rate".to_owned())
+        .spawn(run)
+    {
+        *rate = Rate::Unstarted;
+        return Err(error.into());
+    }
+    Ok(Answer::default())
+}
+
+/// `query-dirty-rate`. One that failed is `unstarted`, with `x-paguro-error`.
+pub fn query(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
+    let unit = args.string("calc-time-unit")?;
+    args.finish()?;
+    let in_ms = unit.as_deref().map(in_ms).transpose()?;
+    let rate = monitor.rates.lock();
+    let mut all = match &*rate {
+        Rate::Unstarted => json!({
+            "status": "unstarted",
+            "start-time": 0,
+            "calc-time": 0,
+            "calc-time-unit": "second",
+            "sample-pages": 0,
+            "mode": Mode::Sampling.name(),
+        }),
+        Rate::Measuring(plan) => plan.describe("measuring", in_ms),
+        Rate::Measured(plan, _) => plan.describe("measured", in_ms),
+        Rate::Failed(plan, why) => {
+            let mut all = plan.describe("unstarted", in_ms);
+            all["x-paguro-error"] = why.clone().into();
+            all
+        }
+    };
+    if let Rate::Measured(plan, measured) = &*rate {
+        all["dirty-rate"] = mib(measured.all).into();
+        all["x-paguro-pages-per-second"] = measured.all.into();
+        if plan.mode == Mode::Ring {
+            let vcpus = measured.vcpus.iter().enumerate();
+            let vcpus = vcpus.map(|(id, rate)| json!({ "id": id, "dirty-rate": mib(*rate) }));
+            all["vcpu-dirty-rate"] = Value::from_iter(vcpus);
+        }
+    }
+    Ok(all.into())
+}
+
+impl Rates {
+    /// Whether one is under way.
+    pub fn is_measuring(&self) -> bool {
+        matches!(*self.lock(), Rate::Measuring(_))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rate> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sampling => "page-sampling",
+            Self::Ring => "dirty-ring",
+            Self::Bitmap => "dirty-bitmap",
+        }
+    }
+}
+
+impl Plan {
+    fn take(args: &mut Args) -> Result<Self, QmpError> {
+        let time = args.unsigned("calc-time")?;
+        let time = args.need("calc-time", time)?;
+        let unit = args.string("calc-time-unit")?;
+        let in_ms = unit.as_deref().map(in_ms).transpose()?.unwrap_or(false);
+        let time = match in_ms {
+            true => Duration::from_millis(time),
+            false => Duration::from_secs(time),
+        };
+        if time < LEAST || time > MOST {
+            return Err(QmpError::generic(
+                "Parameter 'calc-time' expects a time between 50 ms and 60 s",
+            ));
+        }
+        let mode = match args.string("mode")?.as_deref() {
+            None | Some("page-sampling") => Mode::Sampling,
+            Some("dirty-ring") => Mode::Ring,
+            Some("dirty-bitmap") => Mode::Bitmap,
+            Some(other) => {
+                return Err(QmpError::generic(format!(
+                    "Parameter 'mode' does not accept value '{other}'"
+                )));
+            }
+        };
+        let sample_pages = args.unsigned("sample-pages")?;
+        if sample_pages.is_some() && mode != Mode::Sampling {
+            return Err(QmpError::generic(
+                "Parameter 'sample-pages' is for mode page-sampling only",
+            ));
+        }
+        let sample_pages = sample_pages.unwrap_or(SAMPLE_PAGES);
+        if !SAMPLE_PAGES_RANGE.contains(&sample_pages) {
+            return Err(QmpError::generic(
+                "Parameter 'sample-pages' expects a value between 128 and 16384",
+            ));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Self {
+            mode,
+            time,
+            in_ms,
+            sample_pages,
+            start_s: now.unwrap_or_default().as_secs(),
+        })
+    }
+
+    fn describe(&self, status: &str, in_ms: Option<bool>) -> Value {
+        let in_ms = in_ms.unwrap_or(self.in_ms);
+        let time = match in_ms {
+            true => self.time.as_millis() as u64,
+            false => self.time.as_secs(),
+        };
+        json!({
+            "status": status,
+            "start-time": self.start_s,
+            "calc-time": time,
+            "calc-time-unit": if in_ms { "millisecond" } else { "second" },
+            "sample-pages": if self.mode == Mode::Sampling { self.sample_pages } else { 0 },
+            "mode": self.mode.name(),
+        })
+    }
+
+    fn measure(&self, guest: &Guest) -> Result<Measured, String> {
+        let ram = guest.ram();
+        if self.mode == Mode::Sampling {
+            return Ok(self.sample(ram));
+        }
+        let tracker = guest.vm().tracker();
+        let tracker = tracker.map_err(|error| with_causes(&error))?;
+        let rate = measure(&*tracker, ram, || std::thread::sleep(self.time));
+        let rate = rate.map_err(|error| with_causes(&error))?;
+        Ok(Measured {
+            all: rate.pages_per_s(),
+            vcpus: rate.vcpus,
+        })
+    }
+
+    fn sample(&self, ram: &GuestRam) -> Measured {
+        let page = paguro_sys::page_size();
+        let mut state = self.start_s ^ 0x9e37_79b9_7f4a_7c15;
+        let mut picked = Vec::new();
+        for (index, block) in ram.blocks().iter().enumerate() {
+            let pages = block.pages() as u64;
+            let gib = (1 << 30) / page as u64;
+            let count = (pages * self.sample_pages).div_ceil(gib).min(pages);
+            for _ in 0..count {
+                picked.push((index, (next(&mut state) % pages) as usize));
+            }
+        }
+        let hashes = |picked: &[(usize, usize)]| -> Vec<u64> {
+            let mut content = vec![0; page];
+            let hash = |&(block, number): &(usize, usize)| {
+                let block: &paguro_ram::RamBlock = &ram.blocks()[block];
+                block.mapping().copy_out(number * page, &mut content);
+                let mut hasher = DefaultHasher::new();
+                content.hash(&mut hasher);
+                hasher.finish()
+            };
+            picked.iter().map(hash).collect()
+        };
+        let before = hashes(&picked);
+        std::thread::sleep(self.time);
+        let after = hashes(&picked);
+        let changed = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+        let all_pages: usize = ram.blocks().iter().map(|block| block.pages()).sum();
+        let share = changed as f64 / picked.len().max(1) as f64;
+        Measured {
+            all: (share * all_pages as f64 / self.time.as_secs_f64()) as u64,
+            vcpus: Vec::new(),
+        }
+    }
+}
+
+/// xorshift: good enough to pick pages.
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+fn in_ms(unit: &str) -> Result<bool, QmpError> {
+    match unit {
+        "second" => Ok(false),
+        "millisecond" => Ok(true),
+        other => Err(QmpError::generic(format!(
+            "Parameter 'calc-time-unit' does not accept value '{other}'"
+        ))),
+    }
+}
+
+/// QEMU's rates are in MiB a second.
+fn mib(pages_per_s: u64) -> u64 {
+    pages_per_s * paguro_sys::page_size() as u64 >> 20
+}

@@ -1,0 +1,111 @@
+//! What `migrate-set-parameters` sets, and what the engine is given of it.
+
+use std::time::Duration;
+
+use paguro_migration::channel::{self, Address, Stop, TlsOptions};
+use paguro_migration::options::SnapshotOptions;
+use paguro_migration::source::{AtTimeout, Convergence, MigrateOptions, SourceSabotage, Throttle};
+
+use super::QmpError;
+use super::capabilities::Capabilities;
+
+/// Parameters of snapshots and migrations.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Those of snapshots; of them `max_bandwidth` and `channels` count for migrations too.
+    pub snapshot: SnapshotOptions,
+    /// `downtime-limit`
+    pub downtime_limit_ms: u64,
+    /// `avail-switchover-bandwidth`
+    pub avail_switchover_bandwidth: u64,
+    /// `cpu-throttle-*`, `max-cpu-throttle`, `throttle-trigger-threshold`
+    pub throttle: Throttle,
+    /// `x-paguro-convergence-timeout`; 0: none
+    pub convergence_timeout_s: u64,
+    /// `x-paguro-at-timeout`
+    pub at_timeout: AtTimeout,
+    /// `x-paguro-silence`; 0: none
+    pub silence_ms: u64,
+    /// `tls-creds`; empty: no TLS
+    pub tls_creds: String,
+    /// `tls-hostname`; empty: that of the address
+    pub tls_hostname: String,
+    /// `multifd-compression`
+    pub multifd_compression: Compression,
+    /// `xbzrle-cache-size`
+    pub xbzrle_cache_bytes: u64,
+    /// What a migration does wrong on purpose.
+    pub sabotage: SourceSabotage,
+}
+
+/// `multifd-compression`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Pages as they are.
+    None,
+    /// zstd
+    Zstd,
+}
+
+const XBZRLE_CACHE_BYTES: u64 = 64 << 20;
+
+impl Settings {
+    /// The defaults; snapshots have these options, and migrations this sabotage.
+    pub fn new(snapshot: SnapshotOptions, sabotage: SourceSabotage) -> Self {
+        Self {
+            snapshot,
+            downtime_limit_ms: 300,
+            avail_switchover_bandwidth: 0,
+            throttle: Throttle::default(),
+            convergence_timeout_s: 0,
+            at_timeout: AtTimeout::Cancel,
+            silence_ms: 10_000,
+            tls_creds: String::new(),
+            tls_hostname: String::new(),
+            multifd_compression: Compression::None,
+            xbzrle_cache_bytes: XBZRLE_CACHE_BYTES,
+            sabotage,
+        }
+    }
+
+    /// How a migration to `address` is done.
+    pub fn migrate_options(
+        &self,
+        capabilities: Capabilities,
+        address: Address,
+    ) -> Result<MigrateOptions, QmpError> {
+        let timeout = self.convergence_timeout_s;
+        Ok(MigrateOptions {
+            downtime_limit: Duration::from_millis(self.downtime_limit_ms),
+            max_bandwidth: self.snapshot.max_bandwidth,
+            avail_switchover_bandwidth: self.avail_switchover_bandwidth,
+            pause_before_switchover: capabilities.pause_before_switchover,
+            convergence: Convergence {
+                throttle: capabilities.auto_converge.then_some(self.throttle),
+                timeout: (timeout > 0).then(|| Duration::from_secs(timeout)),
+                at_timeout: self.at_timeout,
+            },
+            sabotage: self.sabotage,
+            ..MigrateOptions::new(address, self.channel_options()?)
+        })
+    }
+
+    /// How a channel is made, on either side.
+    pub fn channel_options(&self) -> Result<channel::Options, QmpError> {
+        let hostname = (!self.tls_hostname.is_empty()).then(|| self.tls_hostname.clone());
+        let tls = (!self.tls_creds.is_empty()).then(|| TlsOptions {
+            directory: self.tls_creds.clone().into(),
+            hostname,
+        });
+        Ok(channel::Options {
+            silence: self.silence(),
+            tls,
+            ..channel::Options::new(Stop::new()?)
+        })
+    }
+
+    /// For how long the other side may be silent.
+    pub fn silence(&self) -> Option<Duration> {
+        (self.silence_ms > 0).then(|| Duration::from_millis(self.silence_ms))
+    }
+}
