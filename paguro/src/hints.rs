@@ -8,7 +8,11 @@ use std::io::{self, ErrorKind};
 
 use paguro_dirty::FreezeError;
 use paguro_migration::SnapshotError;
+use paguro_migration::channel::ChannelError;
+use paguro_migration::destination::ReceiveError;
 use paguro_migration::restore::RestoreError;
+use paguro_migration::source::MigrateError;
+use paguro_migration::switchover::Reason;
 use paguro_ram::RamError;
 use paguro_vmm::VmError;
 use paguro_wire::{DecodeError, Fault};
@@ -63,6 +67,15 @@ fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<SnapshotError>() {
         return of_snapshot(error);
     }
+    if let Some(error) = error.downcast_ref::<MigrateError>() {
+        return of_migration(error);
+    }
+    if let Some(error) = error.downcast_ref::<ReceiveError>() {
+        return of_arrival(error);
+    }
+    if let Some(error) = error.downcast_ref::<ChannelError>() {
+        return of_channel(error);
+    }
     if let Some(error) = error.downcast_ref::<FreezeError>() {
         return of_freeze(error);
     }
@@ -113,6 +126,65 @@ fn of_snapshot(error: &SnapshotError) -> Option<String> {
         SnapshotError::Busy => "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)",
         SnapshotError::NoKernelFaults | SnapshotError::CannotFreeze(_) => KERNEL_FAULTS,
         SnapshotError::UnseenWriter { .. } | SnapshotError::NoWriteProtect { .. } => STOPPED,
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// The guest runs on where it was: what to do before it is tried again.
+fn of_migration(error: &MigrateError) -> Option<String> {
+    let hint = match error {
+        MigrateError::Busy => "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)",
+        MigrateError::Ended { why, text } => match why {
+            // The engine keeps its first error as text.
+            Reason::Here if text.starts_with("it did not converge") => {
+                "slow the guest down (`auto-converge`, --auto-converge), allow more \
+                 `downtime-limit`, or stop it for as long as it takes (`x-paguro-at-timeout` \
+                 `switchover`, --at-timeout switchover)"
+            }
+            Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned => {
+                "see what the destination says on its standard error; start it again, with the \
+                 options of this machine and --incoming, and try again"
+            }
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// This machine never ran: what to do before it is tried again.
+fn of_arrival(error: &ReceiveError) -> Option<String> {
+    let hint = match error {
+        ReceiveError::Ended { why, .. } => match why {
+            Reason::OutOfTurn | Reason::Here => {
+                "the guest runs on at its source; start this machine with the same options as \
+                 the source (--memory, --cpus, --accel, --x-ram-split, --x-dma), and try again"
+            }
+            Reason::Channel | Reason::Silence => {
+                "the guest is at its source, whose `query-migrate` says more; start this machine \
+                 again, and try again"
+            }
+            Reason::TakenBack | Reason::Cancelled => {
+                "the guest runs on at its source; to move it, start this machine again"
+            }
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_channel(error: &ChannelError) -> Option<String> {
+    let hint = match error {
+        ChannelError::Io { source, .. } if source.kind() == ErrorKind::AddrInUse => {
+            "name another port (0 lets the kernel choose one) or path, or end who listens there"
+        }
+        ChannelError::Tls { .. } => {
+            "the directory of certificates needs ca-cert.pem, and server-cert.pem with \
+             server-key.pem where it is listened, client-cert.pem with client-key.pem where it is \
+             connected"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

@@ -220,12 +220,13 @@ impl<'s, 'e> Driver<'s, 'e> {
             match state {
                 SourceState::Ending { .. } if self.is_idle() => {
                     self.end_threads(false);
+                    // Another one may begin once this one is known to have ended, while a
+                    // destination is told of it.
+                    self.busy = None;
                     let _ = self.migration.on(SourceEvent::Ended);
                     let took = self.migration.began.elapsed();
                     Progress::set(&self.migration.progress.total_us, micros(took));
                     self.over = Some(Instant::now());
-                    // Another one may begin while a destination is told of this one.
-                    self.busy = None;
                     continue;
                 }
                 SourceState::Resumed { telling, .. } if self.is_idle() => match telling {

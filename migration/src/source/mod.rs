@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Address, Stop};
 use crate::switchover::{
-    Advice, HeldState, MigrationId, MigrationStatus, Source, SourceAction, SourceConfig,
-    SourceEvent, Unexpected,
+    Advice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction, SourceConfig,
+    SourceEvent, SourceState, Unexpected,
 };
 
 pub use drive::migrate;
@@ -147,6 +147,14 @@ impl Migration {
     /// Why it failed, or why its outcome is in doubt.
     pub fn error(&self) -> Option<String> {
         self.lock().error.clone()
+    }
+
+    /// Why it was given up, as far as the control side knows; [`Self::error`] has the words.
+    pub fn reason(&self) -> Option<Reason> {
+        match self.lock().source.state() {
+            SourceState::Ending { why, .. } | SourceState::Resumed { why, .. } => Some(why),
+            _ => None,
+        }
     }
 
     /// `migrate_cancel`. That there is nothing to cancel is no error.

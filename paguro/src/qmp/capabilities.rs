@@ -199,6 +199,7 @@ mod tests {
             background_snapshot: true,
             events: true,
             mapped_ram: true,
+            ..Capabilities::default()
         };
         assert_eq!(set, Ok(all));
     }

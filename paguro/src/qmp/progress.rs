@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use paguro_migration::control::Control;
-use paguro_migration::source::{Migration, Progress};
+use paguro_migration::source::{MigrateError, Migration, Progress};
 use paguro_migration::switchover::Advice;
 use serde_json::{Value, json};
 
@@ -43,11 +43,8 @@ fn of_job(job: &Job) -> Value {
     let failure = match (&job.work, &outcome) {
         (Work::Snapshot { .. }, outcome) => outcome.clone(),
         (Work::Migration(_), Some(outcome)) => Some(outcome.clone()),
-        // It goes on telling its destination, or is in doubt.
-        (Work::Migration(migration), None) => Some(Outcome {
-            error: migration.error(),
-            ..Outcome::default()
-        }),
+        // It is in doubt, or goes on telling its destination that it was given up.
+        (Work::Migration(migration), None) => Some(unfinished(migration)),
     };
     if let Some(failure) = failure.filter(|_| status != "cancelled") {
         tell_failure(&mut all, failure);
@@ -65,6 +62,20 @@ fn of_job(job: &Job) -> Value {
         Work::Migration(migration) => of_migration(&mut all, migration, status),
     }
     all
+}
+
+fn unfinished(migration: &Migration) -> Outcome {
+    let error = migration.error();
+    match migration.reason() {
+        Some(why) => {
+            let text = error.unwrap_or_else(|| why.to_string());
+            Outcome::of(&MigrateError::Ended { why, text }.into())
+        }
+        None => Outcome {
+            error,
+            ..Outcome::default()
+        },
+    }
 }
 
 fn tell_failure(all: &mut Value, failure: Outcome) {

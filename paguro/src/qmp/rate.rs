@@ -294,5 +294,5 @@ fn in_ms(unit: &str) -> Result<bool, QmpError> {
 
 /// QEMU's rates are in MiB a second.
 fn mib(pages_per_s: u64) -> u64 {
-    pages_per_s * paguro_sys::page_size() as u64 >> 20
+    (pages_per_s * paguro_sys::page_size() as u64) >> 20
 }

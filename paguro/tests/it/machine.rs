@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
 use serde_json::{Value, json};
 
 pub const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
@@ -86,16 +87,24 @@ pub struct Machine {
 impl Machine {
     /// Runs one in `dir`; `args` come after `--qmp`.
     pub fn run(dir: &Path, args: &[&str]) -> Self {
+        let turn = turn();
+        let mut machine = Self::run_in_turn(dir, args);
+        machine._turn = Some(turn);
+        machine
+    }
+
+    /// As [`Self::run`], for a test that has its turn.
+    pub fn run_in_turn(dir: &Path, args: &[&str]) -> Self {
         let socket = dir.join("qmp.sock");
         let qmp = format!("unix:{}", socket.display());
-        let mut all = vec![
-            "run", "--qmp", &qmp, "--accel", "threads", "--serial", "none",
-        ];
+        let mut all = vec!["run", "--qmp", &qmp, "--serial", "none"];
+        if !args.contains(&"--accel") {
+            all.extend(["--accel", "threads"]);
+        }
         if !args.contains(&"--restore") && !args.contains(&"--memory") {
             all.extend(["--memory", "16M"]);
         }
         all.extend(args);
-        let turn = turn();
         let child = paguro(all)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -104,7 +113,7 @@ impl Machine {
         let machine = Self {
             child: Some(child),
             socket,
-            _turn: Some(turn),
+            _turn: None,
         };
         machine.wait_for_socket();
         machine
@@ -116,6 +125,10 @@ impl Machine {
             assert!(Instant::now() < deadline, "no socket");
             std::thread::yield_now();
         }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     pub fn socket(&self) -> &Path {
@@ -160,6 +173,21 @@ impl Drop for Machine {
             child.wait().unwrap();
         }
     }
+}
+
+/// RAM of a stopped machine, looked at from outside, against what its counters imply.
+pub fn check_ram(qmp: &mut Qmp, pid: u32) -> Report {
+    let ram = qmp.execute("x-paguro-query-ram", json!({}));
+    let blocks = ram["blocks"].as_array().unwrap().iter();
+    let blocks = blocks.map(|block| ProcessBlock {
+        gpa: block["guest-address"].as_u64().unwrap(),
+        host_address: block["host-address"].as_u64().unwrap(),
+        len: block["length"].as_u64().unwrap(),
+    });
+    let devices = qmp.execute("x-paguro-query-device-writers", json!({}));
+    let devices: Vec<DeviceWriter> = serde_json::from_value(devices).unwrap();
+    let process = Process::open(pid, blocks.collect()).unwrap();
+    paguro_oracle::check(&process, &devices).unwrap()
 }
 
 /// A QMP connection that hides nothing.
@@ -261,6 +289,31 @@ impl Qmp {
             events.push(self.line().expect("the connection was closed"));
         }
         events
+    }
+
+    /// Waits for a state of `query-status`.
+    #[track_caller]
+    pub fn wait_status(&mut self, status: &str) {
+        self.wait_for("query-status", status);
+    }
+
+    /// Waits for a status of `query-migrate`.
+    #[track_caller]
+    pub fn wait_migration(&mut self, status: &str) -> Value {
+        self.wait_for("query-migrate", status)
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, command: &str, status: &str) -> Value {
+        let deadline = Instant::now() + IN_VAIN;
+        loop {
+            let now = self.execute(command, json!({}));
+            if now["status"] == status {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "not {status}: {now}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Polls `query-migrate` until the migration has ended.

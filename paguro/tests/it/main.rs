@@ -5,6 +5,8 @@ mod demo;
 mod killed;
 mod machine;
 mod matrix;
+mod migrating;
+mod migrating_fails;
 mod protocol;
 mod python;
 mod restoring;

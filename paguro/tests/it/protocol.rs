@@ -208,9 +208,12 @@ fn capabilities_are_all_off_and_set_together_or_not_at_all() {
     let (_dir, machine) = machine();
     let mut qmp = machine.connect();
     let off = json!([
+        { "capability": "auto-converge", "state": false },
         { "capability": "background-snapshot", "state": false },
         { "capability": "events", "state": false },
         { "capability": "mapped-ram", "state": false },
+        { "capability": "pause-before-switchover", "state": false },
+        { "capability": "return-path", "state": false },
     ]);
     assert_eq!(qmp.execute("query-migrate-capabilities", json!({})), off);
     let both = json!({ "capabilities": [
@@ -227,7 +230,7 @@ fn capabilities_are_all_off_and_set_together_or_not_at_all() {
     assert_eq!(qmp.execute("query-migrate-capabilities", json!({})), off);
     qmp.set(&[("events", true)]);
     let now = qmp.execute("query-migrate-capabilities", json!({}));
-    assert_eq!(now[1], json!({ "capability": "events", "state": true }));
+    assert_eq!(now[2], json!({ "capability": "events", "state": true }));
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! Migrations that do not come to their end: the guest runs on, and everybody says why.
+
+use serde_json::json;
+
+use crate::machine::{paguro, text, turn};
+use crate::migrating::Side;
+
+/// A migration that is under way, and will be for long: its guest has something to send, and is
+/// given no bandwidth for it.
+fn under_way() -> (Side, Side) {
+    let mut here = Side::run(&["--workload", "rate=unlimited"]);
+    here.runs_on(100_000);
+    let (there, at) = Side::incoming("unix", &[]);
+    let slow = json!({ "max-bandwidth": 100_000 });
+    here.qmp.execute("migrate-set-parameters", slow);
+    here.qmp.execute("migrate", json!({ "uri": at }));
+    here.qmp.wait_migration("active");
+    (here, there)
+}
+
+#[test]
+fn a_cancelled_migration_changes_nothing() {
+    let _turn = turn();
+    let (mut here, there) = under_way();
+    let now = here.qmp.execute("query-migrate", json!({}));
+    assert!(now["x-paguro-advice"]["may"].as_array().unwrap().len() > 1);
+    let (_, desc) = here
+        .qmp
+        .refused("migrate", json!({ "uri": "tcp:127.0.0.1:1" }));
+    assert!(desc.contains("in progress"), "{desc}");
+    here.qmp.execute("migrate_cancel", json!({}));
+    here.qmp.wait_migration("cancelled");
+    assert_eq!(here.status(), "running");
+    let writes = here.check();
+    here.runs_on(writes);
+    let (status, said) = there.machine.wait();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("hint:"), "{said}");
+    // And it can be tried again.
+    let fast = json!({ "max-bandwidth": 0 });
+    here.qmp.execute("migrate-set-parameters", fast);
+    let (mut there, at) = Side::incoming("unix", &[]);
+    here.qmp.execute("migrate", json!({ "uri": at }));
+    here.qmp.wait_migration("completed");
+    there.qmp.wait_status("running");
+    there.check();
+}
+
+#[test]
+fn a_destination_that_dies_leaves_the_guest_where_it_is() {
+    let _turn = turn();
+    let (mut here, there) = under_way();
+    there.machine.signal(rustix::process::Signal::KILL);
+    let ended = here.qmp.wait_migration("failed");
+    let said = ended["error-desc"].as_str().unwrap();
+    assert!(said.contains("destination"), "{ended}");
+    assert_eq!(here.status(), "running");
+    let writes = here.check();
+    here.runs_on(writes);
+}
+
+#[test]
+fn a_machine_of_another_size_is_refused_with_both_values() {
+    let _turn = turn();
+    let here = Side::run(&["--workload", "rate=10000"]);
+    let (there, at) = Side::incoming("unix", &["--memory", "24M"]);
+    let (mut here, output) = here.migrate(&at, &[]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("hint:"), "{said}");
+    assert_eq!(here.status(), "running");
+    let (status, said) = there.machine.wait();
+    assert_eq!(status.code(), Some(1), "{said}");
+    for value in ["0x1800000", "0x1000000", "hint:"] {
+        assert!(said.contains(value), "{value} is not in: {said}");
+    }
+}
+
+#[test]
+fn nobody_there_is_a_clear_error() {
+    let _turn = turn();
+    let here = Side::run(&[]);
+    let nowhere = format!("unix:{}", here.dir.path().join("nowhere").display());
+    let (mut here, output) = here.migrate(&nowhere, &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let ended: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(ended["status"], "failed");
+    assert!(
+        ended["error"].as_str().unwrap().contains("nowhere"),
+        "{ended}"
+    );
+    assert!(ended["hint"].is_string(), "{ended}");
+    assert_eq!(here.status(), "running");
+}
+
+#[test]
+fn an_interrupted_command_cancels() {
+    let _turn = turn();
+    let mut here = Side::run(&["--workload", "rate=unlimited"]);
+    here.runs_on(100_000);
+    let (there, at) = Side::incoming("unix", &[]);
+    let Side { dir, machine, qmp } = here;
+    drop(qmp);
+    let address = machine.qmp_address();
+    let args = ["migrate", "--qmp", &address, &at, "--max-bandwidth", "100K"];
+    let mut command = paguro(args);
+    let command = command
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The destination is the one that can be looked at meanwhile.
+    let mut there = there;
+    there.qmp.wait_migration("active");
+    let pid = rustix::process::Pid::from_child(&command);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = crate::machine::finish(command);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cancelled"), "{said}");
+    let qmp = machine.connect();
+    let mut here = Side { dir, machine, qmp };
+    assert_eq!(here.status(), "running");
+    // What was set for it was put back.
+    let now = here.qmp.execute("query-migrate-parameters", json!({}));
+    assert_eq!(now["max-bandwidth"], 0);
+    let (status, _) = there.machine.wait();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_machine_that_waits_refuses_what_it_cannot_do() {
+    let _turn = turn();
+    let mut there = Side::run(&["--incoming", "defer"]);
+    assert_eq!(there.status(), "inmigrate");
+    let (_, desc) = there
+        .qmp
+        .refused("migrate", json!({ "uri": "tcp:127.0.0.1:1" }));
+    assert!(desc.contains("incoming"), "{desc}");
+    there
+        .qmp
+        .execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }));
+    let uri = json!({ "uri": "tcp:127.0.0.1:0" });
+    there.qmp.refused("migrate-incoming", uri);
+    assert_eq!(there.status(), "inmigrate");
+    there.quit();
+}
+
+#[test]
+fn the_rate_of_writes_can_be_measured_before() {
+    let _turn = turn();
+    let mut here = Side::run(&["--workload", "rate=10000"]);
+    let now = here.qmp.execute("query-dirty-rate", json!({}));
+    assert_eq!(now["status"], "unstarted");
+    for mode in ["dirty-bitmap", "page-sampling"] {
+        let how = json!({ "calc-time": 200, "calc-time-unit": "millisecond", "mode": mode });
+        here.qmp.execute("calc-dirty-rate", how);
+        loop {
+            let now = here.qmp.execute("query-dirty-rate", json!({}));
+            assert!(now.get("x-paguro-error").is_none(), "{now}");
+            if now["status"] == "measured" {
+                assert!(now["dirty-rate"].as_u64().unwrap() > 0, "{now}");
+                break;
+            }
+            std::thread::yield_now();
+        }
+    }
+    let how = json!({ "calc-time": 1, "mode": "dirty-ring" });
+    here.qmp.refused("calc-dirty-rate", how);
+}
