@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use paguro_migration::channel::Listener;
+use paguro_migration::channel::{self, Address, Listener};
 use paguro_migration::destination::{self, Arrival, ReceiveError};
 use paguro_migration::machine::{Machine, WriterClass};
 use paguro_migration::restore::{Filler, RestoreMode};
 use paguro_migration::source::{self, MigrateOptions, Migration};
-use paguro_migration::{Control, Memory, SnapshotOptions};
+use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, GuestRam};
 use paguro_sys::{Advice, BusErrors, HUGE_PAGE_BYTES, Userfault};
 use paguro_vmm::{Config, RunState, Vm};
@@ -69,6 +69,19 @@ impl Guest {
     ) -> Result<Value> {
         let machine: &dyn Machine = &*self.vm;
         let report = paguro_migration::snapshot(machine, &self.memory, path, options, control)?;
+        Ok(serde_json::to_value(report)?)
+    }
+
+    /// Saves it as a stream; blocks until that is done.
+    pub fn snapshot_to_stream(
+        &self,
+        address: &Address,
+        channel: &channel::Options,
+        options: &SnapshotOptions,
+        control: &Control,
+    ) -> Result<Value> {
+        let (machine, memory): (&dyn Machine, _) = (&*self.vm, &self.memory);
+        let report = snapshot_to_stream(machine, memory, address, channel, options, control)?;
         Ok(serde_json::to_value(report)?)
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
+use paguro_migration::channel::{self, Address, Stop};
 use paguro_migration::control::{Control, Status};
 use paguro_migration::options::SnapshotOptions;
 use paguro_migration::source::{MigrateOptions, Migration};
@@ -51,9 +52,26 @@ pub enum Work {
         control: Control,
         /// Whether the guest runs on.
         background: bool,
+        /// Ends what waits for a channel.
+        stop: Option<Stop>,
     },
     /// Moves the machine to another process.
     Migration(Migration),
+}
+
+/// Where a snapshot goes.
+pub enum SnapshotTo {
+    /// To a file in which each page has its place.
+    File(PathBuf),
+    /// To anywhere.
+    Stream(Address, channel::Options),
+}
+
+fn cancel(control: &Control, stop: Option<&Stop>) {
+    control.cancel();
+    if let Some(stop) = stop {
+        stop.stop();
+    }
 }
 
 /// What is left of a job that ended.
@@ -106,7 +124,7 @@ impl Migrations {
             return;
         };
         match &job.work {
-            Work::Snapshot { control, .. } => control.cancel(),
+            Work::Snapshot { control, stop, .. } => cancel(control, stop.as_ref()),
             Work::Migration(migration) => migration.quit(),
         }
         if !job.wait_told(at_most) {
@@ -131,7 +149,7 @@ impl Job {
     /// Starts a snapshot.
     pub fn snapshot(
         monitor: &Monitor,
-        path: PathBuf,
+        to: SnapshotTo,
         options: SnapshotOptions,
     ) -> Result<Arc<Self>, QmpError> {
         let events = monitor.events.clone();
@@ -144,9 +162,18 @@ impl Job {
         let work = Work::Snapshot {
             control: Control::new(Some(Box::new(hook))),
             background: options.background,
+            stop: match &to {
+                SnapshotTo::File(_) => None,
+                SnapshotTo::Stream(_, channel) => Some(channel.stop.clone()),
+            },
         };
         Self::start(monitor, work, move |guest, work| match work {
-            Work::Snapshot { control, .. } => guest.snapshot(&path, &options, control),
+            Work::Snapshot { control, .. } => match &to {
+                SnapshotTo::File(path) => guest.snapshot(path, &options, control),
+                SnapshotTo::Stream(address, channel) => {
+                    guest.snapshot_to_stream(address, channel, &options, control)
+                }
+            },
             Work::Migration(_) => unreachable!("it is the one above"),
         })
     }
@@ -249,7 +276,7 @@ impl Job {
     /// `migrate_cancel`: no error if it has ended.
     pub fn cancel(&self) -> Result<(), QmpError> {
         match &self.work {
-            Work::Snapshot { control, .. } => control.cancel(),
+            Work::Snapshot { control, stop, .. } => cancel(control, stop.as_ref()),
             Work::Migration(migration) if !self.is_over() => {
                 migration.cancel().map_err(QmpError::generic)?;
             }

@@ -5,12 +5,12 @@
 //! | off | off | a migration: the guest moves while it runs, to any address |
 //! | on | on | a snapshot to a file, while the guest runs on |
 //! | off | on | a snapshot to a file of the guest, which is stopped for it and stays so |
-//! | on | off | refused: there are no background snapshots as a stream yet |
+//! | on | off | a snapshot as a stream, to any address, while the guest runs on; whoever loads it has a second guest |
 
 use paguro_migration::switchover::MigrationStatus;
 
 use super::commands::Answer;
-use super::jobs::{Job, Work};
+use super::jobs::{Job, SnapshotTo, Work};
 use super::{Args, Monitor, QmpError, address};
 
 /// `migrate`
@@ -29,23 +29,18 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let mut migrations = monitor.migrations.lock();
     migrations.refuse_if_busy()?;
     let capabilities = migrations.capabilities;
-    let job = match (capabilities.mapped_ram, capabilities.background_snapshot) {
-        (true, background) => {
-            let path = address::file(address)?;
-            let mut options = migrations.settings.snapshot.clone();
-            options.background = background;
-            Job::snapshot(monitor, path, options)?
-        }
-        (false, true) => {
-            return Err(QmpError::generic(
-                "A background snapshot needs the capability 'mapped-ram' and a file: as a stream it \
-                 is not supported yet",
-            ));
-        }
-        (false, false) => {
-            let options = migrations.settings.migrate_options(capabilities, address)?;
-            Job::migration(monitor, options)?
-        }
+    let (mapped_ram, background) = (capabilities.mapped_ram, capabilities.background_snapshot);
+    let job = if mapped_ram || background {
+        let to = match mapped_ram {
+            true => SnapshotTo::File(address::file(address)?),
+            false => SnapshotTo::Stream(address, migrations.settings.channel_options()?),
+        };
+        let mut options = migrations.settings.snapshot.clone();
+        options.background = background;
+        Job::snapshot(monitor, to, options)?
+    } else {
+        let options = migrations.settings.migrate_options(capabilities, address)?;
+        Job::migration(monitor, options)?
     };
     migrations.last = Some(job);
     Ok(Answer::default())

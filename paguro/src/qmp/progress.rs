@@ -53,6 +53,7 @@ fn of_job(job: &Job) -> Value {
         Work::Snapshot {
             control,
             background,
+            ..
         } => {
             if !matches!(status, "failed" | "cancelled") || outcome.is_none() {
                 of_snapshot(&mut all, control, status);
