@@ -19,7 +19,14 @@ use crate::size::human;
 const POLL: Duration = Duration::from_millis(50);
 
 /// The capabilities that a snapshot sets, and puts back.
-const CAPABILITIES: [&str; 2] = ["background-snapshot", "mapped-ram"];
+const CAPABILITIES: [&str; 5] = [
+    "background-snapshot",
+    "mapped-ram",
+    // Those of migrations do not go together with these.
+    "auto-converge",
+    "pause-before-switchover",
+    "return-path",
+];
 
 /// Runs the command.
 pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
@@ -51,7 +58,7 @@ fn take(args: &SnapshotArgs, path: &Path) -> Result<Value> {
     let interrupts = Interrupts::catch()?;
     let mut client = Client::connect(&args.qmp.0)?;
     let before = capabilities(&mut client)?;
-    set(&mut client, &[!args.stop, true])?;
+    set(&mut client, &[!args.stop, true, false, false, false])?;
     let ended = run(&mut client, path, &interrupts);
     // Also after a failure; which is the one to tell.
     let restored = set(&mut client, &before);
@@ -60,21 +67,21 @@ fn take(args: &SnapshotArgs, path: &Path) -> Result<Value> {
     Ok(ended)
 }
 
-fn capabilities(client: &mut Client) -> Result<[bool; 2]> {
+fn capabilities(client: &mut Client) -> Result<[bool; CAPABILITIES.len()]> {
     let list = client.execute("query-migrate-capabilities", json!({}))?;
     let entries = list.as_array().context("capabilities are no list")?;
     let state = |name: &str| {
         let entry = entries.iter().find(|entry| entry["capability"] == name);
         entry.and_then(|entry| entry["state"].as_bool())
     };
-    let mut found = [false; 2];
+    let mut found = [false; CAPABILITIES.len()];
     for (name, found) in CAPABILITIES.iter().zip(&mut found) {
         *found = state(name).with_context(|| format!("the other side has no {name}"))?;
     }
     Ok(found)
 }
 
-fn set(client: &mut Client, states: &[bool; 2]) -> Result<()> {
+fn set(client: &mut Client, states: &[bool; CAPABILITIES.len()]) -> Result<()> {
     let list = CAPABILITIES
         .iter()
         .zip(states)

@@ -19,10 +19,10 @@ use crate::qmp::Client;
 
 /// What anything may take before it is given up: long, because hosts can be slow and busy, and
 /// only something that is stuck gets there.
-const IN_VAIN: Duration = Duration::from_secs(60);
+pub(super) const IN_VAIN: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that will change soon.
-const POLL: Duration = Duration::from_millis(2);
+pub(super) const POLL: Duration = Duration::from_millis(2);
 
 /// Parameters of a snapshot: names and values of `migrate-set-parameters`.
 pub type Parameters = Map<String, Value>;
@@ -33,7 +33,7 @@ pub struct Machine {
     options: MachineOptions,
     client: Client,
     progress: Arc<ProgressFile>,
-    defaults: Parameters,
+    pub(super) defaults: Parameters,
     dir: TempDir,
     /// Closed when this process ends, in whatever way; the child ends with it.
     _leash: Option<OwnedFd>,
@@ -123,6 +123,12 @@ impl Machine {
     /// What it was made of.
     pub fn options(&self) -> &MachineOptions {
         &self.options
+    }
+
+    /// A directory that goes with it.
+    #[allow(dead_code, reason = "for campaigns of migrations, which come to be")]
+    pub fn directory(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The guest's counters.

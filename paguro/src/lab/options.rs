@@ -30,6 +30,11 @@ pub struct MachineOptions {
     pub ram_split: Option<u64>,
     /// Out of a file.
     pub restore: Option<RestoreFrom>,
+    /// Waits for another machine, from where `migrate-incoming` will say; see
+    /// [`Machine::start_incoming`](super::Machine::start_incoming).
+    pub incoming: bool,
+    /// Entries of KVM's dirty ring, instead of its log.
+    pub dirty_ring_entries: Option<u32>,
     /// Does not start by itself.
     pub paused: bool,
     /// Gaps in the guest's progress from this length on are listed one by one.
@@ -62,6 +67,8 @@ impl Default for MachineOptions {
             dma: None,
             ram_split: None,
             restore: None,
+            incoming: false,
+            dirty_ring_entries: None,
             paused: false,
             gap_threshold_us: 500,
             force: String::new(),
@@ -96,7 +103,11 @@ impl MachineOptions {
             args.push(value);
         };
         add("--cpus", self.cpus.to_string().into());
-        add("--accel", name(self.accel).into());
+        let accel = match self.dirty_ring_entries {
+            Some(entries) => format!("{},dirty-ring-size={entries}", name(self.accel)),
+            None => name(self.accel),
+        };
+        add("--accel", accel.into());
         add("--backing", name(self.backing).into());
         add("--pages", name(self.pages).into());
         add("--serial", "none".into());
@@ -118,6 +129,9 @@ impl MachineOptions {
                 add("--restore-mode", name(from.mode).into());
                 add("--prefetch", prefetch_text(from.prefetch).into());
             }
+        }
+        if self.incoming {
+            args.extend(["--incoming".into(), "defer".into()]);
         }
         if self.paused {
             args.push("--paused".into());

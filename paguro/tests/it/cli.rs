@@ -16,6 +16,7 @@ fn help_teaches_by_examples() {
             &[
                 "run",
                 "snapshot",
+                "migrate",
                 "restore",
                 "inspect",
                 "bench",
@@ -39,6 +40,7 @@ fn help_teaches_by_examples() {
                 "--qmp",
                 "--serial",
                 "--restore",
+                "--incoming",
                 "--restore-mode",
                 "--prefetch",
                 "--paused",
@@ -50,6 +52,10 @@ fn help_teaches_by_examples() {
         (
             &["snapshot", "--help"],
             &["--qmp", "--json", "pause_us", "Examples:"],
+        ),
+        (
+            &["migrate", "--help"],
+            &["--qmp", "--json", "downtime_us", "--timeout", "Examples:"],
         ),
         (&["inspect", "--help"], &["--verify", "--json", "Examples:"]),
         (&["bench", "snapshot", "--help"], &["--quick", "--json"]),
@@ -73,6 +79,10 @@ fn options_that_make_no_sense_are_refused() {
         &["run", "--prefetch", "fast"],
         &["run", "--cmdline", "x"],
         &["snapshot", "file"],
+        &["run", "--incoming", "carrier-pigeon:1"],
+        &["run", "--incoming", "defer", "--restore", "file"],
+        &["migrate", "tcp:127.0.0.1:1"],
+        &["migrate", "--qmp", "unix:/x", "tcp:127.0.0.1"],
         &["frobnicate"],
         &[],
     ] {

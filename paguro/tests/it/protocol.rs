@@ -245,9 +245,28 @@ fn parameters_are_set_together_or_not_at_all() {
     );
     assert!(desc.contains("power of two"), "{desc}");
     assert_eq!(qmp.execute("query-migrate-parameters", json!({})), before);
+    let initial =
+        json!({ "max-bandwidth": 1000, "cpu-throttle-initial": 60, "max-cpu-throttle": 50 });
+    let (_, desc) = qmp.refused("migrate-set-parameters", initial);
+    assert!(desc.contains("cpu-throttle-initial"), "{desc}");
+    assert_eq!(qmp.execute("query-migrate-parameters", json!({})), before);
     let new = json!({
         "max-bandwidth": 1000,
         "multifd-channels": 3,
+        "downtime-limit": 50,
+        "avail-switchover-bandwidth": 5000,
+        "cpu-throttle-initial": 30,
+        "cpu-throttle-increment": 5,
+        "max-cpu-throttle": 80,
+        "cpu-throttle-tailslow": true,
+        "throttle-trigger-threshold": 70,
+        "multifd-compression": "zstd",
+        "xbzrle-cache-size": 1 << 20,
+        "tls-creds": "/etc/pki",
+        "tls-hostname": "there",
+        "x-paguro-convergence-timeout": 60,
+        "x-paguro-at-timeout": "switchover",
+        "x-paguro-silence": 1500,
         "x-paguro-page-buffer": 1 << 20,
         "x-paguro-chunk-size": 65536,
         "x-paguro-checksums": false,
@@ -260,6 +279,10 @@ fn parameters_are_set_together_or_not_at_all() {
     });
     qmp.execute("migrate-set-parameters", new.clone());
     assert_eq!(qmp.execute("query-migrate-parameters", json!({})), new);
+    let other = json!({ "x-paguro-sabotage": "break-skip-dirty-page" });
+    qmp.execute("migrate-set-parameters", other.clone());
+    let now = qmp.execute("query-migrate-parameters", json!({}));
+    assert_eq!(now["x-paguro-sabotage"], other["x-paguro-sabotage"]);
 }
 
 #[test]

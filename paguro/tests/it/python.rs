@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::machine::{Machine, text};
+use crate::machine::{Machine, text, turn};
 
 /// A Python that has the package: `PAGURO_TEST_PYTHON`, or else `python3`.
 fn python() -> Option<String> {
@@ -41,4 +41,26 @@ fn qemu_qmp_connects_snapshots_queries_and_sees_events() {
     println!("{said}");
     let (status, said) = machine.wait();
     assert!(status.success(), "{said}");
+}
+
+#[test]
+fn qemu_qmp_moves_a_guest() {
+    let Some(python) = python() else { return };
+    let _turn = turn();
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Machine::run_in_turn(here.path(), &["--workload", "rate=10000"]);
+    let destination = Machine::run_in_turn(there.path(), &["--incoming", "defer"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qmp_migrate.py");
+    let output = Command::new(python)
+        .arg(script)
+        .args([source.socket(), destination.socket()])
+        .output()
+        .unwrap();
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    println!("{said}");
+    for machine in [source, destination] {
+        let (status, said) = machine.wait();
+        assert!(status.success(), "{said}");
+    }
 }
