@@ -85,7 +85,8 @@ pub struct RunArgs {
     /// kernel is not loaded again.
     #[arg(long, value_name = "FILE")]
     pub restore: Option<PathBuf>,
-    /// Wait for a machine to come in: tcp:[HOST]:PORT (port 0: any, which is then printed),
+    /// Wait for a machine to come in: tcp:HOST:PORT (no HOST: any
+    /// address; port 0: any, which is then printed),
     /// unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND, file:PATH, or defer, and QMP's
     /// `migrate-incoming` will say where from
     #[arg(long, value_name = "URI", conflicts_with = "restore")]

@@ -83,6 +83,8 @@ impl Arrivals {
             local: listener.local_address().clone(),
             ended: Mutex::default(),
         });
+        // It begins so, which is no change.
+        monitor.events.migration(entry.arrival.status().name());
         *self.lock() = State::Open(entry.clone());
         let (guest, waiting) = (monitor.guest.clone(), entry.clone());
         let wait = move || {

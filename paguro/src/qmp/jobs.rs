@@ -188,6 +188,8 @@ impl Job {
             }
         };
         let migration = Migration::new(&options, Some(Box::new(hook)))?;
+        // It begins so, which is no change.
+        monitor.events.migration(migration.status().name());
         Self::start(
             monitor,
             Work::Migration(migration),
