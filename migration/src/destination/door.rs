@@ -125,7 +125,9 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
 
 /// The stream is whole; how a command ended is part of that.
 fn finish(arrival: &Arrival, reader: Reader) {
-    if let Err(error) = reader.finish() {
+    if let Err(error) = reader.finish()
+        && !ChannelError::inside(&error).is_some_and(ChannelError::is_stop)
+    {
         let error = crate::snapshot::chain(&error);
         tracing::warn!(%error, "the channel of a whole stream did not end well");
     }

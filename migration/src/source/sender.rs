@@ -145,20 +145,8 @@ impl Sender<'_> {
             if forecast <= self.options.downtime_limit || nothing_left {
                 return Ok(());
             }
-            let convergence = &self.options.convergence;
-            let over = convergence
-                .timeout
-                .filter(|time| self.began.elapsed() >= *time);
-            if let Some(time) = over {
-                match convergence.at_timeout {
-                    AtTimeout::Switchover => return Ok(()),
-                    AtTimeout::Cancel => {
-                        return Err(Stopped::Failed(MigrateError::NotConverging {
-                            after_s: time.as_secs(),
-                            forecast_ms: u64::try_from(forecast.as_millis()).unwrap_or(u64::MAX),
-                        }));
-                    }
-                }
+            if self.is_out_of_time(forecast)? {
+                return Ok(());
             }
             let percent = throttling
                 .as_mut()
@@ -171,7 +159,21 @@ impl Sender<'_> {
         }
     }
 
-    /// Everything that is dirty now, in PARTs.
+    /// Whether the time to converge is over and the guest is to be stopped all the same.
+    fn is_out_of_time(&self, forecast: Duration) -> Result<bool, Stopped> {
+        let convergence = &self.options.convergence;
+        let over = |time: &Duration| self.began.elapsed() >= *time;
+        match (convergence.timeout.filter(over), convergence.at_timeout) {
+            (None, _) => Ok(false),
+            (Some(_), AtTimeout::Switchover) => Ok(true),
+            (Some(time), AtTimeout::Cancel) => Err(Stopped::Failed(MigrateError::NotConverging {
+                after_s: time.as_secs(),
+                forecast_ms: u64::try_from(forecast.as_millis()).unwrap_or(u64::MAX),
+            })),
+        }
+    }
+
+    /// Everything that is dirty now, in PARTs; less when the time to converge is over.
     fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
         let chunks: Vec<_> = self.pages.chunks().collect();
         let mut due = Due::default();
@@ -195,6 +197,10 @@ impl Sender<'_> {
                 self.publish();
             }
             self.stream.end_part()?;
+            let last_sync = Progress::get(&self.migration.progress().sync_us);
+            if self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))? {
+                break;
+            }
             while let Some(rest) = pace.due(self.stream.written_bytes(), self.options.max_bandwidth)
             {
                 if self.is_told_to_stop() {
@@ -264,8 +270,13 @@ impl Sender<'_> {
         let forecast = outlook.downtime();
         let progress = self.migration.progress();
         Progress::set(&progress.bandwidth, measured);
-        Progress::set(&progress.expected_downtime_us, micros(forecast));
-        Progress::set(&progress.forecast_us, micros(forecast));
+        // Nothing was sent yet from which to tell: then there is next to nothing to send.
+        let known = match forecast {
+            Duration::MAX => 0,
+            forecast => micros(forecast),
+        };
+        Progress::set(&progress.expected_downtime_us, known);
+        Progress::set(&progress.forecast_us, known);
         Progress::set(&progress.last_dirty_bytes, outlook.dirty_bytes);
         forecast
     }

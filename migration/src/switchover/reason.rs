@@ -1,5 +1,7 @@
 //! Why a migration ended otherwise than hoped for.
 
+use super::outcome::{SHUT_ABANDONED, SHUT_FAILED};
+
 /// Why. What exactly the channel or the machine said is kept by whoever drives the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
@@ -14,7 +16,7 @@ pub enum Reason {
     #[error("this side failed")]
     Here,
     /// The peer's: it said that it failed.
-    #[error("the destination failed (code {code})")]
+    #[error("the destination failed{}", code_in_words(*code))]
     Peer {
         /// Of its SHUT.
         code: u32,
@@ -40,4 +42,13 @@ pub enum Reason {
     /// The source's: it told the destination to forget it.
     #[error("the source runs on itself")]
     TakenBack,
+}
+
+/// What a SHUT says beyond that it is none that confirms.
+fn code_in_words(code: u32) -> String {
+    match code {
+        SHUT_FAILED => String::new(),
+        SHUT_ABANDONED => ": it gave up what had come, and says why itself".to_owned(),
+        other => format!(" (code {other})"),
+    }
 }
