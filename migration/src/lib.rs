@@ -19,6 +19,7 @@ mod file;
 pub mod handover;
 pub mod machine;
 mod memory;
+pub mod multifd;
 pub mod options;
 mod outlet;
 pub mod restore;

@@ -40,7 +40,7 @@ impl StreamOutlet {
         let (_, writer) = connected.split();
         let table = table_of(ram).map_err(of_stream)?;
         let mut stream = Stream::new(writer, machine, ram.clone(), table);
-        stream.begin(&[]).map_err(of_stream)?;
+        stream.begin(&[], false).map_err(of_stream)?;
         let lengths = ram.blocks().iter().map(|block| block.used_bytes());
         Ok(Self {
             stream,

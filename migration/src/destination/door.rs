@@ -1,7 +1,7 @@
 //! The door: what comes in, and what each of it is.
 //!
 //! The first four bytes of a connection say what it is: `QEVM` a stream, `PgOQ` a source that asks
-//! for the outcome of its migration. Anything else is shut out, and the door stays open: whoever
+//! for the outcome of its migration, `11 22 33 44` a multifd channel. Anything else is shut out, and the door stays open: whoever
 //! scans ports must not cost anybody a migration. A connection that is the only one there can be
 //! (a pipe, a command, a file) is the stream, or nothing.
 
@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
 use paguro_wire::stream::header::MAGIC;
+use paguro_wire::stream::multifd;
 
-use super::{Arrival, ReceiveError, stream};
+use super::{Arrival, ReceiveError, lanes, stream};
 use crate::channel::{Channel, ChannelError, Listener, Reader, Stop};
 use crate::machine::Recipient;
 use crate::switchover::outcome::{MESSAGE_BYTES, QUERY_MAGIC};
 use crate::switchover::{DestinationEvent, Query};
+
+const MULTIFD_MAGIC: [u8; 4] = multifd::MAGIC.to_be_bytes();
 
 /// Connections that are talked to at the same time; more wait.
 const GUESTS: usize = 32;
@@ -46,7 +49,8 @@ pub(super) fn keep<'s, 'e>(
             }
             Err(error) => return arrival.fail(&ReceiveError::Channel(error)),
         };
-        if inside.fetch_add(1, Ordering::AcqRel) >= GUESTS {
+        let guests = GUESTS + arrival.lanes.count();
+        if inside.fetch_add(1, Ordering::AcqRel) >= guests {
             inside.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!(peer = channel.peer(), "too many connections at once");
             continue;
@@ -94,6 +98,9 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
                 Ok(()) => finish(arrival, reader),
                 Err(error) => arrival.fail(&error),
             }
+        }
+        Ok(MULTIFD_MAGIC) if arrival.lanes.count() > 0 => {
+            lanes::receive(arrival, stream::behind(first, reader), handle, &peer);
         }
         Ok(QUERY_MAGIC) if !only_one => {
             let asker = Arc::new(Mutex::new(writer));

@@ -31,6 +31,16 @@ pub fn receive(
     listener: Listener,
     arrival: &Arrival,
 ) -> Result<(), ReceiveError> {
+    if let Some(multifd) = &arrival.options.multifd {
+        let wrong = multifd.check().err();
+        let wrong = wrong.map(|(option, value, rule)| format!("{option} {value} ({rule})"));
+        let one_way = (!arrival.options.return_path)
+            .then(|| "multifd at an address that can be connected to once".to_owned());
+        if let Some(what) = wrong.or(one_way) {
+            arrival.fail(&ReceiveError::Unsupported { what: what.clone() });
+            return Err(ReceiveError::Unsupported { what });
+        }
+    }
     let stop = listener.stop_handle();
     std::thread::scope(|scope| {
         let (open, recipient_at_door) = (stop.clone(), recipient);
@@ -51,6 +61,7 @@ pub fn receive(
         }
         inner.asker = None;
         inner.back = None;
+        arrival.lanes.end();
         result
     })
 }
@@ -113,6 +124,7 @@ fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) 
             let _ = arrival.on(event);
         }
         DestinationAction::CloseChannel => {
+            arrival.lanes.end();
             let channel = arrival.lock().channel.take();
             if let Some(channel) = channel {
                 channel.shutdown();

@@ -1,6 +1,7 @@
 //! What can go wrong with a machine that comes in.
 
 use std::io;
+use std::time::Duration;
 
 use paguro_wire::DecodeError;
 
@@ -24,6 +25,28 @@ pub enum ReceiveError {
         /// What.
         what: String,
     },
+    /// The source's, or the network's: not all multifd channels came.
+    #[error("{came} of {of} multifd channels came within {:.1} s", within.as_secs_f64())]
+    MissingChannels {
+        /// So many came.
+        came: usize,
+        /// So many this side was told of.
+        of: usize,
+        /// How long they were waited for.
+        within: Duration,
+    },
+    /// The source's, or the network's: a multifd channel ends too early or makes no sense.
+    #[error("multifd channel {channel} cannot be used")]
+    Channels {
+        /// Its number.
+        channel: u8,
+        /// Why.
+        #[source]
+        source: DecodeError,
+    },
+    /// The network's: the multifd channels bring nothing.
+    #[error("the multifd channels are silent for {:.1} s", .0.as_secs_f64())]
+    SilentChannels(Duration),
     /// The machine's: the state that came is none of it, or the host does not take it.
     #[error("the machine does not take the state that came")]
     Machine(#[source] MachineError),
@@ -56,9 +79,13 @@ impl ReceiveError {
         };
         match self {
             Self::Channel(_) => Reason::Channel,
-            Self::Stream(DecodeError::Read { source, .. }) => of_io(source),
-            Self::Stream(DecodeError::Truncated { .. }) => Reason::Channel,
-            Self::Stream(_) | Self::Unsupported { .. } => Reason::OutOfTurn,
+            Self::MissingChannels { .. } | Self::SilentChannels(_) => Reason::Silence,
+            Self::Stream(source) | Self::Channels { source, .. } => match source {
+                DecodeError::Read { source, .. } => of_io(source),
+                DecodeError::Truncated { .. } => Reason::Channel,
+                _ => Reason::OutOfTurn,
+            },
+            Self::Unsupported { .. } => Reason::OutOfTurn,
             Self::Ended { why, .. } => *why,
             _ => Reason::Here,
         }

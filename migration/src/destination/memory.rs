@@ -24,25 +24,36 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// Before the list of blocks came.
-    pub(super) fn new(ram: GuestRam) -> Self {
-        let received = ram.blocks().iter().map(|b| PageSet::new(b.max_pages()));
-        Self {
-            received: received.collect(),
-            blocks: Vec::new(),
-            ram,
-        }
-    }
-
-    /// The list came: all of its blocks must be here, each with its length.
-    pub(super) fn begin(
-        &mut self,
+    /// The list of blocks came: all of them must be here, each with its length.
+    pub(super) fn new(
+        ram: GuestRam,
         table: &BlockTable,
         here: &BlockTable,
         at: u64,
-    ) -> Result<(), DecodeError> {
-        self.blocks = table.same_as(here, at)?;
-        Ok(())
+    ) -> Result<Self, DecodeError> {
+        let received = ram.blocks().iter().map(|b| PageSet::new(b.max_pages()));
+        Ok(Self {
+            received: received.collect(),
+            blocks: table.same_as(here, at)?,
+            ram,
+        })
+    }
+
+    /// A page with content.
+    pub(super) fn page(&self, block: usize, offset: u64, page: &[u8]) {
+        let (block, offset) = self.place(block, offset);
+        self.ram.blocks()[block].mapping().copy_in(offset, page);
+        self.received[block].insert(offset / page_size());
+    }
+
+    /// A page of zeros.
+    pub(super) fn zero(&self, block: usize, offset: u64) {
+        let (block, offset) = self.place(block, offset);
+        if self.received[block].contains(offset / page_size()) {
+            self.ram.blocks()[block]
+                .mapping()
+                .copy_in(offset, &[0; PAGE]);
+        }
     }
 
     /// A record of a page; what belongs to it is next in the input. Whether it had content.
@@ -53,19 +64,11 @@ impl Arriving {
     ) -> Result<bool, DecodeError> {
         match record {
             RamRecord::Page { block, offset } => {
-                let (block, offset) = self.place(block, offset);
-                let page = input.page("page")?;
-                self.ram.blocks()[block].mapping().copy_in(offset, page);
-                self.received[block].insert(offset / page_size());
+                self.page(block, offset, input.page("page")?);
                 Ok(true)
             }
             RamRecord::Zero { block, offset } => {
-                let (block, offset) = self.place(block, offset);
-                if self.received[block].contains(offset / page_size()) {
-                    self.ram.blocks()[block]
-                        .mapping()
-                        .copy_in(offset, &[0; PAGE]);
-                }
+                self.zero(block, offset);
                 Ok(false)
             }
             RamRecord::Xbzrle {

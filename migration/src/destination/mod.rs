@@ -6,6 +6,7 @@
 //! | `drive` | obeys the control side: loads, starts, answers |
 //! | `door` | lets connections in and finds out what each is |
 //! | `stream` | reads the stream and hands over what it says |
+//! | `lanes` | the multifd channels |
 //! | `memory` | puts pages in their place |
 //! | `patience` | a source that sends a byte a second is not waited for |
 //!
@@ -17,6 +18,7 @@
 mod door;
 mod drive;
 mod error;
+mod lanes;
 mod memory;
 mod patience;
 mod stream;
@@ -28,11 +30,14 @@ use std::time::{Duration, Instant};
 use paguro_wire::device::DeviceSection;
 
 use crate::channel::{Handle, Writer};
+use crate::multifd::Multifd;
 use crate::source::Progress;
 use crate::switchover::{
     Advice, Answer, Destination, DestinationAction, DestinationConfig, DestinationEvent,
     DestinationState, HeldState, MigrationStatus, Query, Unexpected,
 };
+
+use lanes::Lanes;
 
 pub use drive::receive;
 pub use error::ReceiveError;
@@ -51,6 +56,10 @@ pub struct ReceiveOptions {
     pub hand_over: bool,
     /// For how long a source that may be in doubt is listened for, once the decision fell.
     pub linger: Duration,
+    /// Pages come over connections of their own, as many as the source was told of.
+    pub multifd: Option<Multifd>,
+    /// How long multifd channels are waited for, and they for the main one.
+    pub connect_timeout: Duration,
 }
 
 impl ReceiveOptions {
@@ -62,6 +71,8 @@ impl ReceiveOptions {
             silence: Some(Duration::from_secs(10)),
             hand_over: false,
             linger: Duration::from_secs(60),
+            multifd: None,
+            connect_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -77,6 +88,7 @@ pub struct Arrival {
     progress: Progress,
     options: ReceiveOptions,
     hook: Option<StatusHook>,
+    lanes: Lanes,
 }
 
 struct Inner {
@@ -124,6 +136,7 @@ impl Arrival {
             changed: Condvar::new(),
             began: Instant::now(),
             progress: Progress::default(),
+            lanes: Lanes::new(&options),
             options,
             hook,
         }

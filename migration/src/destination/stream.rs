@@ -1,6 +1,7 @@
 //! Reading a stream, and handing over what it says.
 
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
 
 use paguro_wire::input::Input;
@@ -27,7 +28,7 @@ pub(super) fn read<R: Read>(
 ) -> Result<(), ReceiveError> {
     let ram = recipient.ram();
     let here = table_of(&ram).map_err(ReceiveError::Blocks)?;
-    let mut memory = Arriving::new(ram);
+    let mut memory: Option<Arc<Arriving>> = None;
     let limit = arrival.options.silence.map(|silence: Duration| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
     let input = ChannelInput::new(reader);
@@ -39,6 +40,7 @@ pub(super) fn read<R: Read>(
     let mut stream = StreamReader::new(input, expected);
     let mut tally = Tally::default();
     let mut permitted = false;
+    let mut at_end = false;
     loop {
         clock.restart();
         let event = match stream.next() {
@@ -53,8 +55,18 @@ pub(super) fn read<R: Read>(
         match event {
             Event::Ram(record) => {
                 if record == RamRecord::MultifdFlush {
-                    return Err(unsupported("multifd channels"));
+                    match arrival.lanes.count() {
+                        0 => return Err(unsupported("multifd channels")),
+                        _ => arrival.lanes.flush(arrival)?,
+                    }
                 }
+                if at_end && record == RamRecord::Eos {
+                    // Everything is here.
+                    arrival.lanes.close();
+                }
+                let Some(memory) = &memory else {
+                    return Err(ReceiveError::Bug);
+                };
                 let content = memory.take(record, stream.input());
                 tally.count(content.map_err(ReceiveError::Stream)?, record);
                 if tally.records >= PUBLISH {
@@ -62,13 +74,15 @@ pub(super) fn read<R: Read>(
                 }
             }
             Event::RamStart { table, offset } => {
-                memory
-                    .begin(&table, &here, offset)
-                    .map_err(ReceiveError::Stream)?;
+                let arriving = Arriving::new(ram.clone(), &table, &here, offset);
+                let arriving = Arc::new(arriving.map_err(ReceiveError::Stream)?);
+                arrival.lanes.begin(arriving.clone(), table.clone());
+                memory = Some(arriving);
                 let total = &arrival.progress.total_bytes;
                 total.store(table.total_bytes(), std::sync::atomic::Ordering::Relaxed);
             }
-            Event::Configuration(_) | Event::RamPart | Event::RamEnd => {}
+            Event::Configuration(_) | Event::RamPart => {}
+            Event::RamEnd => at_end = true,
             Event::Order(order) => obey(arrival, &order)?,
             Event::Device(device) => {
                 tally.publish(arrival, stream.input().offset());
@@ -125,6 +139,7 @@ impl Tally {
         let progress = &arrival.progress;
         progress.normal_pages.fetch_add(self.normal as u64, Relaxed);
         progress.zero_pages.fetch_add(self.zero as u64, Relaxed);
+        let bytes = bytes + progress.multifd_bytes.load(Relaxed);
         progress.transferred_bytes.store(bytes, Relaxed);
         *self = Self::default();
     }

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use paguro_dirty::tracker::Tracker;
 use paguro_ram::GuestRam;
 use paguro_wire::globalstate;
+use paguro_wire::stream::ram::BlockTable;
 
+use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
 use super::progress::Progress;
 use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
-use super::{MigrateError, MigrateOptions, MigrateReport, Migration, answers};
+use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
 use crate::channel::{self, Handle, Outgoing, Stop};
 use crate::machine::{Machine, Paused};
 use crate::switchover::{
@@ -67,7 +69,8 @@ pub fn migrate(
             sending: None,
             hearing: None,
             commands: None,
-            channel: None,
+            channels: Vec::new(),
+            lanes: Vec::new(),
             asking: None,
             asked: Arc::default(),
             over: None,
@@ -103,7 +106,9 @@ struct Driver<'s, 'e> {
     sending: Option<ScopedJoinHandle<'s, ()>>,
     hearing: Option<ScopedJoinHandle<'s, ()>>,
     commands: Option<CommandSender<Command>>,
-    channel: Option<Handle>,
+    /// The main channel, then those of multifd.
+    channels: Vec<Handle>,
+    lanes: Vec<ScopedJoinHandle<'s, ()>>,
     /// Ends the asking that is under way.
     asking: Option<Stop>,
     /// The connection on which the last answer came.
@@ -125,6 +130,7 @@ impl<'s, 'e> Driver<'s, 'e> {
     }
 
     fn try_connect(&mut self) -> Result<(), MigrateError> {
+        self.options.check()?;
         let host = self.memory.host();
         let ram = self.machine.ram();
         let table = table_of(&ram)?;
@@ -154,7 +160,8 @@ impl<'s, 'e> Driver<'s, 'e> {
         let connected =
             Outgoing::connect(&self.options.address, &connecting).map_err(MigrateError::Channel)?;
         let returns = connected.can_return();
-        self.channel = Some(connected.handle());
+        self.channels.push(connected.handle());
+        let lanes = self.connect_lanes(&connecting, &ram, &table)?;
         let (reader, writer) = connected.split();
         let (commands, commanded) = channel();
         let machine = self.machine.machine_name();
@@ -174,6 +181,9 @@ impl<'s, 'e> Driver<'s, 'e> {
             returns,
             began: self.began,
             devices: Vec::new(),
+            lanes,
+            batch: Box::new(Batch::new()),
+            multifd_sync: false,
         };
         if returns {
             let migration = self.migration;
@@ -197,6 +207,40 @@ impl<'s, 'e> Driver<'s, 'e> {
         };
         self.sending = Some(self.spawn("migrate/send", send)?);
         Ok(())
+    }
+
+    /// The connections of multifd, each with its thread.
+    fn connect_lanes(
+        &mut self,
+        connecting: &channel::Options,
+        ram: &GuestRam,
+        table: &Arc<BlockTable>,
+    ) -> Result<Option<Lanes>, MigrateError> {
+        let Some(multifd) = self.options.multifd else {
+            return Ok(None);
+        };
+        let unordered = self.options.sabotage == SourceSabotage::SkipMultifdSync;
+        let (lanes, queue) = Lanes::new(multifd.channels, unordered);
+        for channel in 0..multifd.channels {
+            let connected = Outgoing::connect(&self.options.address, connecting)
+                .map_err(MigrateError::Channel)?;
+            self.channels.push(connected.handle());
+            let (_, mut writer) = connected.split();
+            lanes::introduce(&mut writer, channel)
+                .map_err(|error| MigrateError::broken("open a multifd channel to", error))?;
+            let lane = Lane {
+                channel,
+                writer,
+                queue: queue.clone(),
+                ram: ram.clone(),
+                table: table.clone(),
+                compression: multifd.compression,
+                migration: self.migration,
+            };
+            let thread = self.spawn(&format!("migrate/lane{channel}"), move || lane.run())?;
+            self.lanes.push(thread);
+        }
+        Ok(Some(lanes))
     }
 
     fn spawn(
@@ -353,7 +397,9 @@ impl<'s, 'e> Driver<'s, 'e> {
         }
         // In the other order a sender that fails at the closed channel would still be believed.
         self.commands = None;
-        if let Some(channel) = &self.channel {
+        // Those of multifd end by themselves when all is done.
+        let over = if completed { 1 } else { self.channels.len() };
+        for channel in self.channels.iter().take(over) {
             channel.shutdown();
         }
     }
@@ -361,10 +407,13 @@ impl<'s, 'e> Driver<'s, 'e> {
     /// Waits for all threads; what still blocks is ended.
     fn end_threads(&mut self, all: bool) {
         self.commands = None;
-        if let Some(channel) = self.channel.take() {
+        for channel in self.channels.drain(..) {
             channel.shutdown();
         }
         join(self.sending.take());
+        for lane in self.lanes.drain(..) {
+            join(Some(lane));
+        }
         join(self.hearing.take());
         if all && let Some(asking) = self.asking.take() {
             asking.stop();
@@ -449,7 +498,7 @@ impl<'s, 'e> Driver<'s, 'e> {
 
 /// A destination that fails says so and closes the channel: what it said comes before what the
 /// broken channel means.
-fn last_words(migration: &Migration, error: &MigrateError) {
+pub(super) fn last_words(migration: &Migration, error: &MigrateError) {
     if !matches!(error, MigrateError::Broken { .. }) {
         return;
     }

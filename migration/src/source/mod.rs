@@ -8,6 +8,7 @@
 //! | `answers` | the thread that hears what the destination says |
 //! | `outstanding` | which pages are still to be sent |
 //! | `stream` | the main channel |
+//! | `lanes` | the multifd channels |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
 //!
 //! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
@@ -19,6 +20,7 @@ mod answers;
 mod drive;
 mod error;
 mod forecast;
+mod lanes;
 mod options;
 mod outcome;
 mod outstanding;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::MigrateError;
 use crate::channel::{self, Address};
+use crate::multifd::Multifd;
 
 /// How a machine is sent. [`MigrateOptions::new`] gives QEMU's defaults, without its limit of
 /// bandwidth.
@@ -25,6 +27,8 @@ pub struct MigrateOptions {
     pub hand_over: bool,
     /// What happens if the guest writes faster than the channel takes it.
     pub convergence: Convergence,
+    /// Pages go over connections of their own; the destination must be told the same.
+    pub multifd: Option<Multifd>,
     /// What is broken on purpose.
     pub sabotage: SourceSabotage,
 }
@@ -41,8 +45,34 @@ impl MigrateOptions {
             pause_before_switchover: false,
             hand_over: false,
             convergence: Convergence::default(),
+            multifd: None,
             sabotage: SourceSabotage::None,
         }
+    }
+
+    /// Whether these can be together; [`migrate`](super::migrate) looks by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`MigrateError::Option`].
+    pub fn check(&self) -> Result<(), MigrateError> {
+        let wrong = |(option, value, rule)| MigrateError::Option {
+            option,
+            value,
+            rule,
+        };
+        if let Some(multifd) = &self.multifd {
+            multifd.check().map_err(wrong)?;
+            let many = matches!(
+                self.address,
+                Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }
+            );
+            if !many {
+                let rule = "it needs an address that can be connected to more than once";
+                return Err(wrong(("multifd", format!("at {}", self.address), rule)));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -113,12 +143,15 @@ pub enum SourceSabotage {
     ClearAfterRead,
     /// Some dirty pages of the last pass are left out.
     SkipPage,
+    /// The multifd channels do not wait for each other but at the end, and one of them lags.
+    SkipMultifdSync,
 }
 
 impl SourceSabotage {
     /// The names under which a program offers them.
-    pub const NAMES: [(&'static str, Self); 2] = [
+    pub const NAMES: [(&'static str, Self); 3] = [
         ("break-clear-after-read", Self::ClearAfterRead),
         ("break-skip-dirty-page", Self::SkipPage),
+        ("break-skip-multifd-sync", Self::SkipMultifdSync),
     ];
 }

@@ -11,6 +11,7 @@ use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
 use super::forecast::Outlook;
+use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
 use super::outstanding::{Due, Outstanding, TakeError};
 use super::progress::Progress;
@@ -25,6 +26,10 @@ use crate::switchover::{SourceEvent, Unexpected};
 const PART: Duration = Duration::from_millis(50);
 /// Waits are looked into that often.
 const LOOK: Duration = Duration::from_millis(20);
+/// The main channel is not silent for longer while the multifd channels are waited for.
+const BREATH: Duration = Duration::from_secs(1);
+/// Fewer bytes say nothing about the channels.
+const MEASURED_BYTES: u64 = 64 << 10;
 
 /// What the control side has it do.
 pub(super) enum Command {
@@ -67,6 +72,11 @@ pub(super) struct Sender<'a> {
     pub(super) returns: bool,
     pub(super) began: Instant,
     pub(super) devices: Vec<DeviceSection>,
+    /// The multifd channels, and what goes to them next.
+    pub(super) lanes: Option<Lanes>,
+    pub(super) batch: Box<Batch>,
+    /// Every channel writes SYNC, and the mark on the main channel is due.
+    pub(super) multifd_sync: bool,
 }
 
 /// Slows the vCPUs down, and lets them go on every path.
@@ -94,7 +104,9 @@ impl Sender<'_> {
             true => [&[PING_OPEN], &self.migration.id().pings()[..]].concat(),
             false => Vec::new(),
         };
-        self.stream.begin(&pings)?;
+        self.ask_multifd_sync(false);
+        self.stream
+            .begin(&pings, std::mem::take(&mut self.multifd_sync))?;
         let start = Instant::now();
         let _tracked = Tracked(self.tracker.clone());
         self.tracker.start().map_err(MigrateError::Tracker)?;
@@ -125,9 +137,9 @@ impl Sender<'_> {
 
     /// Pass after pass, until the rest can be sent within the limit.
     fn precopy(&mut self) -> Result<(), Stopped> {
-        let mut pace = Pace::new(self.stream.written_bytes());
+        let mut pace = Pace::new(self.written_bytes());
         let mut throttling = self.options.convergence.throttle.map(Throttling::new);
-        let mut since = (Instant::now(), self.stream.written_bytes());
+        let mut since = (Instant::now(), self.written_bytes());
         loop {
             self.pass(&mut pace)?;
             let sync = Instant::now();
@@ -137,8 +149,8 @@ impl Sender<'_> {
             let took = since.0.elapsed().as_secs_f64().max(1e-6);
             let progress = self.migration.progress();
             Progress::set(&progress.dirty_pages_rate, (new_pages as f64 / took) as u64);
-            let sent_bytes = self.stream.written_bytes() - since.1;
-            since = (Instant::now(), self.stream.written_bytes());
+            let sent_bytes = self.written_bytes() - since.1;
+            since = (Instant::now(), self.written_bytes());
 
             let forecast = self.forecast(sync);
             let nothing_left = self.pages.pages() == 0;
@@ -187,22 +199,29 @@ impl Sender<'_> {
                 if self.is_told_to_stop() {
                     return Err(Stopped::Told);
                 }
-                let (start, before) = (Instant::now(), self.stream.written_bytes());
+                let (start, before) = (Instant::now(), self.written_bytes());
                 self.send(block, chunk, &mut due)?;
-                let bytes = self.stream.written_bytes() - before;
+                let bytes = self.written_bytes() - before;
                 // A chunk of zeros says nothing about the channel.
                 if due.content.len() > super::outstanding::CHUNK / 4 {
                     self.stream.bandwidth.count(bytes, start.elapsed());
                 }
                 self.publish();
             }
-            self.stream.end_part()?;
             let last_sync = Progress::get(&self.migration.progress().sync_us);
-            if self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))? {
+            let over = self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))?;
+            if over || chunks.peek().is_none() {
+                self.end_multifd_pass(false)?;
+            }
+            self.stream.end_part()?;
+            if over {
                 break;
             }
-            while let Some(rest) = pace.due(self.stream.written_bytes(), self.options.max_bandwidth)
-            {
+            if self.lanes.is_some() {
+                // There is little in it, but it says that this side is well.
+                self.stream.flush()?;
+            }
+            while let Some(rest) = pace.due(self.written_bytes(), self.options.max_bandwidth) {
                 if self.is_told_to_stop() {
                     return Err(Stopped::Told);
                 }
@@ -218,7 +237,7 @@ impl Sender<'_> {
         block: usize,
         chunk: std::ops::Range<usize>,
         due: &mut Due,
-    ) -> Result<(), MigrateError> {
+    ) -> Result<(), Stopped> {
         let broken = self.options.sabotage == SourceSabotage::ClearAfterRead;
         let tracker: &dyn Tracker = if broken { &Nothing } else { &*self.tracker };
         let taken = self.pages.take(block, chunk.clone(), tracker, due);
@@ -226,6 +245,9 @@ impl Sender<'_> {
             TakeError::Tracker(error) => MigrateError::Tracker(error),
             TakeError::Presence { block, source } => MigrateError::Presence { block, source },
         })?;
+        if self.lanes.is_some() {
+            return self.hand_to_lanes(block, due);
+        }
         let mut zeros = due.gone.len();
         for &page in &due.content {
             zeros += usize::from(!self.stream.page(block, page)?);
@@ -243,6 +265,85 @@ impl Sender<'_> {
         Progress::add(&progress.normal_pages, total - zeros);
         Progress::add(&progress.zero_pages, zeros);
         Ok(())
+    }
+
+    /// Bytes written to all channels.
+    fn written_bytes(&self) -> u64 {
+        let multifd = &self.migration.progress().multifd_bytes;
+        self.stream.written_bytes() + Progress::get(multifd)
+    }
+
+    fn hand_to_lanes(&mut self, block: usize, due: &Due) -> Result<(), Stopped> {
+        let content = due.content.iter().map(|&page| (page, false));
+        let gone = due.gone.iter().map(|&page| (page, true));
+        for (page, is_gone) in content.chain(gone) {
+            if !self.batch.takes(block) {
+                self.push_batch()?;
+            }
+            self.batch.add(block, page, is_gone);
+        }
+        Ok(())
+    }
+
+    fn push_batch(&mut self) -> Result<(), Stopped> {
+        if !self.batch.is_empty() {
+            self.patiently(|sender, lanes| lanes.push(&sender.batch, LOOK))?;
+            self.batch.clear();
+        }
+        Ok(())
+    }
+
+    /// What is left goes to the channels, and each writes SYNC behind it.
+    fn sync_lanes(&mut self, last: bool) -> Result<(), Stopped> {
+        self.push_batch()?;
+        self.ask_multifd_sync(last);
+        if self.multifd_sync {
+            self.patiently(|_, lanes| lanes.synced(LOOK))?;
+        }
+        Ok(())
+    }
+
+    fn ask_multifd_sync(&mut self, last: bool) {
+        let asked = self
+            .lanes
+            .as_ref()
+            .is_some_and(|lanes| lanes.ask_sync(last));
+        self.multifd_sync = asked;
+    }
+
+    /// The end of a pass on the multifd channels, within a PART.
+    fn end_multifd_pass(&mut self, last: bool) -> Result<(), Stopped> {
+        if self.lanes.is_none() {
+            return Ok(());
+        }
+        let (start, before) = (Instant::now(), self.written_bytes());
+        self.sync_lanes(last)?;
+        let bytes = self.written_bytes() - before;
+        if bytes > MEASURED_BYTES {
+            self.stream.bandwidth.count(bytes, start.elapsed());
+        }
+        if std::mem::take(&mut self.multifd_sync) {
+            self.stream.multifd_flush();
+        }
+        Ok(())
+    }
+
+    /// Tries until the channels could, within a PART.
+    fn patiently(
+        &mut self,
+        mut attempt: impl FnMut(&Self, &Lanes) -> Tried,
+    ) -> Result<(), Stopped> {
+        loop {
+            let Some(lanes) = &self.lanes else {
+                return Ok(());
+            };
+            match attempt(self, lanes) {
+                Tried::Done => return Ok(()),
+                Tried::Broken => return Err(Stopped::Told),
+                Tried::Busy if self.is_told_to_stop() => return Err(Stopped::Told),
+                Tried::Busy => self.stream.breathe(BREATH)?,
+            }
+        }
     }
 
     fn sync(&mut self) -> Result<usize, MigrateError> {
@@ -283,7 +384,7 @@ impl Sender<'_> {
 
     fn publish(&self) {
         let progress = self.migration.progress();
-        let written = self.stream.written_bytes();
+        let written = self.written_bytes();
         Progress::set(&progress.remaining_bytes, self.pages.bytes());
         Progress::set(&progress.transferred_bytes, written);
     }
@@ -298,11 +399,11 @@ impl Sender<'_> {
             match self.commands.recv_timeout(patience) {
                 Ok(Command::Rest(devices)) => {
                     drop(slowed.take());
-                    let before = self.stream.written_bytes();
+                    let before = self.written_bytes();
                     let progress = self.migration.progress();
                     Progress::set(&progress.precopy_bytes, before);
                     self.rest(devices)?;
-                    let downtime_bytes = self.stream.written_bytes() - before;
+                    let downtime_bytes = self.written_bytes() - before;
                     Progress::set(&progress.downtime_bytes, downtime_bytes);
                     self.publish();
                     self.hand_over(SourceEvent::Sent)?;
@@ -329,6 +430,9 @@ impl Sender<'_> {
                     }
                 }
                 Ok(Command::Finish) => {
+                    if let Some(lanes) = &self.lanes {
+                        lanes.finish();
+                    }
                     // All was confirmed: how the channel ends changes nothing any more.
                     if let Err(error) = self.stream.finish() {
                         tracing::debug!(%error, "the channel did not end well");
@@ -382,7 +486,8 @@ impl Sender<'_> {
         let skip = self.options.sabotage == SourceSabotage::SkipPage;
         let mut due = Due::default();
         let chunks: Vec<_> = self.pages.chunks().collect();
-        self.stream.begin_part(true);
+        // In END nothing can be said while the multifd channels are waited for.
+        self.stream.begin_part(self.lanes.is_none());
         let count = chunks.len();
         for (index, (block, mut chunk)) in chunks.into_iter().enumerate() {
             if self.is_told_to_stop() {
@@ -394,6 +499,14 @@ impl Sender<'_> {
             }
             self.send(block, chunk, &mut due)?;
             self.publish();
+        }
+        if self.lanes.is_some() {
+            self.sync_lanes(true)?;
+            self.stream.end_part()?;
+            self.stream.begin_part(true);
+            if std::mem::take(&mut self.multifd_sync) {
+                self.stream.multifd_flush();
+            }
         }
         self.stream.end_part()?;
         self.stream.devices(&devices)?;

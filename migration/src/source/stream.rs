@@ -34,6 +34,8 @@ pub(crate) struct Stream {
     /// Whether a write failed: nothing more of the stream may follow then.
     broken: bool,
     pub(crate) bandwidth: Bandwidth,
+    /// When it was written to last.
+    written_at: Instant,
 }
 
 /// The blocks of RAM as a stream lists them.
@@ -69,6 +71,7 @@ impl Stream {
             written_bytes: 0,
             broken: false,
             bandwidth: Bandwidth::default(),
+            written_at: Instant::now(),
         }
     }
 
@@ -82,8 +85,9 @@ impl Stream {
         self.written_bytes
     }
 
-    /// Header, configuration, whatever opens the return path, and the list of blocks.
-    pub(crate) fn begin(&mut self, pings: &[u32]) -> Result<(), MigrateError> {
+    /// Header, configuration, whatever opens the return path, and the list of blocks; with
+    /// `multifd`, the mark that goes with the first SYNC of its channels.
+    pub(crate) fn begin(&mut self, pings: &[u32], multifd: bool) -> Result<(), MigrateError> {
         header::encode(&mut self.out);
         self.configuration.encode(&mut self.out);
         if !pings.is_empty() {
@@ -105,6 +109,9 @@ impl Stream {
             ..ListExtras::default()
         };
         table.encode(extras, &mut self.out);
+        if multifd {
+            self.multifd_flush();
+        }
         self.end_part()?;
         self.flush()
     }
@@ -113,6 +120,22 @@ impl Stream {
     pub(crate) fn begin_part(&mut self, last: bool) {
         let kind = if last { section::END } else { section::PART };
         section::encode_continuation(kind, RAM_SECTION, &mut self.out);
+    }
+
+    /// Here the destination waits until each multifd channel is at its SYNC.
+    pub(crate) fn multifd_flush(&mut self) {
+        self.records.multifd_flush(&mut self.out);
+    }
+
+    /// Ends a PART and begins the next, if nothing was written for so long: a destination that
+    /// hears nothing gives up.
+    pub(crate) fn breathe(&mut self, after: Duration) -> Result<(), MigrateError> {
+        if self.written_at.elapsed() >= after {
+            self.end_part()?;
+            self.flush()?;
+            self.begin_part(false);
+        }
+        Ok(())
     }
 
     pub(crate) fn end_part(&mut self) -> Result<(), MigrateError> {
@@ -231,6 +254,7 @@ impl Stream {
         self.broken |= written.is_err();
         written.map_err(|error| MigrateError::broken("write to", error))?;
         self.written_bytes += self.out.len() as u64;
+        self.written_at = Instant::now();
         self.out.clear();
         Ok(())
     }

@@ -10,3 +10,4 @@ mod pausing;
 mod picture;
 mod state;
 mod tracking;
+mod ways;

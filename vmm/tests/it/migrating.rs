@@ -7,6 +7,7 @@ use std::time::Duration;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions, receive};
 use paguro_migration::handover;
+use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{
     AtTimeout, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, Throttle,
     migrate,
@@ -20,10 +21,10 @@ use paguro_vmm::{Accel, Config, RunState, Vm};
 use crate::common::*;
 
 /// A socket's name that goes with its owner.
-struct Name(PathBuf);
+pub struct Name(PathBuf);
 
 impl Name {
-    fn new() -> Self {
+    pub fn new() -> Self {
         use std::sync::atomic::{AtomicU32, Ordering};
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
@@ -34,7 +35,7 @@ impl Name {
         Self(std::env::temp_dir().join(name))
     }
 
-    fn address(&self) -> Address {
+    pub fn address(&self) -> Address {
         Address::Unix(self.0.clone())
     }
 }
@@ -46,11 +47,11 @@ impl Drop for Name {
 }
 
 /// What becomes of a move.
-struct Moved {
-    vm: Arc<Vm>,
-    sent: Result<MigrateReport, MigrateError>,
-    received: Result<(), ReceiveError>,
-    migration: Arc<Migration>,
+pub struct Moved {
+    pub vm: Arc<Vm>,
+    pub sent: Result<MigrateReport, MigrateError>,
+    pub received: Result<(), ReceiveError>,
+    pub migration: Arc<Migration>,
 }
 
 fn options(address: Address) -> MigrateOptions {
@@ -59,19 +60,31 @@ fn options(address: Address) -> MigrateOptions {
 
 /// Moves a machine into a new one.
 fn relocate(source: &Arc<Vm>, change: impl FnOnce(&mut MigrateOptions)) -> Moved {
-    let name = Name::new();
+    relocate_over(source, &Name::new().address(), |options, _| change(options))
+}
+
+/// Moves a machine into a new one that listens there; what is said of TLS is of both sides.
+pub fn relocate_over(
+    source: &Arc<Vm>,
+    address: &Address,
+    change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
+) -> Moved {
     let destination = create(source.config());
-    let stop = Stop::new().unwrap();
-    let listener = Incoming::listen(&name.address(), &channel::Options::new(stop)).unwrap();
-    let mut options = options(name.address());
-    change(&mut options);
+    let mut options = options(address.clone());
+    let mut receiving = ReceiveOptions::new(true, false);
+    receiving.linger = Duration::from_millis(200);
+    change(&mut options, &mut receiving);
+    let listening = channel::Options {
+        stop: Stop::new().unwrap(),
+        ..options.channel.clone()
+    };
+    let listener = Incoming::listen(address, &listening).unwrap();
+    options.address = listener.local_address().clone();
     let migration = Arc::new(Migration::new(&options, None).unwrap());
     let received = {
         let vm = destination.clone();
         std::thread::spawn(move || {
-            let mut options = ReceiveOptions::new(true, false);
-            options.linger = Duration::from_millis(200);
-            let arrival = Arrival::new(options, None);
+            let arrival = Arrival::new(receiving, None);
             receive(&*vm, listener, &arrival)
         })
     };
@@ -87,7 +100,7 @@ fn relocate(source: &Arc<Vm>, change: impl FnOnce(&mut MigrateOptions)) -> Moved
 }
 
 #[track_caller]
-fn assert_moved(moved: &Moved) {
+pub fn assert_moved(moved: &Moved) {
     let report = moved.sent.as_ref().unwrap();
     moved.received.as_ref().unwrap();
     assert_eq!(moved.migration.status(), MigrationStatus::Completed);
@@ -148,7 +161,14 @@ fn what_is_broken_on_purpose_is_noticed() {
                 ..config(accels[0], 2)
             });
             wait_writes(&vm, 2000);
-            let moved = relocate(&vm, |options| options.sabotage = sabotage);
+            let name = Name::new();
+            let moved = relocate_over(&vm, &name.address(), |options, receiving| {
+                options.sabotage = sabotage;
+                if sabotage == SourceSabotage::SkipMultifdSync {
+                    options.multifd = Some(Multifd::new(2));
+                    receiving.multifd = options.multifd;
+                }
+            });
             assert_moved(&moved);
             !take(&moved.vm).check().is_right()
         });
@@ -197,7 +217,7 @@ fn a_guest_that_writes_too_much_is_slowed_down_until_it_converges() {
         wait_writes(&vm, 5000);
         let moved = relocate(&vm, |options| {
             options.max_bandwidth = 64 << 20;
-            options.downtime_limit = Duration::from_millis(60);
+            options.downtime_limit = Duration::from_millis(20);
             options.convergence.throttle = Some(Throttle {
                 initial: 60,
                 increment: 20,

@@ -1,0 +1,352 @@
+//! The multifd channels of a destination.
+//!
+//! They may come before the main channel, and in any order. Each has a thread that puts pages in
+//! their place. At its SYNC a channel waits until the main one comes to its mark, and there the
+//! main one waits until every channel is at its SYNC: so a page of the next pass is never
+//! overtaken by one of the pass before.
+//!
+//! **Nobody waits for ever.** A channel may be idle for as long as the main one goes on: whether
+//! the source is well is seen there. Where the main channel waits, it waits only while the others
+//! bring something. A channel that breaks ends everything until all of RAM is here; from then on
+//! nothing of what comes is looked at. When the main channel ends, all end.
+
+use std::io::Read;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use paguro_wire::DecodeError;
+use paguro_wire::input::Input;
+use paguro_wire::stream::ChannelInput;
+use paguro_wire::stream::multifd::{Init, PacketReader};
+use paguro_wire::stream::ram::BlockTable;
+
+use super::memory::Arriving;
+use super::patience::{Clock, Patience};
+use super::{Arrival, ReceiveError, ReceiveOptions};
+use crate::channel::Handle;
+use crate::multifd::{Compression, Multifd, Unpacker};
+use crate::switchover::Reason;
+
+/// How often a wait is looked into.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The channels as they stand; shared by their threads and that of the main channel.
+pub(super) struct Lanes {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    multifd: Option<Multifd>,
+    connect_timeout: Duration,
+    silence: Option<Duration>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By number.
+    lanes: Vec<Option<Lane>>,
+    /// Where pages go, once that is known.
+    place: Option<Place>,
+    began: Option<Instant>,
+    /// Marks that the main channel came to.
+    released: u64,
+    /// All of RAM is here.
+    closed: bool,
+    /// The migration is over, one way or the other.
+    ended: bool,
+    /// A channel broke; the control side knows why.
+    broken: bool,
+}
+
+struct Lane {
+    handle: Handle,
+    /// SYNCs that it came to.
+    syncs: u64,
+}
+
+#[derive(Clone)]
+struct Place {
+    memory: Arc<Arriving>,
+    table: Arc<BlockTable>,
+}
+
+impl Lanes {
+    pub(super) fn new(options: &ReceiveOptions) -> Self {
+        let mut inner = Inner::default();
+        let count = options.multifd.map_or(0, |multifd| multifd.channels);
+        inner.lanes.resize_with(usize::from(count), || None);
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            multifd: options.multifd,
+            connect_timeout: options.connect_timeout,
+            silence: options.silence,
+        }
+    }
+
+    /// How many there are to be.
+    pub(super) fn count(&self) -> usize {
+        self.multifd
+            .map_or(0, |multifd| usize::from(multifd.channels))
+    }
+
+    /// The list of blocks came: pages may be placed.
+    pub(super) fn begin(&self, memory: Arc<Arriving>, table: Arc<BlockTable>) {
+        self.change(|inner| {
+            inner.place = Some(Place { memory, table });
+            inner.began = Some(Instant::now());
+        });
+    }
+
+    /// The main channel came to its mark: waits until each channel is at its SYNC, and lets them
+    /// go on.
+    pub(super) fn flush(&self, arrival: &Arrival) -> Result<(), ReceiveError> {
+        let bytes = || arrival.progress.multifd_bytes.load(Relaxed);
+        let mut moved = (bytes(), Instant::now());
+        let mut inner = self.lock();
+        loop {
+            if inner.ended || inner.broken {
+                return Err(ReceiveError::Ended {
+                    why: Reason::Channel,
+                    text: "a multifd channel broke".to_owned(),
+                });
+            }
+            let behind = inner.released;
+            let at_sync = |lane: &Option<Lane>| lane.as_ref().is_some_and(|l| l.syncs > behind);
+            if inner.lanes.iter().all(at_sync) {
+                inner.released += 1;
+                self.changed.notify_all();
+                return Ok(());
+            }
+            let came = inner.lanes.iter().flatten().count();
+            let waited = inner.began.map_or(Duration::ZERO, |began| began.elapsed());
+            if came < self.count() && waited >= self.connect_timeout {
+                return Err(ReceiveError::MissingChannels {
+                    came,
+                    of: self.count(),
+                    within: self.connect_timeout,
+                });
+            }
+            if bytes() != moved.0 || came < self.count() {
+                moved = (bytes(), Instant::now());
+            }
+            if let Some(silence) = self.silence.filter(|limit| moved.1.elapsed() >= *limit) {
+                return Err(ReceiveError::SilentChannels(silence));
+            }
+            inner = self.wait(inner);
+        }
+    }
+
+    /// All of RAM is here: what the channels still bring is not looked at.
+    pub(super) fn close(&self) {
+        self.change(|inner| inner.closed = true);
+        self.shutdown();
+    }
+
+    /// The migration is over.
+    pub(super) fn end(&self) {
+        self.change(|inner| inner.ended = true);
+        self.shutdown();
+    }
+
+    fn shutdown(&self) {
+        for lane in self.lock().lanes.iter().flatten() {
+            lane.handle.shutdown();
+        }
+    }
+
+    /// Takes a channel in, unless its place is taken or nobody wants it any more.
+    fn enter(&self, channel: u8, handle: Handle) -> bool {
+        let mut entered = false;
+        self.change(|inner| {
+            let over = inner.closed || inner.ended || inner.broken;
+            if let Some(lane) = inner.lanes.get_mut(usize::from(channel))
+                && lane.is_none()
+                && !over
+            {
+                *lane = Some(Lane { handle, syncs: 0 });
+                entered = true;
+            }
+        });
+        entered
+    }
+
+    fn leave(&self, channel: u8) {
+        self.change(|inner| inner.lanes[usize::from(channel)] = None);
+    }
+
+    /// Where pages go; none if the main channel does not come in time.
+    fn place(&self) -> Option<Place> {
+        let since = Instant::now();
+        let mut inner = self.lock();
+        loop {
+            if inner.place.is_some() {
+                return inner.place.clone();
+            }
+            if inner.ended || since.elapsed() >= self.connect_timeout {
+                return None;
+            }
+            inner = self.wait(inner);
+        }
+    }
+
+    /// A channel is at SYNC: waits for the main one. Whether it goes on.
+    fn sync(&self, channel: u8) -> bool {
+        let mut inner = self.lock();
+        let Some(lane) = &mut inner.lanes[usize::from(channel)] else {
+            return false;
+        };
+        lane.syncs += 1;
+        let syncs = lane.syncs;
+        self.changed.notify_all();
+        while inner.released < syncs && !inner.is_over() {
+            inner = self.wait(inner);
+        }
+        !inner.is_over()
+    }
+
+    fn is_over(&self) -> bool {
+        self.lock().is_over()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        let waited = self.changed.wait_timeout(inner, LOOK);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn is_over(&self) -> bool {
+        self.closed || self.ended || self.broken
+    }
+}
+
+/// Sees to a connection that began like a multifd channel, to its end.
+pub(super) fn receive<R: Read>(arrival: &Arrival, reader: R, handle: Handle, peer: &str) {
+    let (lanes, Some(multifd)) = (&arrival.lanes, arrival.options.multifd) else {
+        return;
+    };
+    let limit = arrival.options.silence.map(|silence| 3 * silence);
+    let (reader, clock) = Patience::new(reader, limit);
+    let mut input = ChannelInput::new(reader);
+    let channel = match Init::decode(&mut input, &[0; 16], multifd.channels) {
+        Ok(init) => init.channel,
+        Err(error) => {
+            let error = crate::snapshot::chain(&error);
+            return tracing::warn!(%peer, %error, "a multifd channel was not let in");
+        }
+    };
+    // From here on it is the main channel that tells whether the source is well.
+    handle.set_silence(None);
+    if !lanes.enter(channel, handle) {
+        return tracing::warn!(%peer, channel, "a multifd channel came twice, or too late");
+    }
+    let Some(place) = lanes.place() else {
+        tracing::warn!(%peer, channel, "no main channel came with a multifd channel");
+        return lanes.leave(channel);
+    };
+    let guard = Broken(lanes);
+    let taken = take_all(arrival, channel, multifd.compression, place, input, &clock);
+    match taken {
+        Ok(()) => std::mem::forget(guard),
+        Err(_) if lanes.is_over() => std::mem::forget(guard),
+        Err(source) => {
+            arrival.fail(&ReceiveError::Channels { channel, source });
+            drop(guard);
+        }
+    }
+}
+
+/// A channel that ends in another way than it should, by a panic for one, ends all.
+struct Broken<'a>(&'a Lanes);
+
+impl Drop for Broken<'_> {
+    fn drop(&mut self) {
+        self.0.change(|inner| inner.broken = true);
+    }
+}
+
+/// Packet after packet, until all is here.
+fn take_all<R: Read>(
+    arrival: &Arrival,
+    channel: u8,
+    compression: Compression,
+    place: Place,
+    mut input: ChannelInput<R>,
+    clock: &Clock,
+) -> Result<(), DecodeError> {
+    const WHAT: &str = "multifd packet";
+    let progress = &arrival.progress;
+    let mut packets = PacketReader::new(place.table, compression.on_wire());
+    let mut unpacker = match compression {
+        Compression::None => None,
+        Compression::Zstd { .. } => Some(Unpacker::new().map_err(|source| {
+            let (what, offset) = (WHAT, 0);
+            DecodeError::Read {
+                what,
+                offset,
+                source,
+            }
+        })?),
+    };
+    let mut counted = 0;
+    loop {
+        // However long that takes; the end is noticed by the read that follows.
+        input.at_end(WHAT)?;
+        clock.restart();
+        let packet = packets.packet(&mut input)?;
+        if arrival.lanes.is_over() {
+            return Ok(());
+        }
+        let memory = &place.memory;
+        match &mut unpacker {
+            Some(unpacker) if !packet.normal.is_empty() => {
+                let at = input.offset();
+                let wrong = |found: crate::multifd::CodecError| DecodeError::Corrupt {
+                    what: "zstd payload of a multifd packet",
+                    offset: at,
+                    expected: format!("{} pages", packet.normal.len()),
+                    found: found.to_string(),
+                };
+                unpacker.begin(packet.normal.len());
+                let mut left = packet.payload_bytes as usize;
+                while left > 0 {
+                    let piece = input.some(WHAT, left)?;
+                    left -= piece.len();
+                    unpacker.feed(piece).map_err(wrong)?;
+                }
+                let pages = unpacker.end().map_err(wrong)?;
+                let pages = pages.chunks_exact(paguro_wire::PAGE_BYTES as usize);
+                for (&offset, page) in packet.normal.iter().zip(pages) {
+                    memory.page(packet.block, offset, page);
+                }
+            }
+            _ => {
+                for &offset in packet.normal {
+                    memory.page(packet.block, offset, input.page(WHAT)?);
+                }
+            }
+        }
+        for &offset in packet.zero {
+            memory.zero(packet.block, offset);
+        }
+        let normal = packet.normal.len() as u64;
+        progress.normal_pages.fetch_add(normal, Relaxed);
+        let zero = packet.zero.len() as u64;
+        progress.zero_pages.fetch_add(zero, Relaxed);
+        let bytes = input.offset() - counted;
+        counted += bytes;
+        progress.multifd_bytes.fetch_add(bytes, Relaxed);
+        if packet.sync && !arrival.lanes.sync(channel) {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Multifd: pages on connections of their own, so that more than one CPU sends and places them.
+//!
+//! The source's end is `source/lanes.rs`, the destination's `destination/lanes.rs`; the format is
+//! [`paguro_wire::stream::multifd`]. Both ends are told the same, as in QEMU.
+
+mod codec;
+
+use paguro_wire::stream::multifd;
+
+pub(crate) use codec::{CodecError, Packer, Unpacker};
+
+/// What both sides must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Multifd {
+    /// How many connections beside the main one.
+    pub channels: u8,
+    /// What becomes of the pages on them.
+    pub compression: Compression,
+}
+
+/// How pages are compressed on multifd channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// With zstd, one stream a channel.
+    Zstd {
+        /// From 1, fast, to 20, small. The destination does not look at it.
+        level: u8,
+    },
+}
+
+impl Multifd {
+    /// Uncompressed.
+    pub fn new(channels: u8) -> Self {
+        Self {
+            channels,
+            compression: Compression::None,
+        }
+    }
+
+    /// What makes no sense: option, value, and what it must be.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        if self.channels == 0 {
+            return Err(("multifd-channels", "0".to_owned(), "there must be one"));
+        }
+        match self.compression {
+            Compression::Zstd { level } if !(1..=20).contains(&level) => Err((
+                "multifd-zstd-level",
+                level.to_string(),
+                "it goes from 1 to 20",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Compression {
+    /// As packets say it.
+    pub(crate) fn on_wire(self) -> multifd::Compression {
+        match self {
+            Self::None => multifd::Compression::None,
+            Self::Zstd { .. } => multifd::Compression::Zstd,
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The multifd channels of a source.
+//!
+//! The sender hands over batches of pages, each of one block; whichever channel is free takes the
+//! next. The queue is short, so that what was handed over is sent before long and a slow network
+//! holds the sender up.
+//!
+//! **A page must not be overtaken by an older copy of itself.** Within a pass each page is sent
+//! once. At the end of a pass every channel writes what it has in hand and then SYNC, and none
+//! takes a batch of the next pass before all have done so; the destination takes nothing of the
+//! next pass before it saw the SYNC of every channel.
+//!
+//! **A channel that breaks ends the migration** until its last SYNC is written. After that it has
+//! nothing to write, and whatever becomes of it matters to nobody.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use paguro_ram::GuestRam;
+use paguro_sys::page_size;
+use paguro_wire::stream::multifd::{self, PACKET_BYTES, PAGES_MAX, Packet};
+use paguro_wire::stream::ram::BlockTable;
+
+use super::progress::Progress;
+use super::{MigrateError, Migration, drive};
+use crate::channel::Writer;
+use crate::multifd::{Compression, Packer};
+
+/// Batches that wait, for each channel.
+const WAITING: usize = 2;
+
+/// Pages of one block for one packet.
+#[derive(Clone, Copy)]
+pub(super) struct Batch {
+    block: usize,
+    /// Pages to be read at the front, pages that are gone at the back.
+    pages: [usize; PAGES_MAX],
+    content: usize,
+    gone: usize,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Self {
+            block: 0,
+            pages: [0; PAGES_MAX],
+            content: 0,
+            gone: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.content + self.gone == 0
+    }
+
+    /// Whether a page of `block` still fits.
+    pub(super) fn takes(&self, block: usize) -> bool {
+        self.is_empty() || (self.block == block && self.content + self.gone < PAGES_MAX)
+    }
+
+    /// Adds a page that [`takes`](Self::takes) has promised to take.
+    pub(super) fn add(&mut self, block: usize, page: usize, is_gone: bool) {
+        self.block = block;
+        match is_gone {
+            true => {
+                self.gone += 1;
+                self.pages[PAGES_MAX - self.gone] = page;
+            }
+            false => {
+                self.pages[self.content] = page;
+                self.content += 1;
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        (self.content, self.gone) = (0, 0);
+    }
+}
+
+/// What the sender and the threads of the channels share.
+pub(super) struct Queue {
+    inner: Mutex<Inner>,
+    /// There is work.
+    work: Condvar,
+    /// There is room, or a channel has come to SYNC.
+    room: Condvar,
+    channels: usize,
+    /// Leave out every SYNC but the last, and let a page be overtaken.
+    unordered: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    batches: VecDeque<Batch>,
+    /// The number of the next packet.
+    number: u64,
+    /// SYNCs asked for, and how many channels wrote the last of them.
+    syncs: u64,
+    synced: usize,
+    /// All is sent: end the channels as whole ones.
+    finished: bool,
+    /// Nobody wants anything any more.
+    ended: bool,
+    /// A channel broke; the control side knows why.
+    broken: bool,
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tried {
+    /// Done.
+    Done,
+    /// Not within the time.
+    Busy,
+    /// A channel broke, and has said why.
+    Broken,
+}
+
+impl Queue {
+    fn new(channels: usize, unordered: bool) -> Self {
+        Self {
+            inner: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            channels,
+            unordered,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.lock());
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+
+    /// Waits until `done` says so, for at most `time`.
+    fn wait(
+        &self,
+        time: Duration,
+        done: impl Fn(&Inner) -> bool,
+    ) -> (MutexGuard<'_, Inner>, Tried) {
+        let inner = self.lock();
+        let (inner, _) = self
+            .room
+            .wait_timeout_while(inner, time, |inner| !inner.broken && !done(inner))
+            .unwrap_or_else(PoisonError::into_inner);
+        let tried = match (inner.broken, done(&inner)) {
+            (true, _) => Tried::Broken,
+            (false, true) => Tried::Done,
+            (false, false) => Tried::Busy,
+        };
+        (inner, tried)
+    }
+
+    /// The next thing to do for a channel that has written so many SYNCs.
+    fn next(&self, synced: u64) -> Work {
+        let mut inner = self.lock();
+        loop {
+            if inner.ended || inner.broken {
+                return Work::End { whole: false };
+            }
+            let number = inner.number;
+            if let Some(batch) = inner.batches.pop_front() {
+                inner.number += 1;
+                self.room.notify_all();
+                return Work::Batch(batch, number);
+            }
+            if inner.syncs > synced {
+                inner.number += 1;
+                return Work::Sync(number);
+            }
+            if inner.finished {
+                return Work::End { whole: true };
+            }
+            inner = self
+                .work
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// For what is broken on purpose: until SYNC is asked for, or all ends.
+    fn hold(&self, synced: u64) {
+        let inner = self.lock();
+        let waits = |inner: &mut Inner| {
+            !inner.ended && !inner.broken && !inner.finished && inner.syncs <= synced
+        };
+        drop(self.work.wait_while(inner, waits));
+    }
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives on the stack, and nothing is allocated for a batch"
+)]
+enum Work {
+    Batch(Batch, u64),
+    Sync(u64),
+    End { whole: bool },
+}
+
+/// The sender's end of the channels. Dropping it ends their threads.
+pub(super) struct Lanes(Arc<Queue>);
+
+impl Lanes {
+    pub(super) fn new(channels: u8, unordered: bool) -> (Self, Arc<Queue>) {
+        let queue = Arc::new(Queue::new(usize::from(channels), unordered));
+        (Self(queue.clone()), queue)
+    }
+
+    /// Hands a batch over, if there is room for it within `time`.
+    pub(super) fn push(&self, batch: &Batch, time: Duration) -> Tried {
+        let limit = WAITING * self.0.channels;
+        let (mut inner, tried) = self.0.wait(time, |inner| inner.batches.len() < limit);
+        if tried == Tried::Done {
+            inner.batches.push_back(*batch);
+            drop(inner);
+            self.0.work.notify_one();
+        }
+        tried
+    }
+
+    /// Has every channel write SYNC behind what was handed over; to be waited for. Whether it does.
+    pub(super) fn ask_sync(&self, last: bool) -> bool {
+        if self.0.unordered && !last {
+            return false;
+        }
+        self.0.end(|inner| {
+            inner.syncs += 1;
+            inner.synced = 0;
+        });
+        true
+    }
+
+    /// Waits until every channel wrote SYNC, for at most `time`.
+    pub(super) fn synced(&self, time: Duration) -> Tried {
+        let all = self.0.channels;
+        self.0.wait(time, |inner| inner.synced == all).1
+    }
+
+    /// All was sent, and has arrived.
+    pub(super) fn finish(&self) {
+        self.0.end(|inner| inner.finished = true);
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.0.end(|inner| inner.ended |= !inner.finished);
+    }
+}
+
+/// One channel.
+pub(super) struct Lane<'a> {
+    pub(super) channel: u8,
+    pub(super) writer: Writer,
+    pub(super) queue: Arc<Queue>,
+    pub(super) ram: GuestRam,
+    pub(super) table: Arc<BlockTable>,
+    pub(super) compression: Compression,
+    pub(super) migration: &'a Migration,
+}
+
+impl Lane<'_> {
+    /// Sends what is handed over until all ends. To be called in a thread of its own.
+    pub(super) fn run(self) {
+        let (queue, migration) = (self.queue.clone(), self.migration);
+        let sent = catch_unwind(AssertUnwindSafe(|| self.send()));
+        if let Err(error) = sent.unwrap_or(Err(MigrateError::Bug)) {
+            queue.end(|inner| inner.broken = true);
+            drive::last_words(migration, &error);
+            migration.fail(error);
+        }
+    }
+
+    fn send(mut self) -> Result<(), MigrateError> {
+        let broken = |source| MigrateError::broken("write to a multifd channel of", source);
+        let codec = |source| MigrateError::broken("compress pages for", source);
+        let mut packer = match self.compression {
+            Compression::None => None,
+            Compression::Zstd { level } => Some(Packer::new(level).map_err(codec)?),
+        };
+        let mut packet = Assembly::new();
+        let mut head = Vec::with_capacity(PACKET_BYTES);
+        let mut synced = 0;
+        let mut holds = self.queue.unordered && self.channel == 0;
+        loop {
+            match self.queue.next(synced) {
+                Work::Batch(batch, number) => {
+                    packet.collect(&batch, &self.ram);
+                    let progress = self.migration.progress();
+                    Progress::add(&progress.normal_pages, packet.normal);
+                    Progress::add(&progress.zero_pages, packet.zero);
+                    let pages = &packet.bytes[..packet.normal * page_size()];
+                    let payload = match &mut packer {
+                        Some(packer) if packet.normal > 0 => packer.pack(pages).map_err(codec)?,
+                        _ => pages,
+                    };
+                    let (normal, zero) = packet.offsets();
+                    let packet = Packet {
+                        sync: false,
+                        number,
+                        block: batch.block,
+                        normal,
+                        zero,
+                        payload_bytes: payload.len() as u32,
+                    };
+                    if std::mem::take(&mut holds) {
+                        self.queue.hold(synced);
+                    }
+                    self.write(&mut head, &packet, payload).map_err(broken)?;
+                }
+                Work::Sync(number) => {
+                    let sync = Packet::sync(number);
+                    self.write(&mut head, &sync, &[]).map_err(broken)?;
+                    synced += 1;
+                    let mut inner = self.queue.lock();
+                    // That of START is not waited for: a channel may be one behind.
+                    inner.synced += usize::from(inner.syncs == synced);
+                    drop(inner);
+                    self.queue.room.notify_all();
+                }
+                Work::End { whole: false } => return Ok(()),
+                Work::End { whole: true } => {
+                    // The destination may have closed it long since.
+                    if let Err(error) = self.writer.finish() {
+                        tracing::debug!(%error, "a multifd channel did not end well");
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Writes a packet and its payload together.
+    fn write(&mut self, head: &mut Vec<u8>, packet: &Packet<'_>, payload: &[u8]) -> io::Result<()> {
+        head.clear();
+        packet.encode(&self.table, self.compression.on_wire(), head);
+        let mut pieces = [IoSlice::new(head), IoSlice::new(payload)];
+        let mut pieces = match payload {
+            [] => &mut pieces[..1],
+            _ => &mut pieces[..],
+        };
+        while !pieces.is_empty() {
+            match self.writer.write_vectored(pieces) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    Progress::add(&self.migration.progress().multifd_bytes, count);
+                    IoSlice::advance_slices(&mut pieces, count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A packet while it is put together.
+struct Assembly {
+    bytes: Box<[u8]>,
+    /// Offsets of pages with content at the front, of zero pages behind them.
+    offsets: [u64; PAGES_MAX],
+    normal: usize,
+    zero: usize,
+}
+
+impl Assembly {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; PAGES_MAX * page_size()].into_boxed_slice(),
+            offsets: [0; PAGES_MAX],
+            normal: 0,
+            zero: 0,
+        }
+    }
+
+    /// Copies the pages as they are now. The guest may write meanwhile: then what was copied is
+    /// sent again later.
+    fn collect(&mut self, batch: &Batch, ram: &GuestRam) {
+        let page_bytes = page_size();
+        let mapping = ram.blocks()[batch.block].mapping();
+        let mut zeros = [0; PAGES_MAX];
+        (self.normal, self.zero) = (0, 0);
+        for &page in &batch.pages[..batch.content] {
+            let offset = page * page_bytes;
+            if mapping.is_zero(offset, page_bytes) {
+                zeros[self.zero] = offset as u64;
+                self.zero += 1;
+            } else {
+                let at = self.normal * page_bytes;
+                mapping.copy_out(offset, &mut self.bytes[at..at + page_bytes]);
+                self.offsets[self.normal] = offset as u64;
+                self.normal += 1;
+            }
+        }
+        for &page in &batch.pages[PAGES_MAX - batch.gone..] {
+            zeros[self.zero] = (page * page_bytes) as u64;
+            self.zero += 1;
+        }
+        self.offsets[self.normal..][..self.zero].copy_from_slice(&zeros[..self.zero]);
+    }
+
+    /// Of pages with content, and of zero pages.
+    fn offsets(&self) -> (&[u64], &[u64]) {
+        self.offsets[..self.normal + self.zero].split_at(self.normal)
+    }
+}
+
+/// What a channel says first.
+pub(super) fn introduce(writer: &mut Writer, channel: u8) -> io::Result<()> {
+    let uuid = [0; 16];
+    writer.write_all(&multifd::Init { uuid, channel }.encode())
+}

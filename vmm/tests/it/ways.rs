@@ -1,0 +1,280 @@
+//! The ways that pages can take: one channel or many, compressed, secured.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use paguro_migration::Memory;
+use paguro_migration::channel::{self, Address, Incoming, Stop, TlsOptions};
+use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
+use paguro_migration::multifd::{Compression, Multifd};
+use paguro_migration::source::{MigrateError, MigrateOptions, Migration, migrate};
+use paguro_sys::{Fallbacks, Host};
+use paguro_vmm::{RunState, Vm};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use tempfile::TempDir;
+
+use crate::common::*;
+use crate::migrating::{Moved, Name, assert_moved, relocate_over};
+
+/// How pages travel.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Plain,
+    Multifd(u8),
+    Zstd(u8),
+}
+
+const WAYS: [Way; 6] = [
+    Way::Plain,
+    Way::Multifd(1),
+    Way::Multifd(2),
+    Way::Multifd(4),
+    Way::Zstd(1),
+    Way::Zstd(3),
+];
+
+impl Way {
+    fn set_up(self, source: &mut MigrateOptions, destination: &mut ReceiveOptions) {
+        source.multifd = match self {
+            Self::Plain => None,
+            Self::Multifd(channels) => Some(Multifd::new(channels)),
+            Self::Zstd(channels) => Some(Multifd {
+                channels,
+                compression: Compression::Zstd { level: 1 },
+            }),
+        };
+        destination.multifd = source.multifd;
+    }
+}
+
+/// A directory laid out as QEMU's `tls-creds-x509`.
+fn certificates() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    write("ca-cert.pem", authority.pem());
+    for (side, names, usage) in [
+        (
+            "server",
+            vec!["127.0.0.1".to_owned()],
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ),
+        ("client", Vec::new(), ExtendedKeyUsagePurpose::ClientAuth),
+    ] {
+        let mut params = CertificateParams::new(names).unwrap();
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        write(&format!("{side}-cert.pem"), certificate.pem());
+        write(&format!("{side}-key.pem"), key.serialize_pem());
+    }
+    dir
+}
+
+fn tcp() -> Address {
+    "tcp:127.0.0.1:0".parse().unwrap()
+}
+
+/// There, and checked while it runs on.
+fn assert_arrives(vm: &Arc<Vm>, what: &str, moved: &Moved) -> Arc<Vm> {
+    assert_moved(moved);
+    assert_eq!(vm.run_state(), RunState::PostMigrate, "{what}");
+    take(&moved.vm).assert_right();
+    wait_writes(&moved.vm, 500);
+    take(&moved.vm).assert_right();
+    moved.vm.clone()
+}
+
+/// Each way with each accelerator; processors and TLS in turns.
+#[test]
+fn whatever_way_its_pages_take_a_guest_arrives_whole() {
+    let _turn = turn();
+    let certificates = certificates();
+    for (round, accel) in accels().into_iter().enumerate() {
+        for (index, way) in WAYS.into_iter().enumerate() {
+            let tls = (index + round) % 2 == 0;
+            let cpus = 1 + (index / 2 + round) as u32 % 2;
+            let what = format!("{way:?}, {accel:?}, {cpus} vCPUs, TLS: {tls}");
+            println!("{what}");
+            let mut vm = start(&with_dma(config(accel, cpus), cpus == 2));
+            for _ in 0..2 {
+                wait_writes(&vm, 500);
+                let name = Name::new();
+                let address = if tls { tcp() } else { name.address() };
+                let moved = relocate_over(&vm, &address, |source, destination| {
+                    way.set_up(source, destination);
+                    source.channel.tls = tls.then(|| tls_in(certificates.path()));
+                });
+                vm = assert_arrives(&vm, &what, &moved);
+                let report = moved.sent.as_ref().unwrap();
+                let multifd = report.multifd_bytes > 0;
+                assert_eq!(multifd, !matches!(way, Way::Plain), "{what}: {report:?}");
+            }
+        }
+    }
+}
+
+fn tls_in(directory: &Path) -> TlsOptions {
+    TlsOptions {
+        directory: directory.to_owned(),
+        hostname: None,
+    }
+}
+
+/// Many passes: each page is sent again and again, on another channel each time.
+#[test]
+fn a_page_is_never_overtaken_by_an_older_one() {
+    let _turn = turn();
+    for way in [Way::Multifd(4), Way::Zstd(3)] {
+        let vm = start(&config(accels()[0], 2));
+        wait_writes(&vm, 500);
+        let name = Name::new();
+        let moved = relocate_over(&vm, &name.address(), |source, destination| {
+            way.set_up(source, destination);
+            source.downtime_limit = Duration::ZERO;
+            source.convergence.timeout = Some(Duration::from_secs(2));
+            source.convergence.at_timeout = paguro_migration::source::AtTimeout::Switchover;
+        });
+        assert!(moved.sent.as_ref().unwrap().dirty_sync_count > 2);
+        assert_arrives(&vm, &format!("{way:?}"), &moved);
+    }
+}
+
+/// What becomes of a migration through a relay that cuts its `cut`th connection after so many
+/// bytes.
+fn cut(
+    vm: &Arc<Vm>,
+    way: Way,
+    cut: usize,
+    after: usize,
+    told: Option<Multifd>,
+) -> (String, String) {
+    let destination = create(vm.config());
+    let listening = channel::Options::new(Stop::new().unwrap());
+    let listener = Incoming::listen(&tcp(), &listening).unwrap();
+    let to = listener.local_address().to_string()["tcp:".len()..].to_owned();
+    let relay = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp:{}", relay.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let count = AtomicUsize::new(0);
+        for source in relay.incoming() {
+            let source = source.unwrap();
+            let Ok(destination) = TcpStream::connect(&to) else {
+                return;
+            };
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let limit = if number == cut { after } else { usize::MAX };
+            let (a, b) = (
+                source.try_clone().unwrap(),
+                destination.try_clone().unwrap(),
+            );
+            std::thread::spawn(move || pump(source, destination, limit));
+            std::thread::spawn(move || pump(b, a, usize::MAX));
+        }
+    });
+    let mut options = MigrateOptions::new(
+        address.parse().unwrap(),
+        channel::Options::new(Stop::new().unwrap()),
+    );
+    let mut receiving = ReceiveOptions::new(true, false);
+    receiving.connect_timeout = Duration::from_millis(500);
+    way.set_up(&mut options, &mut receiving);
+    if told.is_some() {
+        receiving.multifd = told;
+    }
+    let received = std::thread::spawn(move || {
+        let arrival = Arrival::new(receiving, None);
+        receive(&*destination, listener, &arrival).unwrap_err()
+    });
+    let migration = Migration::new(&options, None).unwrap();
+    let memory = Memory::new(Host::probe(&Fallbacks::default()), vm.guest_ram().clone());
+    let sent = migrate(&**vm, &memory, &options, &migration).unwrap_err();
+    assert_eq!(vm.run_state(), RunState::Running, "{sent}");
+    (sent.to_string(), received.join().unwrap().to_string())
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize) {
+    let mut bytes = [0; 16 << 10];
+    while limit > 0 {
+        let most = bytes.len().min(limit);
+        match from.read(&mut bytes[..most]) {
+            Ok(count @ 1..) if to.write_all(&bytes[..count]).is_ok() => limit -= count,
+            _ => break,
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_channel_that_breaks_ends_the_migration_and_the_guest_runs_on() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    for (number, after) in [
+        (0, 3000),
+        (1, 64),
+        (1, 70),
+        (2, 2000),
+        (2, 200_000),
+        (1, 1_000_000),
+    ] {
+        wait_writes(&vm, 100);
+        let (sent, received) = cut(&vm, Way::Multifd(2), number, after, None);
+        println!("{number} after {after}: {sent}; {received}");
+        if number > 0 {
+            assert!(received.contains("multifd channel"), "{received}");
+        }
+    }
+    wait_writes(&vm, 100);
+    take(&vm).assert_right();
+}
+
+#[test]
+fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    let zstd = Multifd {
+        channels: 2,
+        compression: Compression::Zstd { level: 1 },
+    };
+    for (way, told, says) in [
+        (
+            Way::Multifd(2),
+            Multifd::new(3),
+            "2 of 3 multifd channels came",
+        ),
+        (Way::Multifd(3), Multifd::new(2), "multifd"),
+        (Way::Multifd(2), zstd, "compression"),
+    ] {
+        wait_writes(&vm, 100);
+        let (sent, received) = cut(&vm, way, usize::MAX, 0, Some(told));
+        println!("{way:?} {told:?}: {sent}; {received}");
+        assert!(received.contains(says), "{received}");
+    }
+    take(&vm).assert_right();
+}
+
+#[test]
+fn options_that_exclude_each_other_are_refused() {
+    let options = |address: &str| {
+        let channel = channel::Options::new(Stop::new().unwrap());
+        MigrateOptions::new(address.parse().unwrap(), channel)
+    };
+    let mut one_way = options("exec:cat");
+    one_way.multifd = Some(Multifd::new(2));
+    let mut none = options("unix:/nowhere");
+    none.multifd = Some(Multifd::new(0));
+    for wrong in [one_way, none] {
+        assert!(matches!(wrong.check(), Err(MigrateError::Option { .. })));
+    }
+}
