@@ -77,4 +77,15 @@ pub enum TrackerError {
         /// Its number.
         slot: u32,
     },
+    /// A tracker that is not of this crate failed; its source says whose fault it is.
+    #[error("{tracker} cannot {doing}")]
+    Other {
+        /// Which one.
+        tracker: &'static str,
+        /// What it was asked to, as a verb.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }

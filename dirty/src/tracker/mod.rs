@@ -8,6 +8,8 @@
 //! | [`MarkTracker`] | what the VMM and its devices say that they wrote | there is nothing to protect |
 //! | [`Union`] | what any of several sees | |
 //!
+//! More may stand elsewhere: that of Arm stage-2 tables is `paguro-stage2-tracker`.
+//!
 //! # Nothing is lost
 //!
 //! All of them keep one rule: a page is protected (or marked anew) *before* whoever was told of it
@@ -33,7 +35,7 @@ mod marks;
 mod measure;
 mod place;
 mod protect;
-mod report;
+pub mod report;
 mod ring;
 mod union;
 

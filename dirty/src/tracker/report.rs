@@ -1,4 +1,4 @@
-//! Handing pages on, without those that have no content.
+//! Handing pages on, without those that have no content: for whoever makes a tracker.
 
 use std::ops::Range;
 
@@ -6,8 +6,12 @@ use paguro_ram::{GuestRam, PageSet};
 
 use super::TrackerError;
 
-/// Whether the sets are those of the blocks.
-pub(super) fn check(ram: &GuestRam, dirty: &[PageSet]) -> Result<(), TrackerError> {
+/// Whether the sets are those of the blocks, of their maximum length.
+///
+/// # Errors
+///
+/// [`TrackerError::Sets`].
+pub fn check(ram: &GuestRam, dirty: &[PageSet]) -> Result<(), TrackerError> {
     let blocks = ram.blocks();
     let fits = |(block, set): (&std::sync::Arc<paguro_ram::RamBlock>, &PageSet)| {
         block.max_pages() == set.pages()
@@ -29,7 +33,9 @@ pub(super) fn sets(ram: &GuestRam) -> Vec<PageSet> {
 /// Puts those of the pages `within` a block into `dirty` that have content and that `take` names:
 /// it is given the number of a word of the block's set and the bits that are asked for, and returns
 /// those that were written. How many were new in `dirty`.
-pub(super) fn report(
+///
+/// Pages without content are not asked for, so what is known of them stays where it is.
+pub fn report(
     ram: &GuestRam,
     block: usize,
     within: Range<usize>,

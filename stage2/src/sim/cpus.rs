@@ -12,7 +12,7 @@ use crate::table::{TableCache, TableMemory};
 use crate::walk::Place;
 use core::cell::Cell;
 use core::ops::{Deref, Range};
-use core::sync::atomic::AtomicU64 as Counter;
+use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 
 /// Entries of a TLB; the oldest makes room.
 const TLB_ENTRIES: usize = 48;
@@ -42,8 +42,19 @@ struct Step {
 pub struct Cpus {
     tlbs: Vec<Mutex<Vec<Cached>>>,
     broadcasts: Counter,
-    broken: bool,
+    broken: Broken,
     arena: Option<Arena>,
+}
+
+/// Accesses by which a late invalidation is late.
+const LATE_ACCESSES: u64 = 1000;
+
+/// What is wrong with broadcast invalidation.
+enum Broken {
+    Not,
+    Missing,
+    /// Of each CPU, the accesses it still makes before it does what it was asked for; 0: nothing was.
+    Late(Vec<Counter>),
 }
 
 impl Cpus {
@@ -53,7 +64,7 @@ impl Cpus {
         Self {
             tlbs,
             broadcasts: Counter::new(0),
-            broken: false,
+            broken: Broken::Not,
             arena: None,
         }
     }
@@ -68,25 +79,56 @@ impl Cpus {
     /// CPUs on which broadcast invalidation does nothing: to see that a test would notice.
     pub fn without_invalidation(count: usize) -> Self {
         Self {
-            broken: true,
+            broken: Broken::Missing,
+            ..Self::new(count)
+        }
+    }
+
+    /// CPUs on which broadcast invalidation is not waited for: each does it some accesses later, so bits
+    /// are handed out before the invalidation of their pass. To see that a test would notice.
+    pub fn with_late_invalidation(count: usize) -> Self {
+        Self {
+            broken: Broken::Late((0..count).map(|_| Counter::new(0)).collect()),
             ..Self::new(count)
         }
     }
 
     /// Broadcast invalidations so far.
     pub fn broadcasts(&self) -> u64 {
-        self.broadcasts.load(core::sync::atomic::Ordering::Relaxed)
+        self.broadcasts.load(Relaxed)
     }
 
     fn each_tlb(&self, change: impl Fn(&mut Vec<Cached>)) {
-        self.broadcasts
-            .fetch_add(1, core::sync::atomic::Ordering::Relaxed);
-        for tlb in self.tlbs.iter().filter(|_| !self.broken) {
+        self.broadcasts.fetch_add(1, Relaxed);
+        match &self.broken {
+            Broken::Not => {}
+            Broken::Missing => return,
+            Broken::Late(left) => {
+                left.iter()
+                    .for_each(|left| left.store(LATE_ACCESSES, Relaxed));
+                return;
+            }
+        }
+        for tlb in &self.tlbs {
             let mut tlb = tlb.lock().unwrap();
             if let Some(arena) = &self.arena {
                 tlb.iter().for_each(|cached| check_path(arena, cached));
             }
             change(&mut tlb);
+        }
+    }
+
+    /// A CPU whose invalidations are late is about to make an access.
+    fn catch_up(&self, cpu: usize, tlb: &mut Vec<Cached>) {
+        if let Broken::Late(left) = &self.broken {
+            match left[cpu].load(Relaxed) {
+                0 => {}
+                1 => {
+                    left[cpu].store(0, Relaxed);
+                    tlb.clear();
+                }
+                more => left[cpu].store(more - 1, Relaxed),
+            }
         }
     }
 }
@@ -221,6 +263,7 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
     ) -> Result<R, Fault> {
         let fault = |kind| Fault { ipa, kind, access };
         let mut tlb = self.stage2.cpu.tlbs[self.index].lock().unwrap();
+        self.stage2.cpu.catch_up(self.index, &mut tlb);
         let hit = tlb.iter().position(|cached| cached.range.contains(&ipa));
         if let Some(at) = hit {
             let cached = &tlb[at];
