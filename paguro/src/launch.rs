@@ -152,6 +152,7 @@ fn config(args: &MachineArgs, picture: Option<&Described>, host: &Host) -> Resul
         progress: args.x_progress.clone(),
         gap_threshold_us: args.x_gap_threshold_us,
         ram_split: split.or(picture.and_then(|picture| picture.ram_split)),
+        stage2: args.accel.and_then(|option| option.stage2),
         dirty_ring_entries: args.accel.and_then(|option| option.dirty_ring_entries),
         fallbacks: host.forced,
         unseen_writer: args.x_unseen_writer.clone(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind};
+use paguro_stage2::LogOptions;
 use paguro_sys::{Fallbacks, HUGE_PAGE_BYTES, page_size};
 use paguro_workload::Spec;
 use paguro_workload::layout::{AREA_START, HIGH_RAM_GPA, LOW_RAM_END, MAX_VCPUS};
@@ -53,6 +54,27 @@ pub struct DmaConfig {
     pub direct: bool,
 }
 
+/// Stage-2 tables in software, in which threads look every address up as an Arm CPU does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stage2Config {
+    /// How their log is kept when somebody tracks.
+    pub log: LogOptions,
+    /// For tests: what is broken on purpose.
+    pub sabotage: Stage2Sabotage,
+}
+
+/// What of the tables is broken on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage2Sabotage {
+    /// Nothing.
+    #[default]
+    None,
+    /// TLBs are never invalidated: what was written once is never seen again.
+    NoInvalidation,
+    /// Bits are handed out, and pages read, before the TLBs are invalidated.
+    LateInvalidation,
+}
+
 /// A machine.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -89,6 +111,8 @@ pub struct Config {
     /// Entries of the ring in which KVM tells which pages a vCPU wrote, a power of two; without one
     /// it keeps a log.
     pub dirty_ring_entries: Option<u32>,
+    /// The log of threads: that of stage-2 tables in software, or what the kernel knows.
+    pub stage2: Option<Stage2Config>,
     /// What the host could do better, for tests.
     pub fallbacks: Fallbacks,
     /// For tests: a writer of guest RAM by this name that no freeze can see.
@@ -113,6 +137,7 @@ impl Default for Config {
             progress: None,
             ram_split: None,
             dirty_ring_entries: None,
+            stage2: None,
             fallbacks: Fallbacks::default(),
             unseen_writer: None,
         }
@@ -145,6 +170,11 @@ impl Config {
             return Err(VmError::Config(
                 "the device x-dma writes pages of the built-in workload and goes with no kernel"
                     .to_owned(),
+            ));
+        }
+        if self.stage2.is_some() && self.accel != Accel::Threads {
+            return Err(VmError::Config(
+                "stage-2 tables in software are for threads; KVM has a log of its own".to_owned(),
             ));
         }
         match self.dirty_ring_entries {

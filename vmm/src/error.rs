@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use paguro_stage2_tracker::RamLogError;
 use paguro_wire::device::DeviceError;
 use paguro_workload::ParamsError;
 
@@ -18,6 +19,9 @@ pub enum VmError {
     /// The workload does not fit the machine: the caller's fault.
     #[error("the workload does not fit the machine")]
     Workload(#[source] ParamsError),
+    /// RAM cannot be put behind stage-2 tables in software: the caller's fault.
+    #[error("RAM cannot be put behind stage-2 tables")]
+    Stage2(#[from] RamLogError),
     /// The host has no KVM, or does not let this process use it.
     #[error("cannot use /dev/kvm")]
     NoKvm(#[source] io::Error),

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use paguro_dirty::tracker::{AsyncProtect, MarkTracker, Marks, Tracker, TrackerError, Union};
+use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError, Union};
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_ram::GuestRam;
-use paguro_sys::Host;
 use paguro_wire::device::DeviceSection;
 use paguro_workload::layout::PARAMS_GPA;
 use paguro_workload::params::PARAMS_BYTES;
@@ -304,7 +303,8 @@ impl Vm {
     }
 
     /// A tracker of all who write its RAM: KVM's log, or its ring, for the vCPUs and for KVM itself,
-    /// or protection that tells nobody for threads, together with what the device `x-dma` marks.
+    /// or for threads protection that tells nobody or the log of their stage-2 tables, together with
+    /// what the device `x-dma` marks.
     /// Booting and loading come before any migration. One tracker can be started at a time.
     ///
     /// # Errors
@@ -314,10 +314,7 @@ impl Vm {
         let vcpus: Arc<dyn Tracker> = match &self.cpus {
             #[cfg(target_arch = "x86_64")]
             Cpus::Kvm(cpus) => cpus.tracker()?,
-            Cpus::Threads(_) => {
-                let host = Host::probe(&self.config.fallbacks);
-                Arc::new(AsyncProtect::new(host, self.ram.clone()))
-            }
+            Cpus::Threads(cpus) => cpus.tracker(&self.config, &self.ram),
         };
         let marked = MarkTracker::new(self.ram.clone(), self.marks.clone());
         Ok(Arc::new(Union::new(vec![vcpus, Arc::new(marked)])))

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use paguro_vmm::{DmaConfig, Serial};
+use paguro_stage2::{LogMode, LogOptions, SplitPolicy};
+use paguro_vmm::{DmaConfig, Serial, Stage2Config};
 use paguro_workload::Spec;
 
 use crate::size::Size;
@@ -38,9 +39,11 @@ pub struct MachineArgs {
     pub pages: PagesArg,
     /// What runs the vCPUs: kvm (/dev/kvm), threads (of this process, doing the same work; needs no
     /// /dev/kvm). With kvm,dirty-ring-size=N, KVM tells of written pages by a ring of N entries a
-    /// vCPU, N a power of two, instead of a log [default: kvm, or what ran those of the snapshot
+    /// vCPU, N a power of two, instead of a log. With threads,dirty-log=stage2, the threads write
+    /// through Arm stage-2 tables in software, whose log tells; dirty-log=stage2-eager splits their
+    /// blocks in advance, dirty-log=stage2-hardware lets the CPUs note what they write [default: kvm, or what ran those of the snapshot
     /// file]
-    #[arg(long, value_name = "kvm[,dirty-ring-size=N]|threads", value_parser = accel)]
+    #[arg(long, value_name = "kvm[,dirty-ring-size=N]|threads[,dirty-log=LOG]", value_parser = accel)]
     pub accel: Option<AccelOption>,
     /// What the built-in guest does: pattern=sequential|random|zipf|hotset, rate=PAGES/S|unlimited,
     /// hot=SIZE, seed=N, bytes=8|64|page, op=write|read, set=SIZE, separated by commas
@@ -127,6 +130,8 @@ pub struct AccelOption {
     pub accel: AccelArg,
     /// Entries of KVM's dirty ring.
     pub dirty_ring_entries: Option<u32>,
+    /// The stage-2 tables of threads.
+    pub stage2: Option<Stage2Config>,
 }
 
 /// `--restore-mode`
@@ -179,14 +184,34 @@ fn accel(text: &str) -> Result<AccelOption, String> {
         "threads" => AccelArg::Threads,
         _ => return Err("not one of kvm, threads".to_owned()),
     };
-    let dirty_ring_entries = match (options, accel) {
-        (None, _) => None,
-        (Some(options), AccelArg::Kvm) => Some(dirty_ring(options)?),
-        (Some(options), _) => return Err(format!("{name} has no option {options:?}")),
-    };
-    Ok(AccelOption {
+    let mut option = AccelOption {
         accel,
-        dirty_ring_entries,
+        dirty_ring_entries: None,
+        stage2: None,
+    };
+    match (options, accel) {
+        (None, _) => {}
+        (Some(options), AccelArg::Kvm) => option.dirty_ring_entries = Some(dirty_ring(options)?),
+        (Some(options), AccelArg::Threads) => option.stage2 = Some(dirty_log(options)?),
+    }
+    Ok(option)
+}
+
+fn dirty_log(text: &str) -> Result<Stage2Config, String> {
+    let mut log = LogOptions::default();
+    match text.split_once('=') {
+        Some(("dirty-log", "stage2")) => {}
+        Some(("dirty-log", "stage2-eager")) => log.split = SplitPolicy::Eager,
+        Some(("dirty-log", "stage2-hardware")) => log.mode = LogMode::Hardware,
+        _ => {
+            return Err(format!(
+                "{text:?} is not dirty-log=stage2, dirty-log=stage2-eager or dirty-log=stage2-hardware"
+            ));
+        }
+    }
+    Ok(Stage2Config {
+        log,
+        ..Stage2Config::default()
     })
 }
 
@@ -263,18 +288,35 @@ mod tests {
     }
 
     #[test]
-    fn an_accelerator_may_have_a_dirty_ring() {
+    fn an_accelerator_may_have_a_dirty_ring_or_log() {
         let option = |accel, dirty_ring_entries| AccelOption {
             accel,
             dirty_ring_entries,
+            stage2: None,
         };
         assert_eq!(accel("kvm"), Ok(option(AccelArg::Kvm, None)));
         assert_eq!(accel("threads"), Ok(option(AccelArg::Threads, None)));
         let ring = accel("kvm,dirty-ring-size=4096");
         assert_eq!(ring, Ok(option(AccelArg::Kvm, Some(4096))));
+        for (text, mode, split) in [
+            ("stage2", LogMode::Fault, SplitPolicy::Lazy),
+            ("stage2-eager", LogMode::Fault, SplitPolicy::Eager),
+            ("stage2-hardware", LogMode::Hardware, SplitPolicy::Lazy),
+        ] {
+            let option = accel(&format!("threads,dirty-log={text}")).unwrap();
+            let log = option.stage2.unwrap().log;
+            assert_eq!(
+                (option.accel, log.mode, log.split),
+                (AccelArg::Threads, mode, split)
+            );
+        }
         for text in [
             "",
             "tcg",
+            "threads,",
+            "threads,dirty-log",
+            "threads,dirty-log=kvm",
+            "kvm,dirty-log=stage2",
             "kvm,",
             "kvm,dirty-ring-size",
             "kvm,dirty-ring-size=",

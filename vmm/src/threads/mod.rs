@@ -3,14 +3,23 @@
 //! They run the same workload over the same RAM, keep the same counters in it, and are stopped in
 //! mid-write as vCPUs are, so a picture of such a machine means the same and is checked by the
 //! same oracle. Nothing of `/dev/kvm` is needed, and page faults come from user mode.
+//!
+//! Who wrote what is known by the kernel (pages protected for everybody), or by Arm stage-2 tables in
+//! software: then each thread looks its addresses up in a TLB of its own and in the tables, as a CPU
+//! does, and its writes are logged as a hypervisor logs them.
 
 mod park;
+mod walker;
 mod worker;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use paguro_dirty::tracker::{AsyncProtect, Tracker};
 use paguro_ram::GuestRam;
+use paguro_stage2_tracker::Stage2Tracker;
+use paguro_stage2_tracker::soft::SoftLog;
+use paguro_sys::Host;
 use paguro_wire::device::{DeviceSection, SectionReader, SectionWriter};
 
 use crate::control::{Control, Hold};
@@ -27,6 +36,7 @@ pub(crate) const TICKS_PER_S: u64 = 1_000_000_000;
 /// All threads that play a vCPU.
 pub(crate) struct ThreadCpus {
     parks: Vec<Arc<park::Park>>,
+    log: Option<Arc<SoftLog>>,
 }
 
 impl ThreadCpus {
@@ -38,7 +48,11 @@ impl ThreadCpus {
         control: &Arc<Control>,
     ) -> Result<Self, VmError> {
         park::install().map_err(VmError::host("handle the signal that parks threads"))?;
-        let mut cpus = Self { parks: Vec::new() };
+        let log = config.stage2.map(|stage2| walker::log(stage2, config, ram));
+        let mut cpus = Self {
+            parks: Vec::new(),
+            log: log.transpose()?.map(Arc::new),
+        };
         for vcpu in 0..config.cpus {
             let park = Arc::new(park::Park::default());
             let worker = worker::Worker {
@@ -46,6 +60,7 @@ impl ThreadCpus {
                 vcpus: config.cpus,
                 park: park.clone(),
                 ram: ram.clone(),
+                log: cpus.log.clone(),
                 progress: progress.clone(),
                 control: control.clone(),
             };
@@ -65,6 +80,17 @@ impl ThreadCpus {
             .iter()
             .map(|park| park.clone() as Arc<dyn Hold>)
             .collect()
+    }
+
+    /// A tracker of what they write.
+    pub(crate) fn tracker(&self, config: &Config, ram: &GuestRam) -> Arc<dyn Tracker> {
+        match (&self.log, config.stage2) {
+            (Some(log), Some(stage2)) => Arc::new(Stage2Tracker::new(log.clone(), stage2.log)),
+            _ => Arc::new(AsyncProtect::new(
+                Host::probe(&config.fallbacks),
+                ram.clone(),
+            )),
+        }
     }
 
     /// There is nothing but their number: the counters are in RAM.

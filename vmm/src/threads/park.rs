@@ -10,6 +10,10 @@
 //! or print), and elsewhere at its next work; a thread without any more work has *retired*, which
 //! is a rest too.
 //!
+//! Work that cannot do without a lock has parts that are done *whole* ([`Parking::whole`]): there the
+//! handler returns at once, and the thread parks itself when the part is over. Such a part must be
+//! short, and must not wait for anything that a machine at rest, or a page fault, could keep from it.
+//!
 //! ```text
 //!            close             handler
 //!   RUNNING -------> WANTED ------------> PARKED
@@ -41,6 +45,8 @@ const SIGNAL_STEP: Duration = Duration::from_millis(1);
 thread_local! {
     /// Where this thread parks, while it works.
     static HERE: Cell<*const Park> = const { Cell::new(ptr::null()) };
+    /// Whether it is in a part of its work that is done whole.
+    static WHOLE: Cell<bool> = const { Cell::new(false) };
 }
 
 static INSTALLED: OnceLock<bool> = OnceLock::new();
@@ -62,7 +68,7 @@ pub(super) fn install() -> io::Result<()> {
 
 extern "C" fn on_park(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let here = HERE.get();
-    if here.is_null() {
+    if here.is_null() || WHOLE.get() {
         return;
     }
     // SAFETY: errno's place is the thread's own.
@@ -264,6 +270,21 @@ impl Parking<'_> {
         let done = work();
         compiler_fence(Ordering::SeqCst);
         HERE.set(ptr::null());
+        done
+    }
+
+    /// Does a part of the work that must not be stopped halfway: it may lock and allocate.
+    pub(super) fn whole<T>(&self, part: impl FnOnce() -> T) -> T {
+        WHOLE.set(true);
+        compiler_fence(Ordering::SeqCst);
+        let done = part();
+        compiler_fence(Ordering::SeqCst);
+        WHOLE.set(false);
+        compiler_fence(Ordering::SeqCst);
+        // A signal that came meanwhile found nobody to park.
+        if self.0.state.load(Ordering::Acquire) != RUNNING {
+            self.0.park();
+        }
         done
     }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paguro_ram::GuestRam;
+use paguro_stage2_tracker::soft::SoftLog;
 use paguro_workload::layout::PARAMS_GPA;
 use paguro_workload::params::PARAMS_BYTES;
 use paguro_workload::progress::PROGRESS_BYTES;
 use paguro_workload::{Cpu, End, Params, run};
 
 use super::park::{Park, Parking};
+use super::walker::Walker;
 use crate::control::Control;
 use crate::progress::ProgressMemory;
 use crate::state::ShutdownCause;
@@ -20,6 +22,8 @@ pub(super) struct Worker {
     pub(super) vcpus: u32,
     pub(super) park: Arc<Park>,
     pub(super) ram: GuestRam,
+    /// The tables that stand between the thread and RAM, if any do.
+    pub(super) log: Option<Arc<SoftLog>>,
     pub(super) progress: Arc<ProgressMemory>,
     pub(super) control: Arc<Control>,
 }
@@ -44,9 +48,7 @@ impl Worker {
             return;
         }
         let end = match self.start(parking) {
-            Ok((params, mut memory)) => {
-                Ok(parking.work(|| run(&mut memory, &params, self.vcpu.into())))
-            }
+            Ok((params, memory)) => self.run(parking, &params, memory),
             Err(why) => Err(why),
         };
         // From here on whoever stops the machine need not wait for this thread, which may hold
@@ -62,6 +64,24 @@ impl Worker {
             Err(why) => self.control.fail(format!("vCPU {}: {why}", self.vcpu)),
         }
         parking.wait_end();
+    }
+
+    fn run(
+        &self,
+        parking: &Parking<'_>,
+        params: &Params,
+        mut memory: Memory<'_>,
+    ) -> Result<End, String> {
+        let vcpu = self.vcpu.into();
+        let Some(log) = &self.log else {
+            return Ok(parking.work(|| run(&mut memory, params, vcpu)));
+        };
+        let mut walker = Walker::new(memory, log, parking, params, vcpu);
+        let end = parking.work(|| run(&mut walker, params, vcpu));
+        match walker.stopped() {
+            Some(stopped) => Err(format!("the tables do not let it through: {stopped:?}")),
+            None => Ok(end),
+        }
     }
 
     /// Reads from RAM what there is to do: as in a guest, nothing else is known.
@@ -130,7 +150,7 @@ impl Worker {
 }
 
 /// RAM as a thread sees it: through the mapping of each block.
-struct Memory<'a> {
+pub(super) struct Memory<'a> {
     park: &'a Park,
     low: (u64, u64, *mut u8),
     high: (u64, u64, *mut u8),
@@ -138,17 +158,25 @@ struct Memory<'a> {
     progress: *mut u8,
 }
 
-impl Cpu for Memory<'_> {
-    type Page = *mut u8;
-
+impl Memory<'_> {
+    /// Where an address is in this process.
     #[inline(always)]
-    fn page(&mut self, gpa: u64) -> *mut u8 {
+    pub(super) fn place(&self, gpa: u64) -> *mut u8 {
         let (start, _, base) = if gpa < self.high.0 {
             self.low
         } else {
             self.high
         };
         base.wrapping_add((gpa - start) as usize)
+    }
+}
+
+impl Cpu for Memory<'_> {
+    type Page = *mut u8;
+
+    #[inline(always)]
+    fn page(&mut self, gpa: u64) -> *mut u8 {
+        self.place(gpa)
     }
 
     #[inline(always)]

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use paguro_migration::machine::{Machine, Paused};
 use paguro_oracle::{DeviceWriter, Memory, Report};
 use paguro_ram::{GuestRam, RamBlock};
-use paguro_vmm::{Accel, Config, DmaConfig, Vm};
+use paguro_stage2::{InitialLog, LogMode, LogOptions, SplitPolicy};
+use paguro_vmm::{Accel, Config, DmaConfig, Stage2Config, Stage2Sabotage, Vm};
 use paguro_wire::device::DeviceSection;
 use paguro_workload::area::{DMA, DMA_DIRECT};
 
@@ -62,6 +63,53 @@ pub fn config(accel: Accel, cpus: u32) -> Config {
         accel,
         workload: "rate=unlimited".parse().unwrap(),
         ..Config::default()
+    }
+}
+
+/// Threads behind stage-2 tables, with each way to log.
+pub fn stage2_ways() -> Vec<(&'static str, Config)> {
+    let default = LogOptions::default();
+    let way = |log| Config {
+        stage2: Some(Stage2Config {
+            log,
+            ..Stage2Config::default()
+        }),
+        ..config(Accel::Threads, 1)
+    };
+    vec![
+        ("stage 2, lazy", way(default)),
+        (
+            "stage 2, eager",
+            way(LogOptions {
+                split: SplitPolicy::Eager,
+                ..default
+            }),
+        ),
+        (
+            "stage 2, all dirty",
+            way(LogOptions {
+                initial: InitialLog::AllDirty,
+                ..default
+            }),
+        ),
+        (
+            "stage 2, hardware",
+            way(LogOptions {
+                mode: LogMode::Hardware,
+                ..default
+            }),
+        ),
+    ]
+}
+
+/// Threads behind tables of which something is broken.
+pub fn broken_stage2(sabotage: Stage2Sabotage) -> Config {
+    Config {
+        stage2: Some(Stage2Config {
+            log: LogOptions::default(),
+            sabotage,
+        }),
+        ..config(Accel::Threads, 2)
     }
 }
 

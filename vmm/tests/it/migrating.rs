@@ -16,7 +16,7 @@ use paguro_migration::switchover::MigrationStatus;
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, PageKind};
 use paguro_sys::{Fallbacks, Host};
-use paguro_vmm::{Accel, Config, RunState, Vm};
+use paguro_vmm::{Accel, Config, RunState, Stage2Sabotage, Vm};
 
 use crate::common::*;
 
@@ -58,7 +58,7 @@ fn options(address: Address) -> MigrateOptions {
     MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()))
 }
 
-/// Moves a machine into a new one.
+/// Moves a machine into a new one, which runs on.
 fn relocate(source: &Arc<Vm>, change: impl FnOnce(&mut MigrateOptions)) -> Moved {
     relocate_over(source, &Name::new().address(), |options, _| change(options))
 }
@@ -69,6 +69,12 @@ pub fn relocate_over(
     address: &Address,
     change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
 ) -> Moved {
+    relocate_and(source, true, change)
+}
+
+/// Moves a machine into a new one, which runs on or stays as it arrived.
+fn relocate_and(source: &Arc<Vm>, runs: bool, change: impl FnOnce(&mut MigrateOptions)) -> Moved {
+    let name = Name::new();
     let destination = create(source.config());
     let mut options = options(address.clone());
     let mut receiving = ReceiveOptions::new(true, false);
@@ -85,6 +91,9 @@ pub fn relocate_over(
         let vm = destination.clone();
         std::thread::spawn(move || {
             let arrival = Arrival::new(receiving, None);
+            let mut options = ReceiveOptions::new(true, !runs);
+            options.linger = Duration::from_millis(200);
+            let arrival = Arrival::new(options, None);
             receive(&*vm, listener, &arrival)
         })
     };
@@ -143,6 +152,63 @@ fn a_guest_that_writes_all_the_time_arrives_whole_and_runs_on() {
             assert_eq!(writes(&vm), before, "the source ran on");
             vm = moved.vm;
         }
+    }
+}
+
+#[test]
+fn threads_behind_stage_2_tables_arrive_whole_and_run_on() {
+    let _turn = turn();
+    for (name, way) in stage2_ways() {
+        for cpus in [1, 2] {
+            for rate in ["rate=20000", "rate=unlimited"] {
+                let config = Config {
+                    cpus,
+                    // A block above 4 GiB, and one that is no whole 2 MiB.
+                    ram_split: Some((9 << 20) + 4096),
+                    workload: rate.parse().unwrap(),
+                    ..way.clone()
+                };
+                let mut vm = match cpus {
+                    1 => start(&config),
+                    _ => start(&with_dma(config, false)),
+                };
+                for _ in 0..2 {
+                    wait_writes(&vm, 1000);
+                    let moved = relocate(&vm, |_| {});
+                    assert_moved(&moved);
+                    let right = take(&moved.vm).check();
+                    assert!(right.is_right(), "{name}, {:?}: {right:#?}", vm.config());
+                    wait_writes(&moved.vm, 1000);
+                    take(&moved.vm).assert_right();
+                    vm = moved.vm;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tlb_that_is_invalidated_late_or_never_is_noticed_where_the_machine_arrives() {
+    let _turn = turn();
+    for sabotage in [
+        Stage2Sabotage::NoInvalidation,
+        Stage2Sabotage::LateInvalidation,
+    ] {
+        let rates = ["rate=20000", "rate=100000", "rate=unlimited"];
+        let caught = (0..21).any(|index| {
+            let vm = start(&Config {
+                workload: format!("pattern=random,set=2M,{}", rates[index % 3])
+                    .parse()
+                    .unwrap(),
+                ..broken_stage2(sabotage)
+            });
+            wait_writes(&vm, 1000);
+            // If it ran on, it would write once more what it has forgotten that it wrote.
+            let moved = relocate_and(&vm, false, |_| {});
+            moved.sent.as_ref().unwrap();
+            !take(&moved.vm).check().is_right()
+        });
+        assert!(caught, "{sabotage:?} went unnoticed");
     }
 }
 

@@ -7,7 +7,7 @@ use paguro_dirty::tracker::measure;
 use paguro_migration::machine::Machine;
 use paguro_ram::{Backing, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Fallbacks, Host};
-use paguro_vmm::{Accel, Config, Vm};
+use paguro_vmm::{Accel, Config, Stage2Sabotage, Vm};
 
 use super::destination::Order;
 use super::memory::{HugePages, is_huge};
@@ -52,6 +52,15 @@ fn can_track() -> bool {
         println!("skipped: no asynchronous write-protection on this host");
     }
     can
+}
+
+/// Those of threads.
+fn thread_ways() -> Vec<(&'static str, Config)> {
+    let mut ways = stage2_ways();
+    if can_track() {
+        ways.push(("async protection", config(Accel::Threads, 1)));
+    }
+    ways
 }
 
 #[track_caller]
@@ -141,18 +150,25 @@ fn join(ram: &GuestRam) {
 #[test]
 fn every_write_of_threads_is_reported() {
     let _turn = turn();
-    if !can_track() {
-        return;
+    let mut ways = thread_ways();
+    if can_track() {
+        let user_mode_only = Config {
+            fallbacks: forced(&["user-mode-only"]),
+            ..config(Accel::Threads, 1)
+        };
+        ways.push(("async protection, user mode only", user_mode_only));
     }
-    for names in [&[][..], &["user-mode-only"]] {
+    for (name, way) in ways {
         for cpus in [1, 2] {
             for (rate, writes) in RATES {
                 let vm = start(&Config {
-                    fallbacks: forced(names),
+                    cpus,
                     workload: rate.parse().unwrap(),
-                    ..config(Accel::Threads, cpus)
+                    ..way.clone()
                 });
-                assert_right("async protection", &vm, 15, writes);
+                assert_right(name, &vm, 15, writes);
+                // And again, by a new one.
+                assert_right(name, &vm, 3, writes);
             }
         }
     }
@@ -162,9 +178,7 @@ fn every_write_of_threads_is_reported() {
 fn every_write_of_a_device_is_reported() {
     let _turn = turn();
     let mut ways = kvm_ways();
-    if can_track() {
-        ways.push(("async protection", config(Accel::Threads, 1)));
-    }
+    ways.extend(thread_ways());
     for (name, way) in ways {
         let vm = start(&with_dma(way, true));
         assert_right(name, &vm, 12, 10);
@@ -197,9 +211,7 @@ impl Discards for Unplugged {
 fn nothing_discarded_is_reported() {
     let _turn = turn();
     let mut ways = kvm_ways();
-    if can_track() {
-        ways.push(("async protection", config(Accel::Threads, 1)));
-    }
+    ways.extend(thread_ways());
     for (name, way) in ways {
         let config = with_dma(way, false);
         let ram = ram(&config).with_discards(Arc::new(Unplugged));
@@ -224,10 +236,10 @@ fn nothing_discarded_is_reported() {
 #[test]
 fn clearing_after_reading_is_noticed() {
     let _turn = turn();
-    for (name, way) in kvm_ways() {
-        if !name.starts_with("manual") {
-            continue;
-        }
+    let mut ways = kvm_ways();
+    ways.retain(|(name, _)| name.starts_with("manual"));
+    ways.extend(stage2_ways());
+    for (_, way) in ways {
         // Long reads, so that writes fall into them.
         let vm = start(&Config {
             workload: "rate=unlimited,set=2M".parse().unwrap(),
@@ -242,12 +254,30 @@ fn clearing_after_reading_is_noticed() {
 }
 
 #[test]
+fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
+    let _turn = turn();
+    for sabotage in [
+        Stage2Sabotage::NoInvalidation,
+        Stage2Sabotage::LateInvalidation,
+    ] {
+        // As many pages as a TLB has entries for, so that stale ones stay.
+        let vm = start(&Config {
+            workload: "rate=unlimited,set=128K".parse().unwrap(),
+            ..broken_stage2(sabotage)
+        });
+        let tracker = vm.tracker().unwrap();
+        wait_until("a page is lost", || {
+            let verdict = walk(&vm, &*tracker, Order::ClearThenRead, 3, 10);
+            verdict.stale + verdict.unreported > 0
+        });
+    }
+}
+
+#[test]
 fn the_rate_is_that_of_the_guest() {
     let _turn = turn();
     let mut ways = kvm_ways();
-    if can_track() {
-        ways.push(("async protection", config(Accel::Threads, 1)));
-    }
+    ways.extend(thread_ways());
     for (name, way) in ways {
         let vm = start(&Config {
             workload: "rate=20000".parse().unwrap(),

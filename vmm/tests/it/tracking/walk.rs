@@ -94,6 +94,7 @@ fn missing(vm: &Vm, these: &[PageSet], those: &[PageSet]) -> usize {
 /// Pages that a tracker cannot tell apart.
 pub fn unit_pages(config: &Config) -> usize {
     match (config.accel, config.pages) {
+        _ if config.stage2.is_some() => 1,
         (Accel::Threads, paguro_ram::PageKind::Thp | paguro_ram::PageKind::Huge) => 512,
         _ => 1,
     }
