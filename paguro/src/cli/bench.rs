@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::PagesArg;
-use crate::soak::Case;
+use crate::soak::Trial;
 
 /// `paguro bench`
 #[derive(Debug, Args)]
@@ -70,6 +70,8 @@ Examples:
   paguro soak --minutes 30
   paguro soak --pairwise --seed 1
   paguro soak --case pages=thp,cpus=2,rate=unlimited,restore=lazy,seed=7
+  paguro soak --migrate --minutes 30
+  paguro soak --case tracker=ring,cpus=2,rate=unlimited,channel=tcp,moves=10
 
 Machines of all kinds run, are saved at random moments, and come back; every page of every file and
 of every machine is compared with what the guest's own counters imply. Each case is printed, with
@@ -80,7 +82,11 @@ Keys of a case: pages=4k|thp|2m, backing=anon|memfd, accel=kvm|threads, cpus=N,
 pattern=sequential|random|zipf|hotset, rate=10k|unlimited, dma=off|read|direct,
 restore=eager|map|lazy, force=none or a fallback of PAGURO_FORCE, chunk=SIZE, seed=N; and
 snapshots=N, returns=N, memory=SIZE, set=SIZE where the seed shall not choose; busy=on for other
-work on the host while a snapshot begins.";
+work on the host while a snapshot begins.
+
+Keys of a case of --migrate: tracker=log|log-not-all-set|plain-log|ring|wp-async (the last without
+KVM), rate=idle|10k|100k|unlimited, channel=tcp|unix; moves=N where the seed shall not choose; pages,
+backing, cpus, pattern, dma, memory and seed as above. Such a case is known by its tracker.";
 
 /// `paguro soak`
 #[derive(Debug, Args)]
@@ -95,9 +101,12 @@ pub struct SoakArgs {
     /// Instead of all machines for some time, once a few in which every two properties meet
     #[arg(long, conflicts_with = "case")]
     pub pairwise: bool,
+    /// Machines that move to other processes and on, instead of being saved
+    #[arg(long, conflicts_with = "case")]
+    pub migrate: bool,
     /// Instead of all machines for some time, this one, once; can be given several times
     #[arg(long, value_name = "KEY=VALUE,...")]
-    pub case: Vec<Case>,
+    pub case: Vec<Trial>,
 }
 
 const DEMO_HELP: &str = "\

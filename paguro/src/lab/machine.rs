@@ -39,6 +39,16 @@ pub struct Machine {
     _leash: Option<OwnedFd>,
 }
 
+/// How two machines of the lab are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Channel {
+    /// Over the loopback.
+    Tcp,
+    /// By a socket in the file system.
+    Unix,
+}
+
 /// Where the RAM of a machine is in its process.
 #[derive(Clone, Debug)]
 pub struct Ram {
@@ -273,6 +283,80 @@ impl Machine {
             }
             if Instant::now() > deadline {
                 bail!("the snapshot does not end: {now}\n{}", self.said());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits at an address for another machine; where it can be found.
+    pub fn listen(&mut self, channel: &Channel) -> Result<String> {
+        let uri = match channel {
+            Channel::Tcp => "tcp:127.0.0.1:0".to_owned(),
+            Channel::Unix => format!("unix:{}", self.dir.path().join("in.sock").display()),
+        };
+        self.execute("migrate-incoming", json!({ "uri": uri }))?;
+        if *channel == Channel::Unix {
+            return Ok(uri);
+        }
+        let now = self.execute("query-migrate", json!({}))?;
+        let port = now["socket-address"][0]["port"].as_str();
+        let port = port.with_context(|| format!("no port in {now}"))?;
+        Ok(format!("tcp:127.0.0.1:{port}"))
+    }
+
+    /// Begins to move to another machine that listens there, without waiting for the end.
+    /// `parameters` and `capabilities` count for this move only.
+    pub fn begin_move(
+        &mut self,
+        uri: &str,
+        parameters: &Parameters,
+        capabilities: &[&str],
+    ) -> Result<()> {
+        let mut all = self.defaults.clone();
+        all.extend(parameters.clone());
+        self.execute("migrate-set-parameters", Value::Object(all))?;
+        let known = self.execute("query-migrate-capabilities", json!({}))?;
+        let known = known.as_array().context("no list of capabilities")?;
+        let set = known.iter().filter_map(|known| {
+            let name = known["capability"].as_str()?;
+            Some(json!({ "capability": name, "state": capabilities.contains(&name) }))
+        });
+        let set = json!({ "capabilities": Value::from_iter(set) });
+        self.execute("migrate-set-capabilities", set)?;
+        self.execute("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// Waits for the end of a move and gives the engine's report; `None` if it was cancelled.
+    pub fn wait_moved(&mut self) -> Result<Option<Value>> {
+        let deadline = Instant::now() + IN_VAIN;
+        loop {
+            let now = self.execute("query-migrate", json!({}))?;
+            match now["status"].as_str().unwrap_or_default() {
+                "completed" => return self.execute("x-paguro-query-report", json!({})).map(Some),
+                "failed" => {
+                    let reason = now["error-desc"].as_str();
+                    bail!("the move failed: {}", reason.unwrap_or("no reason"));
+                }
+                "cancelled" => return Ok(None),
+                _ => {}
+            }
+            if Instant::now() > deadline {
+                bail!("the move does not end: {now}\n{}", self.said());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until it has this status.
+    pub fn wait_status(&mut self, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + IN_VAIN;
+        loop {
+            let status = self.status()?;
+            if status == wanted {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("it stays {status:?} and does not become {wanted:?}");
             }
             std::thread::sleep(POLL);
         }

@@ -27,7 +27,7 @@ pub mod watcher;
 
 pub use check::{Tally, check_file};
 pub use host::HugePages;
-pub use machine::Machine;
+pub use machine::{Channel, Machine};
 #[allow(
     unused_imports,
     reason = "for campaigns of migrations, which come to be"

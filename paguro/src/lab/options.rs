@@ -95,6 +95,14 @@ impl MachineOptions {
         }
     }
 
+    /// The same machine, for another one to come into.
+    pub fn awaiting(&self) -> Self {
+        Self {
+            incoming: true,
+            ..self.clone()
+        }
+    }
+
     /// As arguments of the program, without those that only the lab knows (socket, progress).
     pub fn args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec!["run".into()];
@@ -119,7 +127,10 @@ impl MachineOptions {
         match &self.restore {
             None => {
                 add("--memory", self.memory_bytes.to_string().into());
-                add("--workload", self.workload.to_string().into());
+                match self.incoming {
+                    true => add("--incoming", "defer".into()),
+                    false => add("--workload", self.workload.to_string().into()),
+                }
                 if let Some(bytes) = self.ram_split {
                     add("--x-ram-split", bytes.to_string().into());
                 }

@@ -57,14 +57,20 @@ pub struct GapSeen {
 impl Watcher {
     /// Begins to sample; what comes later than `at_most` is not noted.
     pub fn start(progress: Arc<ProgressFile>, at_most: Duration) -> io::Result<Self> {
+        Self::follow(vec![progress], at_most)
+    }
+
+    /// The same for a guest that moves between machines: it is wherever it has done most.
+    pub fn follow(progress: Vec<Arc<ProgressFile>>, at_most: Duration) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let samples = (at_most.as_micros() / PERIOD.as_micros()) as usize + 1;
         let mut record = Record {
-            vcpus: progress.vcpus(),
+            vcpus: progress.iter().map(|one| one.vcpus()).min().unwrap_or(0),
             at_ns: Vec::with_capacity(samples),
-            writes: Vec::with_capacity(samples * progress.vcpus()),
+            writes: Vec::new(),
             full: false,
         };
+        record.writes.reserve(samples * record.vcpus);
         let ended = stop.clone();
         let watch = move || {
             paguro_sys::boost_timer();
@@ -104,10 +110,11 @@ impl Drop for Watcher {
 }
 
 impl Record {
-    fn take(&mut self, progress: &ProgressFile) {
+    fn take(&mut self, progress: &[Arc<ProgressFile>]) {
         self.at_ns.push(now_ns());
         for vcpu in 0..self.vcpus {
-            self.writes.push(progress.writes(vcpu));
+            let most = progress.iter().map(|one| one.writes(vcpu)).max();
+            self.writes.push(most.unwrap_or(0));
         }
     }
 

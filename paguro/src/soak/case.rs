@@ -206,12 +206,7 @@ impl Case {
             "backing" => self.backing = one_of(value)?,
             "accel" => self.accel = one_of(value)?,
             "cpus" => self.cpus = number(value)?,
-            "pattern" => {
-                let spec: Spec = format!("pattern={value}")
-                    .parse()
-                    .map_err(|error| format!("{error}"))?;
-                self.pattern = spec.pattern;
-            }
+            "pattern" => self.pattern = pattern(value)?,
             "rate" => {
                 self.unlimited = match value {
                     "unlimited" => true,
@@ -244,15 +239,25 @@ impl Case {
     }
 }
 
-fn one_of<T: ValueEnum>(value: &str) -> Result<T, String> {
+/// An order by its name.
+pub fn pattern(value: &str) -> Result<Pattern, String> {
+    let spec: Result<Spec, _> = format!("pattern={value}").parse();
+    spec.map(|spec| spec.pattern)
+        .map_err(|error| format!("{error}"))
+}
+
+/// One of a list of names.
+pub fn one_of<T: ValueEnum>(value: &str) -> Result<T, String> {
     T::from_str(value, false)
 }
 
-fn number<T: FromStr>(value: &str) -> Result<T, String> {
+/// A number.
+pub fn number<T: FromStr>(value: &str) -> Result<T, String> {
     value.parse().map_err(|_| "not a number".to_owned())
 }
 
-fn size(value: &str) -> Result<u64, String> {
+/// A size in bytes.
+pub fn size(value: &str) -> Result<u64, String> {
     let Size(bytes) = value.parse().map_err(|error| format!("{error}"))?;
     Ok(bytes)
 }

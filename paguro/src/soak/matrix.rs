@@ -6,6 +6,7 @@
 //! its cases; in the selection fallbacks and chunk sizes are dimensions too.
 
 use super::case::{Case, Dma, FORCES, PATTERNS};
+use super::pairs;
 use super::rng::Rng;
 use crate::cli::{AccelArg, BackingArg, PagesArg, RestoreModeArg};
 
@@ -41,18 +42,7 @@ fn case(choice: &Choice) -> Case {
 
 /// Choices with all values of the first `dimensions`, and the first value of the others.
 fn choices(dimensions: usize) -> impl Iterator<Item = Choice> {
-    let sizes = &SIZES[..dimensions];
-    let count: usize = sizes.iter().product();
-    (0..count)
-        .map(move |mut number| {
-            let mut choice = [0; SIZES.len()];
-            for (value, size) in choice.iter_mut().zip(sizes) {
-                *value = number % size;
-                number /= size;
-            }
-            choice
-        })
-        .filter(|choice| case(choice).makes_sense())
+    pairs::choices(&SIZES, dimensions).filter(|choice| case(choice).makes_sense())
 }
 
 /// The full matrix in a random order, each case with a seed of its own.
@@ -81,58 +71,20 @@ pub fn full(rng: &mut Rng, fits: impl Fn(&Case) -> bool) -> Vec<Case> {
 /// A few cases in which every two values that can meet, meet. `fits` says which cases this host
 /// can run. Another seed gives another selection.
 pub fn pairwise(rng: &mut Rng, fits: impl Fn(&Case) -> bool) -> Vec<Case> {
-    let mut left: Vec<Choice> = choices(SIZES.len())
+    let left = choices(SIZES.len())
         .filter(|choice| fits(&case(choice)))
         .collect();
-    rng.shuffle(&mut left);
-    let mut missing = Pairs::default();
-    left.iter().for_each(|choice| missing.set(choice, true));
-    let mut selected = Vec::new();
-    // Greedy: the one that brings most new pairs. One that brings none now never will.
-    while let Some(best) = left.iter().max_by_key(|choice| missing.count(choice)) {
-        let best = *best;
-        missing.set(&best, false);
-        left.retain(|choice| missing.count(choice) > 0);
-        selected.push(Case {
-            seed: rng.next() >> 32,
-            ..case(&best)
-        });
-    }
-    selected
-}
-
-/// Most values that a dimension has.
-const WIDTH: usize = 8;
-
-/// A set of pairs of values.
-struct Pairs(Vec<bool>);
-
-impl Default for Pairs {
-    fn default() -> Self {
-        let values = SIZES.len() * WIDTH;
-        Self(vec![false; values * values])
-    }
-}
-
-impl Pairs {
-    fn set(&mut self, choice: &Choice, to: bool) {
-        indexes(choice).for_each(|index| self.0[index] = to);
-    }
-
-    fn count(&self, choice: &Choice) -> usize {
-        indexes(choice).filter(|index| self.0[*index]).count()
-    }
-}
-
-fn indexes(choice: &Choice) -> impl Iterator<Item = usize> + '_ {
-    let value = |dimension: usize| dimension * WIDTH + choice[dimension];
-    (0..SIZES.len()).flat_map(move |one| {
-        (one + 1..SIZES.len()).map(move |two| value(one) * SIZES.len() * WIDTH + value(two))
-    })
+    let selected = pairs::select(rng, left);
+    let with_seed = |choice| Case {
+        seed: rng.next() >> 32,
+        ..case(choice)
+    };
+    selected.iter().map(with_seed).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::pairs::Pairs;
     use super::*;
     use std::collections::BTreeSet;
 
@@ -169,7 +121,7 @@ mod tests {
                 met.set(&choice, true);
             }
         }
-        assert!(every.0 == met.0);
+        assert!(every == met);
     }
 
     #[test]

@@ -5,13 +5,19 @@
 //! | [`case`] | one machine as a text that brings it back |
 //! | [`matrix`] | which machines there are, and in which order they are tried |
 //! | [`walk`] | what is done with one |
+//! | [`moves`] | the same three for guests that move |
+//! | [`trial`] | one of either kind |
+//! | [`pairs`] | selections in which every two values meet |
 //! | [`load`] | a busy host |
 //! | [`rng`] | random numbers that a seed brings back |
 
 mod case;
 mod load;
 mod matrix;
+mod moves;
+mod pairs;
 mod rng;
+mod trial;
 mod walk;
 
 use std::io::{self, Write};
@@ -21,15 +27,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use paguro_migration::options::Sabotage;
+use paguro_migration::source::SourceSabotage;
 use paguro_sys::{Host, Userfault};
 
 use crate::cli::{AccelArg, PagesArg, SoakArgs};
-use crate::force::{Forced, sabotage_name};
+use crate::force::{Forced, sabotage_name, source_sabotage_name};
 use crate::interrupt::Interrupts;
 use crate::lab::{HugePages, Tally, host};
 use crate::progress::Bar;
-pub use case::Case;
+use case::Case;
+use moves::case::{MoveCase, TrackerArg};
 use rng::Rng;
+pub use trial::Trial;
 use walk::Walked;
 
 /// Room for the files of one case.
@@ -43,9 +52,10 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch()?;
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let mut rng = Rng::new(seed);
-    let sabotage = match forced.broken.snapshot {
-        Sabotage::None => "",
-        sabotage => sabotage_name(sabotage),
+    let sabotage = match (forced.broken.snapshot, forced.broken.migration) {
+        (Sabotage::None, SourceSabotage::None) => "",
+        (Sabotage::None, sabotage) => source_sabotage_name(sabotage),
+        (sabotage, _) => sabotage_name(sabotage),
     };
     let mut soak = Soak {
         seed,
@@ -64,13 +74,13 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
         for reason in &offer.missing {
             soak.say(&format!("skipped: {reason}"))?;
         }
-        let fits = |case: &Case| offer.fits(case);
+        let list = |rng: &mut Rng| offer.trials(rng, args.migrate, args.pairwise);
         if args.pairwise {
-            let cases = matrix::pairwise(&mut rng, fits);
-            soak.bar = Bar::steps("soak", cases.len() as u64);
-            soak.once(&cases, dir.path(), &interrupts)?
+            let trials = list(&mut rng);
+            soak.bar = Bar::steps("soak", trials.len() as u64);
+            soak.once(&trials, dir.path(), &interrupts)?
         } else {
-            soak.walk(&mut rng, fits, dir.path(), &interrupts)?
+            soak.walk(|| list(&mut rng), dir.path(), &interrupts)?
         }
     } else {
         soak.once(&args.case, dir.path(), &interrupts)?
@@ -110,13 +120,12 @@ impl Soak {
     /// first thing that is not right.
     fn walk(
         &mut self,
-        rng: &mut Rng,
-        fits: impl Fn(&Case) -> bool,
+        mut all: impl FnMut() -> Vec<Trial>,
         dir: &Path,
         interrupts: &Interrupts,
     ) -> Result<bool> {
         loop {
-            for case in matrix::full(rng, &fits) {
+            for case in all() {
                 if self.started.elapsed() >= self.until || interrupts.came() {
                     return Ok(!interrupts.came());
                 }
@@ -130,7 +139,7 @@ impl Soak {
     }
 
     /// These cases, once.
-    fn once(&mut self, cases: &[Case], dir: &Path, interrupts: &Interrupts) -> Result<bool> {
+    fn once(&mut self, cases: &[Trial], dir: &Path, interrupts: &Interrupts) -> Result<bool> {
         for case in cases {
             if interrupts.came() || !self.run(case, dir, interrupts)? {
                 return Ok(false);
@@ -140,11 +149,11 @@ impl Soak {
         Ok(true)
     }
 
-    fn run(&mut self, case: &Case, dir: &Path, interrupts: &Interrupts) -> Result<bool> {
+    fn run(&mut self, case: &Trial, dir: &Path, interrupts: &Interrupts) -> Result<bool> {
         self.runs += 1;
         let started = Instant::now();
         let mut walked = Walked::default();
-        let result = walk::walk(case, dir, self.sabotage, &mut walked);
+        let result = case.walk(dir, self.sabotage, &mut walked);
         self.tally.pages_checked += walked.tally.pages_checked;
         self.tally.wrong += walked.tally.wrong;
         if result.is_err() && interrupts.came() && walked.tally.wrong == 0 {
@@ -155,11 +164,15 @@ impl Soak {
         }
         let notes = walked.notes.iter().map(|note| format!(" ({note})"));
         let verdict = if result.is_ok() { "right" } else { "WRONG" };
+        let did = match case {
+            Trial::Snapshots(_) => {
+                format!("{} snapshots, {} returns", walked.snapshots, walked.returns)
+            }
+            Trial::Moves(_) => format!("{} moves, {} cancelled", walked.moves, walked.cancelled),
+        };
         self.say(&format!(
-            "[{}] {case}: {} snapshots, {} returns, {} pages {verdict}, {:.1} s{}",
+            "[{}] {case}: {did}, {} pages {verdict}, {:.1} s{}",
             self.runs,
-            walked.snapshots,
-            walked.returns,
             walked.tally.pages_checked,
             started.elapsed().as_secs_f64(),
             notes.collect::<String>()
@@ -190,13 +203,16 @@ struct Offer {
     kernel_faults: bool,
     userfaultfd: bool,
     huge: bool,
+    wp_async: bool,
+    dirty_ring: bool,
     missing: Vec<String>,
 }
 
 impl Offer {
     fn look(forced: &Forced) -> Self {
         let mut missing = Vec::new();
-        let userfault = Host::probe(&forced.fallbacks).userfault;
+        let probed = Host::probe(&forced.fallbacks);
+        let userfault = probed.userfault;
         let no_kvm = host::no_kvm();
         if let Some(error) = &no_kvm {
             missing.push(format!("accel=kvm: /dev/kvm cannot be used: {error}"));
@@ -216,13 +232,44 @@ impl Offer {
                 "snapshots of running guests: this process may not use userfaultfd".to_owned(),
             );
         }
+        let wp_async = probed.can_track();
+        if !wp_async {
+            missing.push("tracker=wp-async: this kernel has no WP_ASYNC".to_owned());
+        }
         Self {
+            wp_async,
+            dirty_ring: !forced.fallbacks.no_dirty_ring,
             kvm: no_kvm.is_none(),
             kernel_faults: userfault == Userfault::Full,
             userfaultfd: userfault != Userfault::None,
             huge: no_huge.is_none(),
             missing,
         }
+    }
+
+    /// What is tried, once.
+    fn trials(&self, rng: &mut Rng, moves: bool, pairwise: bool) -> Vec<Trial> {
+        let (saved, moving) = (
+            |case: &Case| self.fits(case),
+            |case: &MoveCase| self.lets_move(case),
+        );
+        let snapshots = |all: Vec<Case>| all.into_iter().map(Trial::Snapshots).collect();
+        let journeys = |all: Vec<MoveCase>| all.into_iter().map(Trial::Moves).collect();
+        match (moves, pairwise) {
+            (false, false) => snapshots(matrix::full(rng, saved)),
+            (false, true) => snapshots(matrix::pairwise(rng, saved)),
+            (true, false) => journeys(moves::matrix::full(rng, moving)),
+            (true, true) => journeys(moves::matrix::pairwise(rng, moving)),
+        }
+    }
+
+    fn lets_move(&self, case: &MoveCase) -> bool {
+        let tracks = match case.tracker {
+            TrackerArg::WpAsync => self.wp_async,
+            TrackerArg::Ring => self.kvm && self.dirty_ring,
+            _ => self.kvm,
+        };
+        tracks && (self.huge || case.pages != PagesArg::Huge)
     }
 
     fn fits(&self, case: &Case) -> bool {

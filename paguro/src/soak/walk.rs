@@ -30,6 +30,10 @@ pub struct Walked {
     pub snapshots: u64,
     /// Machines restored.
     pub returns: u64,
+    /// Moves to other machines.
+    pub moves: u64,
+    /// Moves that were cancelled in time.
+    pub cancelled: u64,
     /// What could not be tried, and why.
     pub notes: Vec<String>,
 }
@@ -38,7 +42,7 @@ pub struct Walked {
 const MEMORY_BYTES: [u64; 4] = [16 << 20, 32 << 20, (40 << 20) + (12 << 10), 64 << 20];
 
 /// Most time between two snapshots, and that a guest runs before it is stopped.
-const MOMENT_US: u64 = 30_000;
+pub const MOMENT_US: u64 = 30_000;
 
 /// Runs a case. `dir` is for its files and is left empty; `sabotage` is what is broken on purpose,
 /// a name or nothing. What was done so far stands in `walked`, also after an error: something was
@@ -420,7 +424,7 @@ impl Walk<'_> {
 }
 
 /// A machine goes on where its picture left off. With `strictly`, each vCPU has gone on.
-fn follow(before: &Report, after: &Report, place: &str, strictly: bool) -> Result<()> {
+pub fn follow(before: &Report, after: &Report, place: &str, strictly: bool) -> Result<()> {
     let least = u64::from(strictly);
     let mut goes_on = before.vcpus.len() == after.vcpus.len();
     let sum = |report: &Report| report.vcpus.iter().map(|vcpu| vcpu.done).sum::<u64>();

@@ -50,6 +50,22 @@ fn any_two_properties_go_together_in_another_selection() {
     all_is_right(&soak("", &["--pairwise", "--seed", &seed]));
 }
 
+#[test]
+fn any_two_properties_of_a_guest_that_moves_go_together() {
+    all_is_right(&soak("", &["--migrate", "--pairwise", "--seed", "1"]));
+}
+
+/// The full rate, and a guest that is sent slowly enough to write between the look and the clear.
+#[test]
+fn lost_pages_of_a_guest_that_moves_are_caught() {
+    let mut options = File::options();
+    let kvm = options.read(true).write(true).open("/dev/kvm").is_ok();
+    let tracker = if kvm { "log" } else { "wp-async" };
+    let case = format!("tracker={tracker},rate=unlimited,moves=20,memory=64M");
+    let trial = Trial { case };
+    trial.catches(&["break-clear-after-read", "break-skip-dirty-page"]);
+}
+
 /// A machine at full speed on 2 vCPUs, with as many snapshots as it may take.
 struct Trial {
     case: String,

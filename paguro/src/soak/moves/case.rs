@@ -1,0 +1,228 @@
+//! A case of moves as a text that brings it back.
+//!
+//! `tracker=ring,pages=4k,backing=anon,cpus=2,pattern=zipf,rate=unlimited,dma=off,channel=tcp,seed=7`.
+//! What is not named (moments, sizes, parameters, how often) follows from the seed; `moves=N` and
+//! `memory=SIZE` bend that.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use paguro_vmm::DmaConfig;
+use paguro_workload::spec::Pattern;
+
+use crate::cli::{AccelArg, BackingArg, PagesArg};
+use crate::lab::Channel;
+use crate::lab::options::name;
+use crate::size::Size;
+use crate::soak::case::{Dma, number, one_of, pattern, size};
+
+/// Who says which pages were written. Without KVM there is one only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrackerArg {
+    /// KVM's log with manual protection, initially all set.
+    Log,
+    /// The same, not initially all set.
+    LogNotAllSet,
+    /// KVM's log without manual protection.
+    PlainLog,
+    /// KVM's ring.
+    Ring,
+    /// Silent protection by userfaultfd, of a machine of threads.
+    WpAsync,
+}
+
+/// How fast the guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RateArg {
+    /// One page in 10 ms.
+    Idle,
+    /// 10 000 pages a second.
+    #[value(name = "10k")]
+    Low,
+    /// 100 000 pages a second.
+    #[value(name = "100k")]
+    High,
+    /// As fast as it goes.
+    Unlimited,
+}
+
+impl RateArg {
+    /// Pages a second; 0: as fast as it goes.
+    pub fn pages_per_s(self) -> u64 {
+        match self {
+            Self::Idle => 100,
+            Self::Low => 10_000,
+            Self::High => 100_000,
+            Self::Unlimited => 0,
+        }
+    }
+}
+
+/// What a case is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveCase {
+    /// The tracker, and with it the accelerator.
+    pub tracker: TrackerArg,
+    /// Which pages RAM has.
+    pub pages: PagesArg,
+    /// What is behind it.
+    pub backing: BackingArg,
+    /// vCPUs.
+    pub cpus: u32,
+    /// Order in which the guest writes.
+    pub pattern: Pattern,
+    /// How fast.
+    pub rate: RateArg,
+    /// The device that writes RAM.
+    pub dma: Dma,
+    /// How it goes.
+    pub channel: Channel,
+    /// All else.
+    pub seed: u64,
+    /// As many moves; 0: by the seed.
+    pub moves: u32,
+    /// RAM; 0: by the seed.
+    pub memory_bytes: u64,
+}
+
+impl Default for MoveCase {
+    fn default() -> Self {
+        Self {
+            tracker: TrackerArg::Log,
+            pages: PagesArg::Small,
+            backing: BackingArg::Anon,
+            cpus: 1,
+            pattern: Pattern::Random,
+            rate: RateArg::Low,
+            dma: Dma::Off,
+            channel: Channel::Unix,
+            seed: 1,
+            moves: 0,
+            memory_bytes: 0,
+        }
+    }
+}
+
+impl MoveCase {
+    /// KVM or threads.
+    pub fn accel(&self) -> AccelArg {
+        match self.tracker {
+            TrackerArg::WpAsync => AccelArg::Threads,
+            _ => AccelArg::Kvm,
+        }
+    }
+
+    /// What makes KVM track in that way.
+    pub fn force(&self) -> &'static str {
+        match self.tracker {
+            TrackerArg::LogNotAllSet => "no-initially-all-set",
+            TrackerArg::PlainLog => "no-manual-protect",
+            _ => "",
+        }
+    }
+
+    /// The device.
+    pub fn dma_config(&self) -> Option<DmaConfig> {
+        let rate_pages_per_s = self.rate.pages_per_s().div_ceil(5);
+        let config = |direct| DmaConfig {
+            rate_pages_per_s,
+            direct,
+        };
+        match self.dma {
+            Dma::Off => None,
+            Dma::Read => Some(config(false)),
+            Dma::Direct => Some(config(true)),
+        }
+    }
+}
+
+impl fmt::Display for MoveCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "tracker={},pages={},backing={},cpus={},pattern={},rate={},dma={},channel={},seed={}",
+            name(self.tracker),
+            name(self.pages),
+            name(self.backing),
+            self.cpus,
+            self.pattern.name(),
+            name(self.rate),
+            name(self.dma),
+            name(self.channel),
+            self.seed,
+        )?;
+        if self.moves > 0 {
+            write!(f, ",moves={}", self.moves)?;
+        }
+        if self.memory_bytes > 0 {
+            write!(f, ",memory={}", Size(self.memory_bytes))?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for MoveCase {
+    type Err = String;
+
+    /// Keys that are left out have their default: the simplest machine, seed 1.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut case = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("{part:?} is no key=value"))?;
+            case.set(key, value)
+                .map_err(|why| format!("{key}={value}: {why}"))?;
+        }
+        Ok(case)
+    }
+}
+
+impl MoveCase {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "tracker" => self.tracker = one_of(value)?,
+            "pages" => self.pages = one_of(value)?,
+            "backing" => self.backing = one_of(value)?,
+            "cpus" => self.cpus = number(value)?,
+            "pattern" => self.pattern = pattern(value)?,
+            "rate" => self.rate = one_of(value)?,
+            "dma" => self.dma = one_of(value)?,
+            "channel" => self.channel = one_of(value)?,
+            "seed" => self.seed = number(value)?,
+            "moves" => self.moves = number(value)?,
+            "memory" => self.memory_bytes = size(value)?,
+            _ => return Err("there is no such key of a machine that moves".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::soak::{moves::matrix::full, rng::Rng};
+
+    #[test]
+    fn every_case_of_the_matrix_has_a_text_of_its_own() {
+        for case in full(&mut Rng::new(1), |_| true) {
+            assert_eq!(case.to_string().parse(), Ok(case));
+        }
+        let text = "tracker=ring,moves=3,memory=64M";
+        let case: MoveCase = text.parse().unwrap();
+        assert_eq!(case.to_string().parse(), Ok(case));
+    }
+
+    #[test]
+    fn what_is_no_case_is_refused_by_name() {
+        for (text, word) in [
+            ("tracker=tea", "tracker=tea"),
+            ("tracker=ring,restore=lazy", "no such key"),
+            ("rate=9", "rate=9"),
+        ] {
+            let error = text.parse::<MoveCase>().unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

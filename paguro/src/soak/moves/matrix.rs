@@ -1,0 +1,74 @@
+//! All machines that move: the full matrix, and a selection in which every two values meet.
+
+use super::case::{MoveCase, RateArg, TrackerArg};
+use crate::cli::{BackingArg, PagesArg};
+use crate::lab::Channel;
+use crate::soak::case::{Dma, PATTERNS};
+use crate::soak::pairs;
+use crate::soak::rng::Rng;
+
+/// How many values each dimension has.
+const SIZES: [usize; 8] = [5, 3, 2, 2, 4, 4, 3, 2];
+
+fn case(choice: &[usize; SIZES.len()]) -> MoveCase {
+    MoveCase {
+        tracker: [
+            TrackerArg::Log,
+            TrackerArg::Ring,
+            TrackerArg::PlainLog,
+            TrackerArg::WpAsync,
+            TrackerArg::LogNotAllSet,
+        ][choice[0]],
+        pages: [PagesArg::Small, PagesArg::Thp, PagesArg::Huge][choice[1]],
+        backing: [BackingArg::Anon, BackingArg::Memfd][choice[2]],
+        cpus: [1, 2][choice[3]],
+        pattern: PATTERNS[choice[4]],
+        rate: [
+            RateArg::Unlimited,
+            RateArg::Idle,
+            RateArg::Low,
+            RateArg::High,
+        ][choice[5]],
+        dma: [Dma::Off, Dma::Read, Dma::Direct][choice[6]],
+        channel: [Channel::Tcp, Channel::Unix][choice[7]],
+        ..MoveCase::default()
+    }
+}
+
+/// All of it in a random order, each case with a seed of its own.
+pub fn full(rng: &mut Rng, fits: impl Fn(&MoveCase) -> bool) -> Vec<MoveCase> {
+    let all = pairs::choices(&SIZES, SIZES.len()).map(|choice| case(&choice));
+    let mut all: Vec<_> = all.filter(fits).collect();
+    rng.shuffle(&mut all);
+    all.iter_mut().for_each(|case| case.seed = rng.next() >> 32);
+    all
+}
+
+/// A few cases in which every two values that can meet, meet. Another seed gives another selection.
+pub fn pairwise(rng: &mut Rng, fits: impl Fn(&MoveCase) -> bool) -> Vec<MoveCase> {
+    let all = pairs::choices(&SIZES, SIZES.len());
+    let all = all.filter(|choice| fits(&case(choice))).collect();
+    let selected = pairs::select(rng, all);
+    let with_seed = |choice| MoveCase {
+        seed: rng.next() >> 32,
+        ..case(choice)
+    };
+    selected.iter().map(with_seed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selection_is_small_and_has_every_value() {
+        let selected = pairwise(&mut Rng::new(1), |_| true);
+        assert!((20..35).contains(&selected.len()), "{}", selected.len());
+        for choice in pairs::choices(&SIZES, SIZES.len()) {
+            let wanted = case(&choice);
+            let both = |case: &MoveCase| (case.tracker, case.rate) == (wanted.tracker, wanted.rate);
+            assert!(selected.iter().any(both), "{wanted}");
+        }
+        assert_eq!(full(&mut Rng::new(1), |_| true).len(), 5760);
+    }
+}

@@ -1,0 +1,191 @@
+//! A guest that moves from process to process, many times in a row.
+//!
+//! Before each move it runs for a while; the move is made with random parameters: how long it may
+//! stand still, how fast it is sent, what happens if it writes too fast. Some moves are cancelled at
+//! a random moment, some begin while the machine is paused. After each, whole or cancelled, RAM is
+//! compared with the oracle where the guest is now, and its counters must have gone on.
+
+pub mod case;
+pub mod matrix;
+
+use anyhow::{Context, Result, bail};
+use paguro_oracle::Report;
+use paguro_workload::Spec;
+use paguro_workload::spec::Bytes;
+
+use super::rng::Rng;
+use super::walk::{MOMENT_US, Walked, follow};
+use crate::cli::{BackingArg, PagesArg};
+use crate::lab::machine::Parameters;
+use crate::lab::{HugePages, Machine, MachineOptions};
+use case::{MoveCase, RateArg, TrackerArg};
+
+/// RAM of a machine by the seed. The third is no multiple of 2 MiB.
+const MEMORY_BYTES: [u64; 4] = [16 << 20, 32 << 20, (40 << 20) + (12 << 10), 64 << 20];
+
+/// Small rings fill up.
+const RING_ENTRIES: [u32; 3] = [1024, 4096, 65536];
+
+/// Runs a case. What was done so far stands in `walked`, also after an error: something was wrong,
+/// or did not work. `sabotage` is the name of what is broken on purpose, or nothing.
+pub fn walk(case: &MoveCase, sabotage: &str, walked: &mut Walked) -> Result<()> {
+    let mut rng = Rng::new(case.seed);
+    let options = machine(case, &mut rng, sabotage);
+    let _pool = match case.pages {
+        // Two machines at a time.
+        PagesArg::Huge => {
+            Some(HugePages::reserve(2 * options.memory_bytes).map_err(anyhow::Error::msg)?)
+        }
+        _ => None,
+    };
+    let mut journey = Journey {
+        case,
+        rng,
+        options,
+        walked,
+        is_plain: !sabotage.is_empty(),
+    };
+    journey.run()
+}
+
+fn machine(case: &MoveCase, rng: &mut Rng, sabotage: &str) -> MachineOptions {
+    let huge = case.pages == PagesArg::Huge;
+    let memory_bytes = match (case.memory_bytes, rng.pick(&MEMORY_BYTES)) {
+        (0, drawn) if huge => drawn.next_multiple_of(2 << 20),
+        (0, drawn) => drawn,
+        (given, _) => given,
+    };
+    let split = rng.within(2..5) * (2 << 20) + if huge { 0 } else { rng.within(0..3) << 12 };
+    let workload = Spec {
+        pattern: case.pattern,
+        rate_pages_per_s: case.rate.pages_per_s(),
+        seed: rng.next() >> 32,
+        bytes: rng.pick(&[Bytes::Eight, Bytes::Eight, Bytes::SixtyFour, Bytes::Page]),
+        set_bytes: rng.one_in(3).then_some(memory_bytes / 4),
+        ..Spec::default()
+    };
+    let ring = rng.pick(&RING_ENTRIES);
+    let forces = [case.force(), sabotage];
+    let forces: Vec<_> = forces.into_iter().filter(|name| !name.is_empty()).collect();
+    MachineOptions {
+        memory_bytes,
+        cpus: case.cpus,
+        accel: case.accel(),
+        backing: case.backing,
+        pages: case.pages,
+        workload,
+        dma: case.dma_config(),
+        ram_split: (rng.one_in(4) && case.memory_bytes == 0).then_some(split),
+        dirty_ring_entries: (case.tracker == TrackerArg::Ring).then_some(ring),
+        force: forces.join(","),
+        ..MachineOptions::default()
+    }
+}
+
+struct Journey<'a> {
+    case: &'a MoveCase,
+    rng: Rng,
+    options: MachineOptions,
+    walked: &'a mut Walked,
+    /// What is broken on purpose shall be met by moves and nothing else.
+    is_plain: bool,
+}
+
+impl Journey<'_> {
+    fn run(&mut self) -> Result<()> {
+        let mut here = Machine::start(&self.options).context("the first machine")?;
+        let some = self.rng.within(1..self.many());
+        here.wait_writes(some)?;
+        if self.case.pages == PagesArg::Thp && self.case.backing == BackingArg::Memfd {
+            here.collapse()?;
+        }
+        let count = match self.case.moves {
+            0 => self.rng.within(2..5) as u32,
+            count => count,
+        };
+        let mut last: Option<Report> = None;
+        for number in 1..=count {
+            let what = format!("move {number}");
+            std::thread::sleep(self.rng.moment(MOMENT_US));
+            here = self.step(here, &what).context(what.clone())?;
+            if here.status()? == "running" {
+                here.stop()?;
+            }
+            let report = here.check_ram().with_context(|| what.clone())?;
+            self.walked.tally.add(&what, &report)?;
+            if let Some(before) = &last {
+                follow(before, &report, &what, false)?;
+            }
+            last = Some(report);
+            here.cont()?;
+            here.wait_writes(1)?;
+        }
+        here.quit()
+    }
+
+    /// One move; the machine in which the guest is afterwards, running or paused as it was.
+    fn step(&mut self, mut here: Machine, what: &str) -> Result<Machine> {
+        let mut there = Machine::start(&self.options.awaiting()).context("the destination")?;
+        let uri = there.listen(&self.case.channel)?;
+        let paused = !self.is_plain && self.rng.one_in(8);
+        if paused {
+            here.stop()?;
+        }
+        let (parameters, capabilities) = self.parameters();
+        here.begin_move(&uri, &parameters, &capabilities)?;
+        if !self.is_plain && self.rng.one_in(6) {
+            std::thread::sleep(self.rng.moment(4 * MOMENT_US));
+            // Refused is what came too late.
+            if let Err(error) = here.execute("migrate_cancel", serde_json::json!({})) {
+                tracing::debug!(%error, what, "not cancelled");
+            }
+        }
+        let moved = here.wait_moved()?;
+        let Some(_report) = moved else {
+            let expected = if paused { "paused" } else { "running" };
+            here.wait_status(expected)
+                .context("after it was cancelled")?;
+            self.walked.cancelled += 1;
+            return Ok(here);
+        };
+        self.walked.moves += 1;
+        let status = here.status()?;
+        if status != "postmigrate" {
+            bail!("the guest moved, and the machine that it left is {status:?}");
+        }
+        there.wait_status(if paused { "paused" } else { "running" })?;
+        // Some stay for a while.
+        if self.rng.one_in(2) {
+            there.wait_writes(u64::from(!paused))?;
+        }
+        here.quit()?;
+        Ok(there)
+    }
+
+    fn parameters(&mut self) -> (Parameters, Vec<&'static str>) {
+        let rng = &mut self.rng;
+        let mut all = Parameters::new();
+        let limit_ms = rng.pick(&[300, 50, 10, 1]);
+        all.insert("downtime-limit".to_owned(), limit_ms.into());
+        // Slow enough for the guest to write all there is meanwhile.
+        let slow = if rng.one_in(4) { 100 << 20 } else { 0 };
+        all.insert("max-bandwidth".to_owned(), slow.into());
+        all.insert("x-paguro-convergence-timeout".to_owned(), 1.into());
+        all.insert("x-paguro-at-timeout".to_owned(), "switchover".into());
+        let capabilities = match rng.one_in(3) {
+            true => vec!["auto-converge"],
+            false => Vec::new(),
+        };
+        (all, capabilities)
+    }
+
+    /// Writes that a guest does in a short time.
+    fn many(&self) -> u64 {
+        match self.case.rate {
+            RateArg::Idle => 10,
+            RateArg::Low => 400,
+            RateArg::High => 4_000,
+            RateArg::Unlimited => 40_000,
+        }
+    }
+}
