@@ -77,6 +77,7 @@ fn execute(command: &Command, forced: &Forced) -> Result<ExitCode> {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => match &args.command {
             BenchCommand::Snapshot(args) => bench::snapshot(args, forced),
+            BenchCommand::Migrate(args) => bench::migrate(args, forced),
         },
         Command::Soak(args) => soak::soak(args, forced),
         Command::Demo(args) => demo::demo(args, forced),

@@ -1,4 +1,4 @@
-//! `paguro bench snapshot`: what a background snapshot costs the guest, each number next to the
+//! `paguro bench`. `bench snapshot`: what a background snapshot costs the guest, each number next to the
 //! limit that the host sets for it in the same run.
 //!
 //! | room | for |
@@ -14,6 +14,7 @@
 //! | [`report`], [`stats`] | the numbers, and what JSON has of them |
 //! | [`aims`] | the aims, and whether they were reached |
 //! | [`table`], [`text`] | the tables, with a definition over each |
+//! | [`mod@migrate`] | the same for migrations |
 //!
 //! A tail is given next to that of an idle window of equal length in the same run; a claim rests on
 //! the difference. The first thing measured is the ruler itself, and if it is wrong the run fails.
@@ -24,6 +25,7 @@ mod disk;
 mod fill;
 mod limits;
 mod load;
+mod migrate;
 mod plan;
 mod report;
 mod rig;
@@ -43,7 +45,7 @@ use std::time::Instant;
 use anyhow::Result;
 use paguro_sys::Host;
 
-use crate::cli::{AccelArg, BenchSnapshotArgs};
+use crate::cli::{AccelArg, BenchMigrateArgs, BenchSnapshotArgs};
 use crate::force::Forced;
 use crate::hints::Advised;
 use crate::interrupt::Interrupts;
@@ -54,33 +56,16 @@ use report::HostFacts;
 
 /// `paguro bench snapshot`
 pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
-    if *forced != Forced::default() {
-        return Err(Advised::error(
-            "figures of a host that pretends to be another say nothing",
-            format!("leave out {}", crate::force::VARIABLE),
-        ));
-    }
+    refuse_forced(forced)?;
     let interrupts = Interrupts::catch()?;
     let begin = Instant::now();
     let load = Load::begin();
     let probed = Host::probe(&forced.fallbacks);
-    let accel = match host::no_kvm() {
-        None => AccelArg::Kvm,
-        Some(error) => {
-            eprintln!("no KVM here ({error}): threads of the process do the guest's work");
-            AccelArg::Threads
-        }
-    };
+    let accel = accel();
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let campaign = Campaign::new(args.quick, accel, probed, &dir, &interrupts);
     let mut report = campaign.run()?;
-    report.host = HostFacts {
-        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
-            .map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned()),
-        others_share: load.others_share(),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        files_in: host::memory_dir().display().to_string(),
-    };
+    report.host = facts(&load);
     report.aims = aims::judge(&report);
     report.took_s = begin.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
@@ -90,10 +75,64 @@ pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
     } else {
         table::print(&report, &mut out)?;
     }
-    Ok(if report.ruler.is_right {
+    Ok(verdict(report.ruler.is_right))
+}
+
+/// `paguro bench migrate`
+pub fn migrate(args: &BenchMigrateArgs, forced: &Forced) -> Result<ExitCode> {
+    refuse_forced(forced)?;
+    let interrupts = Interrupts::catch()?;
+    let begin = Instant::now();
+    let load = Load::begin();
+    let mut figures = migrate::Campaign::new(args.quick, accel(), &interrupts).run()?;
+    figures.host = facts(&load);
+    figures.aims = migrate::judge(&figures);
+    figures.took_s = begin.elapsed().as_secs_f64();
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &figures)?;
+        writeln!(out)?;
+    } else {
+        migrate::print(&figures, &mut out)?;
+    }
+    Ok(verdict(figures.ruler.is_right))
+}
+
+fn refuse_forced(forced: &Forced) -> Result<()> {
+    if *forced != Forced::default() {
+        return Err(Advised::error(
+            "figures of a host that pretends to be another say nothing",
+            format!("leave out {}", crate::force::VARIABLE),
+        ));
+    }
+    Ok(())
+}
+
+fn accel() -> AccelArg {
+    match host::no_kvm() {
+        None => AccelArg::Kvm,
+        Some(error) => {
+            eprintln!("no KVM here ({error}): threads of the process do the guest's work");
+            AccelArg::Threads
+        }
+    }
+}
+
+fn facts(load: &Load) -> HostFacts {
+    HostFacts {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned()),
+        others_share: load.others_share(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        files_in: host::memory_dir().display().to_string(),
+    }
+}
+
+fn verdict(ruler_is_right: bool) -> ExitCode {
+    if ruler_is_right {
         ExitCode::SUCCESS
     } else {
         eprintln!("paguro: the ruler is wrong: the numbers cannot be trusted");
         ExitCode::FAILURE
-    })
+    }
 }

@@ -20,6 +20,40 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Snapshots: gaps that the guest sees, time it loses, throughput, memory
     Snapshot(BenchSnapshotArgs),
+    /// Migrations: throughput, downtime that the guest sees, what tracking costs
+    Migrate(BenchMigrateArgs),
+}
+
+const MIGRATE_HELP: &str = "\
+Examples:
+  paguro bench migrate --quick
+  paguro bench migrate --json > figures.json
+
+A guest moves between two processes of this host. A table stands under a definition of its numbers.
+The exit status is 1 if the ruler, tested first, does not read 20 ms as 20 ms.
+
+Fields of --json; times in _us, sizes in _bytes; where several runs were made {min, median, max}:
+  quick, accel, took_s, skipped, host, ruler, aims: as of `paguro bench snapshot`
+  throughput: channel, connections, bytes, runs, moved_us, raw_us (raw sockets into memory that is
+    there), raw_fresh_us (into memory that the host must hand out)
+  moves: channel, rate_pages_per_s (0: full), set_bytes, runs, seen_us (longest time without progress,
+    from outside), idle_us (the same before), blind_us, downtime_us (as reported), forecast_us,
+    seen_by_forecast, downtime_bytes, limit_us (these at the rate of raw sockets), total_us, passes,
+    rate_kept (writes a second while it moved, by those before)
+  tracking: memory_bytes, start_us, sync_us
+  zero_scan: bytes, scan_us, read_us
+  xbzrle: changed_bytes, pages, encoded_bytes, encode_us, copy_us";
+
+/// `paguro bench migrate`
+#[derive(Debug, Args)]
+#[command(after_help = MIGRATE_HELP)]
+pub struct BenchMigrateArgs {
+    /// Fewer sizes and runs: less than a minute, and tails less certain
+    #[arg(long)]
+    pub quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 const SNAPSHOT_HELP: &str = "\

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use bench::{BenchArgs, BenchCommand, BenchSnapshotArgs, DemoArgs, SoakArgs};
+pub use bench::{BenchArgs, BenchCommand, BenchMigrateArgs, BenchSnapshotArgs, DemoArgs, SoakArgs};
 pub use machine::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
@@ -54,7 +54,7 @@ pub enum Command {
     Migrate(MigrateArgs),
     /// Show what is in a snapshot file
     Inspect(InspectArgs),
-    /// Measure what snapshots cost the guest
+    /// Measure what snapshots and migrations cost the guest
     Bench(BenchArgs),
     /// Try this host: random machines, snapshots and restores, every byte checked
     Soak(SoakArgs),

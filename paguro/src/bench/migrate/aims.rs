@@ -1,0 +1,45 @@
+//! The project's aims for migrations, and whether they were reached.
+
+use super::figures::Figures;
+use crate::bench::report::Aim;
+use crate::bench::text::time;
+
+/// Judges all that was measured.
+pub fn judge(figures: &Figures) -> Vec<Aim> {
+    let mut aims = Vec::new();
+    for there in &figures.throughput {
+        let what = format!(
+            "throughput, {:?}, {} connection",
+            there.channel, there.connections
+        );
+        let aim = |into: &str, share: f64| Aim {
+            what: format!("{what}, {into} memory"),
+            aim: "85 % of raw sockets".to_owned(),
+            reached: format!("{:.0} %", share * 100.0),
+            is_met: Some(share >= 0.85),
+        };
+        aims.push(aim("raw into present", there.share()));
+        aims.push(aim("raw into fresh", there.fresh_share()));
+    }
+    for moves in &figures.moves {
+        let rate = match moves.rate_pages_per_s {
+            0 => "full rate".to_owned(),
+            rate => format!("{}k pages/s", rate / 1000),
+        };
+        let most = moves.limit_us.median * 1.1 + 5e3;
+        aims.push(Aim {
+            what: format!("downtime as seen, {:?}, {rate}", moves.channel),
+            aim: format!(
+                "{} (what was left, by raw sockets, + 10 % + 5 ms)",
+                time(most)
+            ),
+            reached: format!(
+                "{}, at most {}",
+                time(moves.seen_us.median),
+                time(moves.seen_us.max)
+            ),
+            is_met: Some(moves.seen_us.median <= most),
+        });
+    }
+    aims
+}

@@ -1,0 +1,255 @@
+//! What is measured, in which order and how often.
+
+use anyhow::{Context, Result};
+use paguro_workload::Spec;
+use paguro_workload::spec::Op;
+use serde_json::json;
+
+use super::codecs;
+use super::figures::{Figures, MoveSeen, Moves, Throughput, Tracking};
+use super::journey::{Traveller, workload};
+use super::raw::{self, Into};
+use crate::bench::plan::MIB;
+use crate::bench::report::RulerTest;
+use crate::bench::setup::{IDLE_SET, files_in, room_for};
+use crate::bench::stats::Spread;
+use crate::bench::variant::{SLEEP_US, Variant};
+use crate::cli::AccelArg;
+use crate::interrupt::Interrupts;
+use crate::lab::machine::Parameters;
+use crate::lab::{Channel, Machine, MachineOptions, Watcher, host};
+use crate::progress::Bar;
+
+/// The guest of the peers' figures.
+const MEMORY_BYTES: u64 = 512 * MIB;
+const SET_BYTES: u64 = 256 * MIB;
+
+/// Writes of a guest that leaves its memory alone: enough to be seen running.
+const IDLE_RATE: u64 = 20_000;
+
+/// A campaign under way.
+pub struct Campaign<'a> {
+    runs: usize,
+    accel: AccelArg,
+    sizes: Vec<u64>,
+    bar: Bar,
+    interrupts: &'a Interrupts,
+    figures: Figures,
+}
+
+impl<'a> Campaign<'a> {
+    /// On this host.
+    pub fn new(quick: bool, accel: AccelArg, interrupts: &'a Interrupts) -> Self {
+        let runs = if quick { 3 } else { 7 };
+        let mut sizes = vec![256 * MIB, 1024 * MIB];
+        if !quick {
+            sizes.push(4096 * MIB);
+        }
+        let accel_name = match accel {
+            AccelArg::Kvm => "kvm",
+            AccelArg::Threads => "threads",
+        };
+        Self {
+            bar: Bar::steps("measuring", (1 + 8 * runs + sizes.len() * runs + 2) as u64),
+            runs,
+            accel,
+            sizes,
+            interrupts,
+            figures: Figures {
+                quick,
+                accel: accel_name,
+                ..Figures::default()
+            },
+        }
+    }
+
+    /// All of it, the test of the ruler first.
+    pub fn run(mut self) -> Result<Figures> {
+        self.figures.ruler = self.test_ruler().context("the test of the ruler")?;
+        self.bar.step();
+        for channel in [Channel::Tcp, Channel::Unix] {
+            self.throughput(channel).context("throughput")?;
+        }
+        for connections in [2, 4] {
+            let why = "the engine has no multifd channels yet";
+            self.skip(format!("throughput with {connections} connections: {why}"));
+        }
+        for channel in [Channel::Tcp, Channel::Unix] {
+            for rate in [10_000, 100_000, 0] {
+                self.moves(channel, rate).context("moves")?;
+            }
+        }
+        for bytes in self.sizes.clone() {
+            self.tracking(bytes).context("tracking")?;
+        }
+        self.bar.say("zero pages".to_owned());
+        self.figures.zero_scan = codecs::zero_scan((SET_BYTES / 2) as usize, self.runs)?;
+        self.bar.step();
+        self.bar.say("XBZRLE".to_owned());
+        for changed in [8, 64, 1024] {
+            let delta = codecs::delta(changed, 4096, self.runs);
+            self.figures.xbzrle.push(delta);
+        }
+        self.skip("zstd against its library: nothing is compressed yet".to_owned());
+        self.bar.step();
+        Ok(self.figures)
+    }
+
+    fn skip(&mut self, what: String) {
+        self.figures.skipped.push(what);
+    }
+
+    fn options(&self, memory_bytes: u64, workload: Spec) -> MachineOptions {
+        MachineOptions {
+            memory_bytes,
+            accel: self.accel,
+            workload,
+            ..MachineOptions::default()
+        }
+    }
+
+    /// The clock that times moves reads a pause of a snapshot with and without a sleep of 20 ms.
+    fn test_ruler(&mut self) -> Result<RulerTest> {
+        self.bar.say("the ruler".to_owned());
+        let spec = Spec {
+            rate_pages_per_s: 0,
+            op: Op::Write,
+            ..workload(0, IDLE_SET)
+        };
+        let mut machine = Machine::start(&self.options(64 * MIB, spec))?;
+        machine.wait_writes(1000)?;
+        let dir = files_in(&host::memory_dir())?;
+        let path = dir.path().join("snapshot");
+        let mut read = |variant: Variant| -> Result<Spread> {
+            let mut all = Vec::new();
+            for _ in 0..3 {
+                let most = std::time::Duration::from_secs(10);
+                let watcher = Watcher::start(machine.progress().clone(), most)?;
+                let report = machine.snapshot(&path, &variant.parameters(), true)?;
+                let record = watcher.stop();
+                std::fs::remove_file(&path)?;
+                let at = report["pause_at_ns"].as_u64().context("no pause")?;
+                let us = report["pause_us"].as_u64().context("no pause")?;
+                all.push(record.gap_across(at, at + us * 1000).ns as f64 / 1e3);
+            }
+            Ok(Spread::of(all))
+        };
+        let without_us = read(Variant::Default)?;
+        let with_us = read(Variant::Sleep)?;
+        let reads_us = with_us.min - without_us.min;
+        let sleep_us = SLEEP_US as f64;
+        Ok(RulerTest {
+            sleep_us,
+            with_us,
+            without_us,
+            reads_us,
+            outside_reads_us: reads_us,
+            is_right: (reads_us - sleep_us).abs() <= 1000.0,
+        })
+    }
+
+    fn travel(
+        &self,
+        guest: &mut Traveller,
+        channel: Channel,
+        parameters: &Parameters,
+    ) -> Result<MoveSeen> {
+        let seen = guest.travel(channel, parameters, self.interrupts)?;
+        self.bar.step();
+        Ok(seen)
+    }
+
+    fn throughput(&mut self, channel: Channel) -> Result<()> {
+        self.bar.say(format!("throughput, {channel:?}"));
+        let spec = workload(IDLE_RATE, IDLE_SET);
+        let options = self.options(MEMORY_BYTES, spec);
+        let mut guest = Traveller::start(&options, SET_BYTES)?;
+        let parameters = Parameters::from_iter([("downtime-limit".to_owned(), json!(50))]);
+        let (mut bytes, mut moved, mut present, mut fresh) = (0, vec![], vec![], vec![]);
+        for _ in 0..self.runs {
+            let engine = self.travel(&mut guest, channel, &parameters)?.report;
+            let stop = engine.setup_us + engine.downtime_us;
+            let us = engine.total_us.saturating_sub(stop) as f64;
+            bytes = engine.precopy_bytes;
+            moved.push(us);
+            let raw = |into| raw::send(channel, bytes as usize, 1, into);
+            present.push(raw(Into::Present)?.as_secs_f64() * 1e6);
+            fresh.push(raw(Into::Fresh)?.as_secs_f64() * 1e6);
+        }
+        self.figures.throughput.push(Throughput {
+            channel,
+            connections: 1,
+            bytes,
+            runs: self.runs,
+            moved_us: Spread::of(moved),
+            raw_us: Spread::of(present),
+            raw_fresh_us: Spread::of(fresh),
+        });
+        Ok(())
+    }
+
+    fn moves(&mut self, channel: Channel, rate: u64) -> Result<()> {
+        self.bar.say(format!("moves, {channel:?}, {rate} pages/s"));
+        let options = self.options(MEMORY_BYTES, workload(rate, SET_BYTES));
+        let mut guest = Traveller::start(&options, SET_BYTES + 2 * MIB)?;
+        let parameters = [
+            ("downtime-limit", json!(300)),
+            ("x-paguro-convergence-timeout", json!(2)),
+            ("x-paguro-at-timeout", json!("switchover")),
+        ];
+        let named = parameters.map(|(name, value)| (name.to_owned(), value));
+        let parameters = Parameters::from_iter(named);
+        let mut seen = Vec::new();
+        for _ in 0..self.runs {
+            seen.push(self.travel(&mut guest, channel, &parameters)?);
+        }
+        // Of the same channel in the same run.
+        let raw = self.figures.throughput.iter();
+        let raw = raw.filter(|there| there.channel == channel);
+        let bytes_per_us = raw
+            .map(|there| there.bytes as f64 / there.raw_us.median.max(1.0))
+            .next()
+            .context("raw sockets were not measured")?;
+        let spread = |of: &dyn Fn(&MoveSeen) -> f64| Spread::of(seen.iter().map(of));
+        self.figures.moves.push(Moves {
+            channel,
+            rate_pages_per_s: rate,
+            set_bytes: SET_BYTES,
+            runs: seen.len(),
+            seen_us: spread(&|seen| seen.seen_us),
+            idle_us: spread(&|seen| seen.idle_us),
+            blind_us: spread(&|seen| seen.blind_us),
+            downtime_us: spread(&|seen| seen.report.downtime_us as f64),
+            forecast_us: spread(&|seen| seen.report.forecast_us as f64),
+            seen_by_forecast: spread(&|seen| seen.seen_us / seen.report.forecast_us.max(1) as f64),
+            downtime_bytes: spread(&|seen| seen.report.downtime_bytes as f64),
+            limit_us: spread(&|seen| seen.report.downtime_bytes as f64 / bytes_per_us),
+            total_us: spread(&|seen| seen.report.total_us as f64),
+            passes: spread(&|seen| seen.report.dirty_sync_count as f64),
+            rate_kept: spread(&|seen| seen.rate_meanwhile / seen.rate_before.max(1.0)),
+        });
+        Ok(())
+    }
+
+    fn tracking(&mut self, memory_bytes: u64) -> Result<()> {
+        let what = format!("tracking, {} MiB", memory_bytes >> 20);
+        self.bar.say(what.clone());
+        if let Err(reason) = room_for(memory_bytes) {
+            self.skip(format!("{what}: {reason}"));
+            return Ok(());
+        }
+        let options = self.options(memory_bytes, workload(IDLE_RATE, IDLE_SET));
+        // All of RAM is there: what is absent costs nothing to track.
+        let mut guest = Traveller::start(&options, memory_bytes)?;
+        let mut seen = Vec::new();
+        for _ in 0..self.runs {
+            seen.push(self.travel(&mut guest, Channel::Unix, &Parameters::new())?);
+        }
+        self.figures.tracking.push(Tracking {
+            memory_bytes,
+            start_us: Spread::of(seen.iter().map(|seen| seen.report.track_us as f64)),
+            sync_us: Spread::of(seen.iter().map(|seen| seen.report.sync_us as f64)),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! The tables for people: each with a line that says what its numbers are.
+
+use std::io::{self, Write};
+
+use super::figures::Figures;
+use crate::bench::stats::Spread;
+use crate::bench::text::{Table, size, time};
+
+const PEERS: &str = "\
+Peers on a machine of 2 cores with KVM by software, 512 MiB, 256 MiB of it written, one connection:
+QEMU 7.2 tcp: stop 32 ms, total 139 ms at 10k pages/s; stop 47 ms at 100k random pages/s; 76 ms at
+full rate. QEMU 7.2 unix: 11 / 620 ms at 10k. Cloud Hypervisor tcp: 53 / 405 ms (7 / 276 with
+TCP_NODELAY) at 10k, 289 ms at 100k random, 124 ms at full rate; unix: 7 / 259 ms at 10k.";
+
+fn both(spread: Spread) -> String {
+    format!("{} / {}", time(spread.median), time(spread.max))
+}
+
+fn speed(bytes: f64, us: f64) -> String {
+    format!("{}/s", size(bytes / us.max(1.0) * 1e6))
+}
+
+/// Prints all of it.
+pub fn print(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    let host = &figures.host;
+    let quick = if figures.quick { " (quick)" } else { "" };
+    writeln!(
+        out,
+        "{} cores, Linux {}, {}; {:.0} s{quick}\n",
+        host.cores, host.kernel, figures.accel, figures.took_s,
+    )?;
+    if host.others_share > 0.05 {
+        writeln!(
+            out,
+            "*** Other programs took {:.0} % of the cores meanwhile. Measure again on a quiet host.\n",
+            host.others_share * 100.0
+        )?;
+    }
+    for skipped in &figures.skipped {
+        writeln!(out, "not measured: {skipped}")?;
+    }
+    let ruler = &figures.ruler;
+    let verdict = if ruler.is_right { "right" } else { "WRONG" };
+    writeln!(
+        out,
+        "\nThe ruler: a sleep of {} in a pause reads {}: {verdict}.\n",
+        time(ruler.sleep_us),
+        time(ruler.reads_us)
+    )?;
+    throughput(figures, out)?;
+    moves(figures, out)?;
+    costs(figures, out)?;
+    writeln!(out, "Aims, judged by the median of the runs.\n")?;
+    let mut table = Table::new(&["", "aim", "reached", ""]);
+    for aim in &figures.aims {
+        let verdict = match aim.is_met {
+            Some(true) => "met",
+            Some(false) => "MISSED",
+            None => "not judged",
+        };
+        let cells = [&aim.what, &aim.aim, &aim.reached].map(Clone::clone);
+        table.row(cells.into_iter().chain([verdict.to_owned()]));
+    }
+    table.print(out)?;
+    writeln!(out, "{PEERS}")
+}
+
+fn throughput(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "Throughput: a guest that leaves its memory alone moves; from the first page until it is\n         stopped. Raw: as many bytes over raw sockets into memory that is there, or that the host must\n         hand out (fresh). Medians.\n"
+    )?;
+    let mut table = Table::new(&[
+        "",
+        "bytes",
+        "moved",
+        "raw",
+        "raw, fresh",
+        "share",
+        "of fresh",
+    ]);
+    for there in &figures.throughput {
+        let bytes = there.bytes as f64;
+        table.row([
+            format!("{:?}, {} connection", there.channel, there.connections),
+            size(bytes),
+            speed(bytes, there.moved_us.median),
+            speed(bytes, there.raw_us.median),
+            speed(bytes, there.raw_fresh_us.median),
+            format!("{:.0} %", there.share() * 100.0),
+            format!("{:.0} %", there.fresh_share() * 100.0),
+        ]);
+    }
+    table.print(out)
+}
+
+fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "Moves: 512 MiB of RAM, 256 MiB of it written at random. Seen: the longest time without\n         progress, by a clock outside both machines; idle: the same shortly before. Forecast: by which\n         the guest was stopped. Limit: what was sent in the stop, at the rate of raw sockets. Kept:\n         writes a second until the stop, by those before. Median / maximum.\n"
+    )?;
+    let mut table = Table::new(&[
+        "",
+        "seen",
+        "idle",
+        "reported",
+        "forecast",
+        "sent in it",
+        "limit",
+        "total",
+        "passes",
+        "kept",
+    ]);
+    for moves in &figures.moves {
+        let rate = match moves.rate_pages_per_s {
+            0 => "full".to_owned(),
+            rate => format!("{}k/s", rate / 1000),
+        };
+        table.row([
+            format!("{:?} {rate}", moves.channel),
+            both(moves.seen_us),
+            time(moves.idle_us.median),
+            both(moves.downtime_us),
+            both(moves.forecast_us),
+            size(moves.downtime_bytes.median),
+            time(moves.limit_us.median),
+            both(moves.total_us),
+            format!("{:.0}", moves.passes.median),
+            format!("{:.0} %", moves.rate_kept.median * 100.0),
+        ]);
+    }
+    table.print(out)
+}
+
+fn costs(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "Tracking, all of RAM present and left alone: until it has begun, and the last sync.\n"
+    )?;
+    let mut table = Table::new(&["RAM", "start", "start a GiB", "sync", "sync a GiB"]);
+    for tracking in &figures.tracking {
+        let gib = tracking.memory_bytes as f64 / (1u64 << 30) as f64;
+        table.row([
+            size(tracking.memory_bytes as f64),
+            both(tracking.start_us),
+            time(tracking.start_us.median / gib),
+            both(tracking.sync_us),
+            time(tracking.sync_us.median / gib),
+        ]);
+    }
+    table.print(out)?;
+    writeln!(
+        out,
+        "Pages on their way: looking for zero pages against reading as much memory; XBZRLE of pages\n         with so many changed bytes against copying them.\n"
+    )?;
+    let mut table = Table::new(&["", "takes", "limit", "ratio"]);
+    let mut row = |name: String, bytes: f64, takes: Spread, limit: Spread| {
+        table.row([
+            name,
+            speed(bytes, takes.median),
+            speed(bytes, limit.median),
+            format!("{:.2}x", takes.median / limit.median.max(1e-3)),
+        ]);
+    };
+    let scan = &figures.zero_scan;
+    row(
+        "zero pages".to_owned(),
+        scan.bytes as f64,
+        scan.scan_us,
+        scan.read_us,
+    );
+    for delta in &figures.xbzrle {
+        let name = format!("XBZRLE, {} bytes", delta.changed_bytes);
+        row(
+            name,
+            (delta.pages * 4096) as f64,
+            delta.encode_us,
+            delta.copy_us,
+        );
+    }
+    table.print(out)
+}
