@@ -84,7 +84,7 @@ pub fn migrate(args: &BenchMigrateArgs, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch()?;
     let begin = Instant::now();
     let load = Load::begin();
-    let mut figures = migrate::Campaign::new(args.quick, accel(), &interrupts).run()?;
+    let mut figures = migrate::Campaign::new(args.quick, args.only, accel(), &interrupts).run()?;
     figures.host = facts(&load);
     figures.aims = migrate::judge(&figures);
     figures.took_s = begin.elapsed().as_secs_f64();

@@ -51,9 +51,25 @@ pub struct BenchMigrateArgs {
     /// Fewer sizes and runs: less than a minute, and tails less certain
     #[arg(long)]
     pub quick: bool,
+    /// Only this, of what is measured
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub only: Option<BenchMigratePart>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `--only` of `paguro bench migrate`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchMigratePart {
+    /// Bytes a second, against raw sockets
+    Throughput,
+    /// Downtime of guests that write, and throughput
+    Moves,
+    /// What tracking costs
+    Tracking,
+    /// Zero pages, and differences of pages
+    Pages,
 }
 
 const SNAPSHOT_HELP: &str = "\

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use bench::{BenchArgs, BenchCommand, BenchMigrateArgs, BenchSnapshotArgs, DemoArgs, SoakArgs};
+pub use bench::{
+    BenchArgs, BenchCommand, BenchMigrateArgs, BenchMigratePart, BenchSnapshotArgs, DemoArgs,
+    SoakArgs,
+};
 pub use machine::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,

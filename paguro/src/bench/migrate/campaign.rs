@@ -14,7 +14,7 @@ use crate::bench::report::RulerTest;
 use crate::bench::setup::{IDLE_SET, files_in, room_for};
 use crate::bench::stats::Spread;
 use crate::bench::variant::{SLEEP_US, Variant};
-use crate::cli::AccelArg;
+use crate::cli::{AccelArg, BenchMigratePart as Part};
 use crate::interrupt::Interrupts;
 use crate::lab::machine::Parameters;
 use crate::lab::{Channel, Machine, MachineOptions, Watcher, host};
@@ -30,6 +30,8 @@ const IDLE_RATE: u64 = 20_000;
 /// A campaign under way.
 pub struct Campaign<'a> {
     runs: usize,
+    /// Everything, or this.
+    only: Option<Part>,
     accel: AccelArg,
     sizes: Vec<u64>,
     bar: Bar,
@@ -39,7 +41,12 @@ pub struct Campaign<'a> {
 
 impl<'a> Campaign<'a> {
     /// On this host.
-    pub fn new(quick: bool, accel: AccelArg, interrupts: &'a Interrupts) -> Self {
+    pub fn new(
+        quick: bool,
+        only: Option<Part>,
+        accel: AccelArg,
+        interrupts: &'a Interrupts,
+    ) -> Self {
         let runs = if quick { 3 } else { 7 };
         let mut sizes = vec![256 * MIB, 1024 * MIB];
         if !quick {
@@ -52,6 +59,7 @@ impl<'a> Campaign<'a> {
         Self {
             bar: Bar::steps("measuring", (1 + 8 * runs + sizes.len() * runs + 2) as u64),
             runs,
+            only,
             accel,
             sizes,
             interrupts,
@@ -67,21 +75,39 @@ impl<'a> Campaign<'a> {
     pub fn run(mut self) -> Result<Figures> {
         self.figures.ruler = self.test_ruler().context("the test of the ruler")?;
         self.bar.step();
-        for channel in [Channel::Tcp, Channel::Unix] {
-            self.throughput(channel).context("throughput")?;
-        }
-        for connections in [2, 4] {
-            let why = "the engine has no multifd channels yet";
-            self.skip(format!("throughput with {connections} connections: {why}"));
-        }
-        for channel in [Channel::Tcp, Channel::Unix] {
-            for rate in [10_000, 100_000, 0] {
-                self.moves(channel, rate).context("moves")?;
+        // The limit of moves is the throughput of raw sockets.
+        if self.wants(Part::Throughput) || self.wants(Part::Moves) {
+            for channel in [Channel::Tcp, Channel::Unix] {
+                self.throughput(channel).context("throughput")?;
+            }
+            for connections in [2, 4] {
+                let why = "the engine has no multifd channels yet";
+                self.skip(format!("throughput with {connections} connections: {why}"));
             }
         }
-        for bytes in self.sizes.clone() {
-            self.tracking(bytes).context("tracking")?;
+        if self.wants(Part::Moves) {
+            for channel in [Channel::Tcp, Channel::Unix] {
+                for rate in [10_000, 100_000, 0] {
+                    self.moves(channel, rate).context("moves")?;
+                }
+            }
         }
+        if self.wants(Part::Tracking) {
+            for bytes in self.sizes.clone() {
+                self.tracking(bytes).context("tracking")?;
+            }
+        }
+        if self.wants(Part::Pages) {
+            self.pages()?;
+        }
+        Ok(self.figures)
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+
+    fn pages(&mut self) -> Result<()> {
         self.bar.say("zero pages".to_owned());
         self.figures.zero_scan = codecs::zero_scan((SET_BYTES / 2) as usize, self.runs)?;
         self.bar.step();
@@ -92,7 +118,7 @@ impl<'a> Campaign<'a> {
         }
         self.skip("zstd against its library: nothing is compressed yet".to_owned());
         self.bar.step();
-        Ok(self.figures)
+        Ok(())
     }
 
     fn skip(&mut self, what: String) {
