@@ -8,7 +8,6 @@
 //! | room | for |
 //! |---|---|
 //! | [`machine`] | a machine as a child process, and what can be asked of it |
-//! | [`moving`] | machines that move to others |
 //! | [`options`] | how such a machine is to be |
 //! | [`progress`] | the counters that the guest posts |
 //! | [`watcher`] | the outside clock: gaps, rates, time lost |
@@ -19,7 +18,6 @@
 pub mod check;
 pub mod host;
 pub mod machine;
-mod moving;
 pub mod options;
 pub mod progress;
 pub mod smaps;
@@ -28,11 +26,6 @@ pub mod watcher;
 pub use check::{Tally, check_file};
 pub use host::HugePages;
 pub use machine::{Channel, Machine};
-#[allow(
-    unused_imports,
-    reason = "for campaigns of migrations, which come to be"
-)]
-pub use moving::Move;
 pub use options::MachineOptions;
 pub use progress::ProgressFile;
 pub use watcher::{Record, Watcher};

@@ -30,8 +30,7 @@ pub struct MachineOptions {
     pub ram_split: Option<u64>,
     /// Out of a file.
     pub restore: Option<RestoreFrom>,
-    /// Waits for another machine, from where `migrate-incoming` will say; see
-    /// [`Machine::start_incoming`](super::Machine::start_incoming).
+    /// Waits for another machine, from where `migrate-incoming` will say.
     pub incoming: bool,
     /// Entries of KVM's dirty ring, instead of its log.
     pub dirty_ring_entries: Option<u32>,

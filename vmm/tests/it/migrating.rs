@@ -63,18 +63,20 @@ fn relocate(source: &Arc<Vm>, change: impl FnOnce(&mut MigrateOptions)) -> Moved
     relocate_over(source, &Name::new().address(), |options, _| change(options))
 }
 
+/// Moves a machine into a new one, which runs on or stays as it arrived.
+fn relocate_and(source: &Arc<Vm>, runs: bool, change: impl FnOnce(&mut MigrateOptions)) -> Moved {
+    relocate_over(source, &Name::new().address(), |options, receiving| {
+        receiving.paused = !runs;
+        change(options);
+    })
+}
+
 /// Moves a machine into a new one that listens there; what is said of TLS is of both sides.
 pub fn relocate_over(
     source: &Arc<Vm>,
     address: &Address,
     change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
 ) -> Moved {
-    relocate_and(source, true, change)
-}
-
-/// Moves a machine into a new one, which runs on or stays as it arrived.
-fn relocate_and(source: &Arc<Vm>, runs: bool, change: impl FnOnce(&mut MigrateOptions)) -> Moved {
-    let name = Name::new();
     let destination = create(source.config());
     let mut options = options(address.clone());
     let mut receiving = ReceiveOptions::new(true, false);
@@ -91,9 +93,6 @@ fn relocate_and(source: &Arc<Vm>, runs: bool, change: impl FnOnce(&mut MigrateOp
         let vm = destination.clone();
         std::thread::spawn(move || {
             let arrival = Arrival::new(receiving, None);
-            let mut options = ReceiveOptions::new(true, !runs);
-            options.linger = Duration::from_millis(200);
-            let arrival = Arrival::new(options, None);
             receive(&*vm, listener, &arrival)
         })
     };
