@@ -6,11 +6,12 @@ use super::commands::Answer;
 use super::{Args, Monitor, QmpError};
 
 /// The capabilities that paguro has, by QEMU's names, each with its place in [`Capabilities`].
-const OFFERED: [(&str, Place); 6] = [
+const OFFERED: [(&str, Place); 7] = [
     (AUTO_CONVERGE, |set| &mut set.auto_converge),
     (BACKGROUND_SNAPSHOT, |set| &mut set.background_snapshot),
     (EVENTS, |set| &mut set.events),
     (MAPPED_RAM, |set| &mut set.mapped_ram),
+    (MULTIFD, |set| &mut set.multifd),
     (PAUSE, |set| &mut set.pause_before_switchover),
     (RETURN_PATH, |set| &mut set.return_path),
 ];
@@ -21,16 +22,16 @@ const AUTO_CONVERGE: &str = "auto-converge";
 const BACKGROUND_SNAPSHOT: &str = "background-snapshot";
 const EVENTS: &str = "events";
 const MAPPED_RAM: &str = "mapped-ram";
+const MULTIFD: &str = "multifd";
 const PAUSE: &str = "pause-before-switchover";
 const RETURN_PATH: &str = "return-path";
 
 /// Those that QEMU has besides. Switching one off is no error: clients switch off what they
 /// know and do not want.
-const OTHERS: [&str; 16] = [
+const OTHERS: [&str; 15] = [
     "dirty-bitmaps",
     "dirty-limit",
     "late-block-activate",
-    "multifd",
     "postcopy-blocktime",
     "postcopy-preempt",
     "postcopy-ram",
@@ -55,7 +56,7 @@ const REFUSED: [(&str, &[&str]); 4] = [
             "dirty-bitmaps",
             "dirty-limit",
             "late-block-activate",
-            "multifd",
+            MULTIFD,
             PAUSE,
             "postcopy-preempt",
             "postcopy-ram",
@@ -81,7 +82,7 @@ const REFUSED: [(&str, &[&str]); 4] = [
             "xbzrle",
         ],
     ),
-    ("multifd", &["xbzrle"]),
+    (MULTIFD, &["xbzrle"]),
     ("dirty-limit", &[AUTO_CONVERGE]),
 ];
 
@@ -96,6 +97,8 @@ pub struct Capabilities {
     pub events: bool,
     /// Each page has a fixed place in the file.
     pub mapped_ram: bool,
+    /// Pages travel over connections of their own; of a file with `mapped-ram` it changes nothing.
+    pub multifd: bool,
     /// The guest is stopped, and `migrate-continue` waited for, before it is moved.
     pub pause_before_switchover: bool,
     /// Changes nothing: there is always a return path where the channel can have one.
@@ -216,15 +219,18 @@ mod tests {
 
     #[test]
     fn what_paguro_does_not_have_may_only_be_switched_off() {
-        assert_eq!(change(&[("multifd", false)]), Ok(Capabilities::default()));
         assert_eq!(
-            change(&[("multifd", true), ("multifd", false)]),
+            change(&[("dirty-bitmaps", false)]),
+            Ok(Capabilities::default())
+        );
+        assert_eq!(
+            change(&[("dirty-bitmaps", true), ("dirty-bitmaps", false)]),
             Ok(Capabilities::default())
         );
         assert!(
-            change(&[("multifd", true)])
+            change(&[("dirty-bitmaps", true)])
                 .unwrap_err()
-                .contains("'multifd'")
+                .contains("'dirty-bitmaps'")
         );
         assert!(
             change(&[("nonsense", false)])

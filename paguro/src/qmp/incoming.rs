@@ -65,14 +65,17 @@ impl Arrivals {
         address: &Address,
         manner: Manner,
     ) -> Result<Arc<Entry>, anyhow::Error> {
-        let (channel, silence) = {
-            let settings = &monitor.migrations.lock().settings;
+        let (channel, silence, multifd) = {
+            let migrations = monitor.migrations.lock();
+            let settings = &migrations.settings;
             let channel = settings.channel_options();
             let channel = channel.map_err(|error| anyhow::Error::msg(error.desc))?;
-            (channel, settings.silence())
+            let multifd = settings.multifd(migrations.capabilities);
+            (channel, settings.silence(), multifd)
         };
         let options = ReceiveOptions {
             silence,
+            multifd,
             ..ReceiveOptions::new(can_return(address), manner.paused)
         };
         let listener = Incoming::listen(address, &channel)?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use paguro_migration::channel::{self, Address, Stop, TlsOptions};
+use paguro_migration::multifd::{self, Multifd};
 use paguro_migration::options::SnapshotOptions;
 use paguro_migration::source::{AtTimeout, Convergence, MigrateOptions, SourceSabotage, Throttle};
 
@@ -80,6 +81,7 @@ impl Settings {
             max_bandwidth: self.snapshot.max_bandwidth,
             avail_switchover_bandwidth: self.avail_switchover_bandwidth,
             pause_before_switchover: capabilities.pause_before_switchover,
+            multifd: self.multifd(capabilities),
             convergence: Convergence {
                 throttle: capabilities.auto_converge.then_some(self.throttle),
                 timeout: (timeout > 0).then(|| Duration::from_secs(timeout)),
@@ -87,6 +89,18 @@ impl Settings {
             },
             sabotage: self.sabotage,
             ..MigrateOptions::new(address, self.channel_options()?)
+        })
+    }
+
+    /// The connections for pages, on either side; both must be told the same.
+    pub fn multifd(&self, capabilities: Capabilities) -> Option<Multifd> {
+        capabilities.multifd.then(|| Multifd {
+            // Bounded when it is set.
+            channels: u8::try_from(self.snapshot.channels).unwrap_or(u8::MAX),
+            compression: match self.multifd_compression {
+                Compression::None => multifd::Compression::None,
+                Compression::Zstd => multifd::Compression::Zstd { level: 1 },
+            },
         })
     }
 
