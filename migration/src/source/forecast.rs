@@ -85,9 +85,28 @@ impl Outlook {
     }
 }
 
+/// A stop that is shorter is not made shorter at the price of another pass.
+const SHORT: Duration = Duration::from_millis(5);
+
+/// Whether to make another pass although the guest may be stopped: its stop would not be short, and
+/// the last pass left less than half of what it sent. So passes go on only while each is worth it, and
+/// all of them together take less than twice as long as the first of them.
+pub fn is_worth_a_pass(forecast: Duration, sent_bytes: u64, left_bytes: u64) -> bool {
+    forecast > SHORT && left_bytes.saturating_mul(2) < sent_bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passes_go_on_while_each_is_worth_it() {
+        let long = Duration::from_millis(50);
+        assert!(is_worth_a_pass(long, 100 << 20, 20 << 20));
+        assert!(!is_worth_a_pass(long, 100 << 20, 50 << 20));
+        assert!(!is_worth_a_pass(SHORT, 100 << 20, 1 << 20));
+        assert!(!is_worth_a_pass(long, 0, 0));
+    }
 
     #[test]
     fn nothing_is_promised_before_something_was_sent() {

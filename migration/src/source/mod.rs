@@ -13,8 +13,9 @@
 //!
 //! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
 //! what was written meanwhile. When what is left would take no longer than the guest may stand
-//! still, it is stopped, and the rest is sent with the state of its devices. Who may run then is
-//! decided by [`switchover`](crate::switchover) and nobody else.
+//! still, and another pass would not make it much less, it is stopped, and the rest is sent with the
+//! state of its devices. Who may run then is decided by [`switchover`](crate::switchover) and nobody
+//! else.
 
 mod answers;
 mod drive;

@@ -10,7 +10,7 @@ use paguro_sys::page_size;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
-use super::forecast::Outlook;
+use super::forecast::{Outlook, is_worth_a_pass};
 use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
 use super::outstanding::{Due, Outstanding, TakeError};
@@ -155,7 +155,12 @@ impl Sender<'_> {
             let forecast = self.forecast(sync);
             let nothing_left = self.pages.pages() == 0;
             if forecast <= self.options.downtime_limit || nothing_left {
-                return Ok(());
+                let timeout = self.options.convergence.timeout;
+                let over = timeout.is_some_and(|time| self.began.elapsed() >= time);
+                if over || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes()) {
+                    return Ok(());
+                }
+                continue;
             }
             if self.is_out_of_time(forecast)? {
                 return Ok(());
