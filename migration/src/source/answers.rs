@@ -15,7 +15,9 @@ pub(super) fn hear(migration: &Migration, reader: Reader) {
     let began = Instant::now();
     let mut input = ChannelInput::with_buffer(reader, 4096);
     loop {
-        match Message::decode(&mut input) {
+        let message = Message::decode(&mut input);
+        migration.lock().heard = Instant::now();
+        match message {
             Ok(Message::Pong(value)) => {
                 if value == PING_OPEN {
                     let mut inner = migration.lock();

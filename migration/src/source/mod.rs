@@ -68,6 +68,8 @@ struct Inner {
     error: Option<String>,
     /// How long PONG 1 took, once it came.
     round_trip: Option<Duration>,
+    /// When the destination last said something.
+    heard: Instant,
     /// The thread that hears the destination has ended.
     deaf: bool,
 }
@@ -108,6 +110,7 @@ impl Migration {
                 actions: VecDeque::new(),
                 error: None,
                 round_trip: None,
+                heard: Instant::now(),
                 deaf: false,
             }),
             changed: Condvar::new(),

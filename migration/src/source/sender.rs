@@ -18,6 +18,7 @@ use super::progress::Progress;
 use super::stream::{EofError, Pace, Stream, table_of};
 use super::throttle::Throttling;
 use super::{MigrateError, Migration};
+use crate::channel::ChannelError;
 use crate::machine::Machine;
 use crate::switchover::outcome::PING_OPEN;
 use crate::switchover::{SourceEvent, Unexpected};
@@ -400,8 +401,15 @@ impl Sender<'_> {
         // The destination hears from us even while an operator decides, and so do we from it.
         let silence = self.options.channel.silence.filter(|_| self.returns);
         let patience = silence.map_or(Duration::from_secs(3600), |silence| silence / 3);
+        // What is sent from here on is little and lies in buffers: that it can be written does not
+        // show that anybody takes it. So an answer is waited for, to the PINGs at least.
+        let mut asked = Instant::now();
         loop {
-            match self.commands.recv_timeout(patience) {
+            let command = self.commands.recv_timeout(patience);
+            if command.is_ok() {
+                asked = Instant::now();
+            }
+            match command {
                 Ok(Command::Rest(devices)) => {
                     drop(slowed.take());
                     let before = self.written_bytes();
@@ -411,6 +419,7 @@ impl Sender<'_> {
                     let downtime_bytes = self.written_bytes() - before;
                     Progress::set(&progress.downtime_bytes, downtime_bytes);
                     self.publish();
+                    asked = Instant::now();
                     self.hand_over(SourceEvent::Sent)?;
                 }
                 Ok(Command::Ping(value)) => self.stream.order(&Order::Ping(value))?,
@@ -445,6 +454,12 @@ impl Sender<'_> {
                     return Ok(());
                 }
                 Err(RecvTimeoutError::Timeout) if self.returns => {
+                    let since = asked.max(self.migration.lock().heard);
+                    if let Some(silence) = silence.filter(|limit| since.elapsed() > *limit) {
+                        let peer = self.options.address.to_string();
+                        let silent = ChannelError::Silent { peer, silence };
+                        return Err(Stopped::Failed(MigrateError::Channel(silent)));
+                    }
                     self.stream.order(&Order::Ping(PING_OPEN))?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
