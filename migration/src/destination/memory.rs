@@ -1,15 +1,32 @@
 //! Pages that come in find their place.
 
 use std::io::Read;
+use std::ops::Range;
 
 use paguro_ram::{GuestRam, PageSet};
-use paguro_sys::page_size;
+use paguro_sys::{Advice, page_size};
 use paguro_wire::input::Input;
-use paguro_wire::stream::ram::{BlockTable, RamRecord};
+use paguro_wire::stream::ram::{BlockTable, RamRecord, run_ahead};
 use paguro_wire::stream::{ChannelInput, xbzrle};
 use paguro_wire::{DecodeError, PAGE_BYTES};
 
 const PAGE: usize = PAGE_BYTES as usize;
+
+/// Fewer pages are not worth a call.
+const WORTH_PAGES: usize = 4;
+
+/// What of RAM was made present before it came.
+///
+/// Most of what it costs to fill RAM is the host handing out memory, and much of that is to fault page
+/// by page. So pages that follow each other, and of which the input says already that they come, are
+/// made present in one go.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    block: usize,
+    pages: Range<usize>,
+    /// The host cannot make pages present.
+    cannot: bool,
+}
 
 /// RAM that is being filled.
 ///
@@ -61,9 +78,11 @@ impl Arriving {
         &self,
         record: RamRecord,
         input: &mut ChannelInput<R>,
+        ahead: &mut Ahead,
     ) -> Result<bool, DecodeError> {
         match record {
             RamRecord::Page { block, offset } => {
+                self.prepare(block, offset, input.buffered(), ahead);
                 self.page(block, offset, input.page("page")?);
                 Ok(true)
             }
@@ -90,6 +109,30 @@ impl Arriving {
             }
             RamRecord::MultifdFlush | RamRecord::Eos => Ok(false),
         }
+    }
+
+    /// Makes the page and those that follow it present, if `buffered` says that enough of them come.
+    fn prepare(&self, block: usize, offset: u64, buffered: &[u8], ahead: &mut Ahead) {
+        let (block, offset) = self.place(block, offset);
+        let first = offset / PAGE;
+        let is_prepared = ahead.block == block && ahead.pages.contains(&first);
+        if is_prepared || ahead.cannot || self.received[block].contains(offset / page_size()) {
+            return;
+        }
+        let here = &self.ram.blocks()[block];
+        let most = (here.used_bytes() - offset) / PAGE;
+        let pages = run_ahead(offset as u64, buffered).min(most);
+        if pages < WORTH_PAGES {
+            return;
+        }
+        let made = here
+            .mapping()
+            .advise(offset, pages * PAGE, Advice::PopulateWrite);
+        if let Err(error) = made {
+            tracing::debug!(%error, "pages are made present one by one");
+            ahead.cannot = true;
+        }
+        (ahead.block, ahead.pages) = (block, first..first + pages);
     }
 
     /// The reader of records has checked that it is inside the block.

@@ -10,7 +10,7 @@ use paguro_wire::stream::order::Order;
 use paguro_wire::stream::ram::RamRecord;
 use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader};
 
-use super::memory::Arriving;
+use super::memory::{Ahead, Arriving};
 use super::patience::Patience;
 use super::{Arrival, ReceiveError};
 use crate::machine::Recipient;
@@ -29,6 +29,7 @@ pub(super) fn read<R: Read>(
     let ram = recipient.ram();
     let here = table_of(&ram).map_err(ReceiveError::Blocks)?;
     let mut memory: Option<Arc<Arriving>> = None;
+    let mut ahead = Ahead::default();
     let limit = arrival.options.silence.map(|silence: Duration| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
     let input = ChannelInput::new(reader);
@@ -67,7 +68,7 @@ pub(super) fn read<R: Read>(
                 let Some(memory) = &memory else {
                     return Err(ReceiveError::Bug);
                 };
-                let content = memory.take(record, stream.input());
+                let content = memory.take(record, stream.input(), &mut ahead);
                 tally.count(content.map_err(ReceiveError::Stream)?, record);
                 if tally.records >= PUBLISH {
                     tally.publish(arrival, stream.input().offset());

@@ -33,8 +33,8 @@ pub use blocks::{BlockTable, ListExtras, RamBlock, TableError};
 pub use reader::{RamReader, RamRecord};
 pub use writer::RamWriter;
 
-use crate::DecodeError;
 use crate::input::Input;
+use crate::{DecodeError, PAGE_BYTES};
 
 use super::put_str8;
 
@@ -83,6 +83,22 @@ pub fn encode_record(offset: u64, flags: u64, out: &mut Vec<u8>) {
 pub fn decode_record<I: Input>(input: &mut I) -> Result<(u64, u64), DecodeError> {
     let word = input.u64("RAM record")?;
     Ok((word & !flag::MASK, word & flag::MASK))
+}
+
+/// How many pages with content follow each other from the page at `offset` on, as far as the bytes that
+/// are here say; `ahead` begins with the content of that page, of which not all need be here. At
+/// least 1. It may say more than the block has.
+pub fn run_ahead(offset: u64, ahead: &[u8]) -> usize {
+    const RECORD: usize = 8 + PAGE_BYTES as usize;
+    let words = ahead.get(PAGE_BYTES as usize..).unwrap_or_default();
+    let words = words
+        .chunks(RECORD)
+        .map_while(|record| record.first_chunk());
+    let next = (1..).map(|page| offset.wrapping_add(page * PAGE_BYTES));
+    let follows = |(word, next): &(&[u8; 8], u64)| {
+        u64::from_be_bytes(**word) == next | flag::PAGE | flag::CONTINUE
+    };
+    1 + words.zip(next).take_while(follows).count()
 }
 
 /// A block's entry in the block list, without what some capabilities add to it.
@@ -171,5 +187,39 @@ impl MappedRamHeader {
             ));
         }
         Ok(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_ends_at_what_is_no_next_page_and_where_the_bytes_end() {
+        const CONTENT: u64 = flag::PAGE | flag::CONTINUE;
+        let mut ahead = vec![1; PAGE_BYTES as usize];
+        assert_eq!(run_ahead(0x5000, &[]), 1);
+        assert_eq!(run_ahead(0x5000, &ahead), 1);
+        for page in [0x6000, 0x7000, 0x8000] {
+            encode_record(page, CONTENT, &mut ahead);
+            ahead.resize(ahead.len() + PAGE_BYTES as usize, 1);
+        }
+        assert_eq!(run_ahead(0x5000, &ahead), 4);
+        // Its content is still on its way, or its word is.
+        let (word, page) = (8, PAGE_BYTES as usize);
+        assert_eq!(run_ahead(0x5000, &ahead[..ahead.len() - page]), 4);
+        assert_eq!(run_ahead(0x5000, &ahead[..ahead.len() - page - 1]), 3);
+        assert_eq!(run_ahead(0x5000, &ahead[..page + word]), 2);
+        assert_eq!(run_ahead(0x4000, &ahead), 1);
+        let last = ahead.len();
+        encode_record(0x9000, flag::ZERO | flag::CONTINUE, &mut ahead);
+        assert_eq!(run_ahead(0x5000, &ahead), 4);
+        ahead.truncate(last);
+        encode_record(0xa000, CONTENT, &mut ahead);
+        assert_eq!(run_ahead(0x5000, &ahead), 4);
+        assert_eq!(
+            run_ahead(u64::MAX - 0xfff, &[0; 3 * PAGE_BYTES as usize]),
+            1
+        );
     }
 }
