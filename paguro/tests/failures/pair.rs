@@ -1,0 +1,236 @@
+//! A source, a destination, a relay between them, and what must be true of them in the end.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::relay::{Marks, Place, Relay};
+use crate::rng::Rng;
+use crate::side::{Judged, Side};
+use crate::watch::Watch;
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+/// The right to run vCPUs, of which a host has few: one test at a time, over all processes.
+pub struct Turn {
+    _file: File,
+    _lock: std::sync::MutexGuard<'static, ()>,
+}
+
+pub fn turn() -> Turn {
+    let lock = LOCK
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let path = std::env::temp_dir().join("paguro-tests.lock");
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    // A file of another user's can be locked all the same.
+    let file = options.open(&path).or_else(|_| File::open(&path)).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    Turn {
+        _file: file,
+        _lock: lock,
+    }
+}
+
+/// Two machines on their way.
+pub struct Pair {
+    pub source: Side,
+    pub destination: Side,
+    pub relay: Relay,
+    pub watch: Watch,
+    pub place: Place,
+    pub direct: Place,
+    _dir: TempDir,
+}
+
+/// What was found out, in a word, for the figures.
+pub type Verdict = Judged<&'static str>;
+
+impl Pair {
+    /// Two with a relay at a unix socket.
+    pub fn new(rate: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::unix(dir.path(), "relay");
+        let direct = Place::unix(dir.path(), "destination");
+        let source = Side::source(dir.path(), None, rate);
+        let destination = Side::destination(dir.path(), None, &direct.uri());
+        let relay = Relay::start(&place, &direct, || {});
+        let watch = Watch::start(&source.progress, &destination.progress);
+        Self {
+            source,
+            destination,
+            relay,
+            watch,
+            place,
+            direct,
+            _dir: dir,
+        }
+    }
+
+    /// Two in network namespaces; the relay is with the source.
+    pub fn apart(rate: &str, namespaces: [&str; 2], place: Place, direct: Place) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Side::source(dir.path(), Some(namespaces[0]), rate);
+        let destination = Side::destination(dir.path(), Some(namespaces[1]), &direct.uri());
+        let namespace = format!("/run/netns/{}", namespaces[0]);
+        let relay = Relay::start(&place, &direct, move || {
+            let namespace = File::open(namespace).unwrap();
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+        });
+        let watch = Watch::start(&source.progress, &destination.progress);
+        Self {
+            source,
+            destination,
+            relay,
+            watch,
+            place,
+            direct,
+            _dir: dir,
+        }
+    }
+
+    /// Lets it begin, at most so many bytes a second (0: all that goes).
+    pub fn migrate(&mut self, bandwidth: u64) -> Judged {
+        // So that there is something to move.
+        self.source.must_have_written(4000)?;
+        let limits = json!({ "max-bandwidth": bandwidth, "downtime-limit": 2000 });
+        self.source.must("migrate-set-parameters", limits)?;
+        let uri = self.place.uri();
+        self.source.must("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// The permission was not sent: the guest runs at the source, and why is said.
+    pub fn source_ran_on(&mut self, now: &serde_json::Value, marks: &Marks) -> Verdict {
+        if marks.eof_in {
+            return Err(format!(
+                "it took the guest back after the permission was sent: {now}"
+            ));
+        }
+        if now["status"] == "failed" && now["error-desc"].as_str().is_none_or(str::is_empty) {
+            return Err(format!("it does not say why it failed: {now}"));
+        }
+        self.source.must_run()?;
+        self.watch.check()?;
+        Ok("before permission, source ran on")
+    }
+
+    /// The destination is dead and the source does not know what it did: it stands, whole, and runs
+    /// once the operator says so.
+    pub fn doubt_at_source(&mut self, marks: &Marks, rng: &mut Rng) -> Verdict {
+        if !marks.eof_in {
+            return Err(format!(
+                "in doubt although no permission was sent: {marks:?}"
+            ));
+        }
+        self.source.must_stand("postmigrate")?;
+        self.source.must_advise(&["migrate_cancel", "`cont`"])?;
+        let said = match rng.coin() {
+            true => "in the window, source whole and in doubt, `cont`",
+            false => {
+                // Nobody can be asked, so it changes nothing yet.
+                self.source.must("migrate_cancel", json!({}))?;
+                self.source.must_stand("postmigrate")?;
+                self.source.must_advise(&["migrate-continue", "`cont`"])?;
+                "in the window, source whole and in doubt, `migrate_cancel` and `cont`"
+            }
+        };
+        self.watch.destination_is_dead()?;
+        self.source.must("cont", json!({}))?;
+        self.source.must_run()?;
+        self.watch.check()?;
+        Ok(said)
+    }
+
+    /// The guest has moved: the source stands, whole.
+    pub fn source_is_done(&mut self, marks: &Marks) -> Judged {
+        if !marks.shut_out && !marks.eof_in {
+            return Err(format!("completed without a confirmation: {marks:?}"));
+        }
+        self.source.must_stand("postmigrate")?;
+        self.source.must_advise(&["`quit`"])
+    }
+
+    /// The guest runs at the destination.
+    pub fn destination_runs(&mut self, marks: &Marks) -> Judged {
+        if !marks.eof_out {
+            return Err(format!("it runs without permission: {marks:?}"));
+        }
+        self.destination.must_run()?;
+        self.watch.check()
+    }
+
+    /// Both know that the guest has moved.
+    pub fn moved(&mut self) -> Judged {
+        self.source.wait_for(&["completed"])?;
+        self.destination.wait_for(&["completed"])?;
+        let marks = self.relay.marks();
+        self.source_is_done(&marks)?;
+        self.destination_runs(&marks)
+    }
+
+    /// The source is dead and the destination waits with a whole guest: it runs once the operator
+    /// says so.
+    pub fn doubt_at_destination(&mut self, marks: &Marks) -> Verdict {
+        if marks.eof_out {
+            return Err(format!("it waits although the permission came: {marks:?}"));
+        }
+        if self.watch.destination_ran() {
+            return Err("it ran before it was in doubt".to_owned());
+        }
+        self.destination.must_stand("inmigrate")?;
+        self.destination.must_advise(&["`cont`"])?;
+        self.destination.must("cont", json!({}))?;
+        self.destination.must_run()?;
+        self.watch.check()?;
+        Ok("in the window, destination whole and in doubt, `cont`")
+    }
+
+    /// The destination has given up, and never ran.
+    pub fn destination_gave_up(&mut self) -> Judged {
+        self.destination.must_fail()?;
+        match self.watch.destination_ran() {
+            true => Err("the destination ran and gave up".to_owned()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Figures of a campaign.
+#[derive(Default)]
+pub struct Tally {
+    counts: std::collections::BTreeMap<String, usize>,
+    wrong: Vec<String>,
+}
+
+impl Tally {
+    /// One trial, described by `what`.
+    pub fn add(&mut self, what: &str, verdict: Judged<String>) {
+        match verdict {
+            Ok(verdict) => *self.counts.entry(verdict).or_default() += 1,
+            Err(error) => {
+                println!("WRONG: {what}: {error}");
+                self.wrong.push(format!("{what}: {error}"));
+            }
+        }
+    }
+
+    /// Prints them; fails if anything was wrong.
+    pub fn end(self, what: &str) {
+        let all: usize = self.counts.values().sum::<usize>() + self.wrong.len();
+        println!("{what}: {all} trials");
+        for (verdict, count) in &self.counts {
+            println!("{count:6}  {verdict}");
+        }
+        assert!(
+            self.wrong.is_empty(),
+            "{what}: {} wrong: {:#?}",
+            self.wrong.len(),
+            self.wrong
+        );
+    }
+}
