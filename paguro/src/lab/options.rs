@@ -140,9 +140,6 @@ impl MachineOptions {
                 add("--prefetch", prefetch_text(from.prefetch).into());
             }
         }
-        if self.incoming {
-            args.extend(["--incoming".into(), "defer".into()]);
-        }
         if self.paused {
             args.push("--paused".into());
         }

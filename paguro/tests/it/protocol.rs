@@ -212,6 +212,7 @@ fn capabilities_are_all_off_and_set_together_or_not_at_all() {
         { "capability": "background-snapshot", "state": false },
         { "capability": "events", "state": false },
         { "capability": "mapped-ram", "state": false },
+        { "capability": "multifd", "state": false },
         { "capability": "pause-before-switchover", "state": false },
         { "capability": "return-path", "state": false },
     ]);

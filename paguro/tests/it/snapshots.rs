@@ -223,7 +223,8 @@ fn the_command_prints_json_and_puts_capabilities_back() {
         .iter()
         .map(|entry| entry["state"].clone())
         .collect();
-    assert_eq!(states, [false, false, true, true, false, false], "{now}");
+    let set = [false, false, true, true, false, false, false];
+    assert_eq!(states, set, "{now}");
 }
 
 #[test]
