@@ -63,7 +63,12 @@ fn lost_pages_of_a_guest_that_moves_are_caught() {
     let tracker = if kvm { "log" } else { "wp-async" };
     let case = format!("tracker={tracker},rate=unlimited,moves=20,memory=64M");
     let trial = Trial { case };
-    trial.catches(&["break-clear-after-read", "break-skip-dirty-page"]);
+    trial.catches(&["break-skip-dirty-page"]);
+    if kvm {
+        trial.catches(&["break-clear-after-read"]);
+    } else {
+        println!("skipped without KVM: break-clear-after-read, for only KVM's log is cleared");
+    }
 }
 
 /// A machine at full speed on 2 vCPUs, with as many snapshots as it may take.

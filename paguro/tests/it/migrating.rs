@@ -257,6 +257,10 @@ fn a_background_snapshot_can_go_as_a_stream() {
 #[test]
 fn what_is_broken_on_purpose_is_caught() {
     for name in ["break-clear-after-read", "break-skip-dirty-page"] {
+        if name == "break-clear-after-read" && !has_kvm() {
+            println!("skipped without KVM: {name}, for only KVM's log is cleared");
+            continue;
+        }
         let _turn = turn();
         let accel = if has_kvm() { "kvm" } else { "threads" };
         let mut here = Side::run(&["--accel", accel, "--workload", "rate=unlimited"]);

@@ -216,6 +216,10 @@ fn what_is_broken_on_purpose_is_noticed() {
     let _turn = turn();
     let accels = accels();
     for (name, sabotage) in SourceSabotage::NAMES {
+        if sabotage == SourceSabotage::ClearAfterRead && accels[0] == Accel::Threads {
+            println!("skipped without KVM: {name}, for only KVM's log is cleared");
+            continue;
+        }
         // A lost write hides behind the next one to its page: a guest in less of a hurry shows it.
         let rates = ["rate=20000", "rate=50000", "rate=100000", "rate=unlimited"];
         let caught = (0..20).any(|index| {
