@@ -220,14 +220,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize) {
 fn a_channel_that_breaks_ends_the_migration_and_the_guest_runs_on() {
     let _turn = turn();
     let vm = start(&config(accels()[0], 1));
-    for (number, after) in [
-        (0, 3000),
-        (1, 64),
-        (1, 70),
-        (2, 2000),
-        (2, 200_000),
-        (1, 1_000_000),
-    ] {
+    // Which channel gets which pages is chance; what is certain are two SYNCs on each, behind the
+    // first 64 bytes.
+    for (number, after) in [(0, 3000), (1, 64), (1, 70), (2, 2000), (1, 2700)] {
         wait_writes(&vm, 100);
         let (sent, received) = cut(&vm, Way::Multifd(2), number, after, None);
         println!("{number} after {after}: {sent}; {received}");

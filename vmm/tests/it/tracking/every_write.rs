@@ -254,6 +254,7 @@ fn clearing_after_reading_is_noticed() {
 }
 
 #[test]
+#[ignore = "the software CPU may notice first, a walk into a table that was given back, and end its thread"]
 fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
     let _turn = turn();
     for sabotage in [
