@@ -8,6 +8,7 @@
 //! | `answers` | the thread that hears what the destination says |
 //! | `outstanding` | which pages are still to be sent |
 //! | `stream` | the main channel |
+//! | `delta` | only what changed of a page is sent (XBZRLE) |
 //! | `lanes` | the multifd channels |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
 //!
@@ -18,6 +19,7 @@
 //! else.
 
 mod answers;
+mod delta;
 mod drive;
 mod error;
 mod forecast;

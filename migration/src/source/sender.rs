@@ -10,6 +10,7 @@ use paguro_sys::page_size;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
+use super::delta::Deltas;
 use super::forecast::{Outlook, is_worth_a_pass};
 use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
@@ -73,6 +74,8 @@ pub(super) struct Sender<'a> {
     pub(super) returns: bool,
     pub(super) began: Instant,
     pub(super) devices: Vec<DeviceSection>,
+    /// The cache of XBZRLE.
+    pub(super) deltas: Option<Deltas>,
     /// The multifd channels, and what goes to them next.
     pub(super) lanes: Option<Lanes>,
     pub(super) batch: Box<Batch>,
@@ -194,6 +197,9 @@ impl Sender<'_> {
     /// Everything that is dirty now, in PARTs; less when the time to converge is over.
     fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
         let chunks: Vec<_> = self.pages.chunks().collect();
+        if let Some(deltas) = &mut self.deltas {
+            deltas.begin_pass(self.migration.progress());
+        }
         let mut due = Due::default();
         let mut chunks = chunks.into_iter().peekable();
         while chunks.peek().is_some() {
@@ -253,6 +259,16 @@ impl Sender<'_> {
         })?;
         if self.lanes.is_some() {
             return self.hand_to_lanes(block, due);
+        }
+        if let Some(deltas) = &mut self.deltas {
+            let progress = self.migration.progress();
+            for &page in &due.content {
+                deltas.page(&mut self.stream, &self.ram, (block, page), progress)?;
+            }
+            for &page in &due.gone {
+                deltas.zero(&mut self.stream, (block, page), progress)?;
+            }
+            return Ok(());
         }
         let mut zeros = due.gone.len();
         for &page in &due.content {
@@ -503,6 +519,9 @@ impl Sender<'_> {
             return Err(Stopped::Failed(MigrateError::BlocksChanged));
         }
         self.sync()?;
+        if let Some(deltas) = &mut self.deltas {
+            deltas.begin_pass(self.migration.progress());
+        }
         let skip = self.options.sabotage == SourceSabotage::SkipPage;
         let mut due = Due::default();
         let chunks: Vec<_> = self.pages.chunks().collect();
