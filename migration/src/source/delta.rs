@@ -48,9 +48,8 @@ struct Period {
 }
 
 impl Deltas {
-    /// Of so many bytes, a power of two of at least a page.
+    /// Of so many bytes, a power of two of at least a page; more than there is RAM would lie idle.
     pub(super) fn new(ram: &GuestRam, cache_bytes: u64, hoards: bool) -> Self {
-        let places = (cache_bytes / PAGE_BYTES) as usize;
         let mut next = 0;
         let firsts = ram.blocks().iter().map(|block| {
             let first = next;
@@ -58,6 +57,7 @@ impl Deltas {
             first
         });
         let firsts = firsts.collect();
+        let places = (cache_bytes / PAGE_BYTES).min(next.next_power_of_two()) as usize;
         Self {
             tags: vec![(EMPTY, 0); places].into_boxed_slice(),
             pages: vec![0; places * PAGE],

@@ -158,7 +158,7 @@ impl Sender<'_> {
 
             let forecast = self.forecast(sync);
             let nothing_left = self.pages.pages() == 0;
-            if forecast <= self.options.downtime_limit || nothing_left {
+            if forecast <= self.migration.downtime_limit() || nothing_left {
                 let timeout = self.options.convergence.timeout;
                 let over = timeout.is_some_and(|time| self.began.elapsed() >= time);
                 if over || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes()) {
@@ -218,8 +218,8 @@ impl Sender<'_> {
                 if due.content.len() > super::outstanding::CHUNK / 4 {
                     self.stream.bandwidth.count(bytes, start.elapsed());
                 }
-                self.publish();
             }
+            self.publish();
             let last_sync = Progress::get(&self.migration.progress().sync_us);
             let over = self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))?;
             if over || chunks.peek().is_none() {
@@ -233,7 +233,7 @@ impl Sender<'_> {
                 // There is little in it, but it says that this side is well.
                 self.stream.flush()?;
             }
-            while let Some(rest) = pace.due(self.written_bytes(), self.options.max_bandwidth) {
+            while let Some(rest) = pace.due(self.written_bytes(), self.migration.max_bandwidth()) {
                 if self.is_told_to_stop() {
                     return Err(Stopped::Told);
                 }
@@ -376,6 +376,8 @@ impl Sender<'_> {
             .map_err(MigrateError::Tracker)?;
         let progress = self.migration.progress();
         Progress::add(&progress.dirty_syncs, 1);
+        self.migration
+            .begin_pass(Progress::get(&progress.dirty_syncs));
         Progress::set(&progress.sync_us, micros(start.elapsed()));
         self.publish();
         Ok(new)
@@ -537,7 +539,6 @@ impl Sender<'_> {
                 chunk.end -= chunk.len() / 2;
             }
             self.send(block, chunk, &mut due)?;
-            self.publish();
         }
         if self.lanes.is_some() {
             self.sync_lanes(true)?;
