@@ -16,7 +16,7 @@ pub use machine::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
 };
-pub use migrate::{AtTimeoutArg, IncomingArg, MigrateArgs};
+pub use migrate::{AtTimeoutArg, CompressionArg, IncomingArg, MigrateArgs, MultifdArgs};
 
 use crate::run::Origin;
 

@@ -12,3 +12,4 @@ mod python;
 mod restoring;
 mod snapshots;
 mod socket;
+mod ways;
