@@ -88,6 +88,13 @@ pub trait Machine: Send + Sync {
     /// later, or not at all.
     fn throttle(&self, _percent: u8) {}
 
+    /// The same with a percentage for each vCPU, in the order of
+    /// [`Tracker::vcpu_rates`](paguro_dirty::tracker::Tracker::vcpu_rates). A machine that knows no
+    /// difference slows all down as the slowest.
+    fn throttle_each(&self, percents: &[u8]) {
+        self.throttle(percents.iter().copied().max().unwrap_or(0));
+    }
+
     /// Takes all vCPUs out of the guest with pending I/O completed, then makes the devices quiet:
     /// when this returns nobody writes guest RAM and no I/O into it is in flight. Faults must go
     /// on being served while it waits. Pausing a paused machine is no error.

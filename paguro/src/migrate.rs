@@ -118,6 +118,7 @@ impl Before {
 fn set(client: &mut Client, args: &MigrateArgs, before: &Before) -> Result<()> {
     let wanted = |name: &str| match name {
         "auto-converge" => args.auto_converge,
+        "dirty-limit" => args.vcpu_dirty_limit.is_some(),
         "multifd" => args.multifd.multifd_channels.is_some(),
         "xbzrle" => args.xbzrle,
         _ => false,
@@ -161,6 +162,7 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
             "avail-switchover-bandwidth",
             args.switchover_bandwidth.map(|size| size.0.into()),
         ),
+        ("vcpu-dirty-limit", args.vcpu_dirty_limit.map(Value::from)),
         (
             "x-paguro-convergence-timeout",
             args.timeout.map(Value::from),

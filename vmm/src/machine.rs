@@ -33,7 +33,11 @@ impl Machine for Vm {
     }
 
     fn throttle(&self, percent: u8) {
-        self.slow_down(percent);
+        self.slow_down(|_| percent);
+    }
+
+    fn throttle_each(&self, percents: &[u8]) {
+        self.slow_down(|vcpu| percents.get(vcpu).copied().unwrap_or(0));
     }
 
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {

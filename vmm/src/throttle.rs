@@ -1,11 +1,10 @@
 //! Slowing vCPUs down, for a migration that does not converge.
 //!
-//! As QEMU does it: each vCPU runs for 10 ms and then naps for as long as makes the percentage. A
-//! nap ends at once when the machine is paused or ends.
+//! As QEMU does it: a vCPU runs for 10 ms and then naps for as long as makes its percentage. A nap
+//! ends at once when the machine is paused or ends.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::control::Hold;
 
@@ -22,10 +21,16 @@ pub(crate) struct Throttle {
 
 #[derive(Default)]
 struct Shared {
-    percent: AtomicU8,
-    /// Whether its thread is there.
-    alive: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Of each vCPU, what is taken of its time.
+    percents: Vec<u8>,
+    /// Whether the thread is there.
+    alive: bool,
 }
 
 impl Throttle {
@@ -36,13 +41,13 @@ impl Throttle {
         }
     }
 
-    /// Takes that share of the vCPUs' time from now on. Never waits.
-    pub(crate) fn set(&self, percent: u8) {
-        let percent = percent.min(MOST_PERCENT);
-        let mut alive = self.shared.lock();
-        self.shared.percent.store(percent, Ordering::Release);
+    /// Takes that share of each vCPU's time from now on. Never waits.
+    pub(crate) fn set(&self, percent: impl Fn(usize) -> u8) {
+        let percents = (0..self.vcpus.len()).map(|vcpu| percent(vcpu).min(MOST_PERCENT));
+        let mut state = self.shared.lock();
+        state.percents = percents.collect();
         self.shared.changed.notify_all();
-        if percent == 0 || *alive {
+        if state.is_idle() || state.alive {
             return;
         }
         let (shared, vcpus) = (self.shared.clone(), self.vcpus.clone());
@@ -50,7 +55,7 @@ impl Throttle {
             .name("throttle".to_owned())
             .spawn(move || shared.run(&vcpus));
         match spawned {
-            Ok(_) => *alive = true,
+            Ok(_) => state.alive = true,
             Err(error) => tracing::warn!(%error, "vCPUs cannot be slowed down"),
         }
     }
@@ -58,30 +63,46 @@ impl Throttle {
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        self.set(0);
+        self.set(|_| 0);
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.percents.iter().all(|percent| *percent == 0)
     }
 }
 
 impl Shared {
     fn run(&self, vcpus: &[Arc<dyn Hold>]) {
-        let mut alive = self.lock();
-        loop {
-            let percent = u32::from(self.percent.load(Ordering::Acquire));
-            if percent == 0 {
-                *alive = false;
-                return;
+        // When each vCPU has run for its slice.
+        let mut due = vec![Instant::now(); vcpus.len()];
+        let mut state = self.lock();
+        while !state.is_idle() {
+            let now = Instant::now();
+            let mut next = now + Duration::from_secs(1);
+            for ((vcpu, percent), due) in vcpus.iter().zip(&state.percents).zip(&mut due) {
+                if *percent == 0 {
+                    continue;
+                }
+                if *due <= now {
+                    let percent = u32::from(*percent);
+                    let nap = SLICE * percent / (100 - percent);
+                    vcpu.nap(nap);
+                    *due = now + nap + SLICE;
+                }
+                next = next.min(*due);
             }
-            let nap = SLICE * percent / (100 - percent);
-            vcpus.iter().for_each(|vcpu| vcpu.nap(nap));
             let (now, _) = self
                 .changed
-                .wait_timeout(alive, SLICE + nap)
+                .wait_timeout(state, next.saturating_duration_since(now))
                 .unwrap_or_else(PoisonError::into_inner);
-            alive = now;
+            state = now;
         }
+        state.alive = false;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -264,7 +264,7 @@ impl Vm {
     }
 
     /// Takes that share of the vCPUs' time, in percent.
-    pub(crate) fn slow_down(&self, percent: u8) {
+    pub(crate) fn slow_down(&self, percent: impl Fn(usize) -> u8) {
         self.throttle.set(percent);
     }
 

@@ -237,7 +237,15 @@ impl Tracker for KvmRing {
         let Some((since, before)) = &mut *asked else {
             return Vec::new();
         };
-        let (now, read) = (Instant::now(), self.rings.lock().read.clone());
+        let (now, read) = {
+            let mut inner = self.rings.lock();
+            // What lies in them unread was written, too; the next sync reports it all the same.
+            if let Err(error) = self.rings.drain(&mut inner) {
+                tracing::debug!(%error, "rates of vCPUs are not known");
+                return Vec::new();
+            }
+            (Instant::now(), inner.read.clone())
+        };
         let us = (now - *since).as_micros().max(1);
         let rates = read.iter().zip(&*before);
         let rates = rates

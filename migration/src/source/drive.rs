@@ -18,6 +18,7 @@ use super::outstanding::Outstanding;
 use super::progress::Progress;
 use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
+use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
 use crate::channel::{self, Handle, Outgoing, Stop};
 use crate::machine::{Machine, Paused};
@@ -182,6 +183,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             returns,
             began: self.began,
             devices: Vec::new(),
+            brake: Brake::new(&self.options.convergence),
             deltas: self.options.xbzrle_cache_bytes.map(|bytes| {
                 let stale = self.options.sabotage == SourceSabotage::StaleDelta;
                 Deltas::new(&self.machine.ram(), bytes, stale)

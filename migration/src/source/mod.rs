@@ -47,7 +47,7 @@ use sender::micros;
 
 pub use drive::migrate;
 pub use error::MigrateError;
-pub use options::{AtTimeout, Convergence, MigrateOptions, SourceSabotage, Throttle};
+pub use options::{AtTimeout, Convergence, DirtyLimit, MigrateOptions, SourceSabotage, Throttle};
 pub use progress::{MigrateReport, Progress};
 pub(crate) use stream::{EofError, Pace, Stream, table_of};
 

@@ -106,6 +106,9 @@ impl MigrateOptions {
 pub struct Convergence {
     /// Slow the guest down, as QEMU's `auto-converge` does.
     pub throttle: Option<Throttle>,
+    /// Keep each vCPU below a rate of writes, as QEMU's `dirty-limit` does; then `throttle` does
+    /// nothing. Only with a tracker that knows what each vCPU writes: KVM's dirty ring.
+    pub dirty_limit: Option<DirtyLimit>,
     /// After so long the migration ends as `at_timeout` says; none: it goes on until it is
     /// cancelled, and says so in its forecast.
     pub timeout: Option<Duration>,
@@ -117,6 +120,7 @@ impl Default for Convergence {
     fn default() -> Self {
         Self {
             throttle: None,
+            dirty_limit: None,
             timeout: None,
             at_timeout: AtTimeout::Cancel,
         }
@@ -130,6 +134,27 @@ pub enum AtTimeout {
     Cancel,
     /// The guest is stopped for as long as the rest takes.
     Switchover,
+}
+
+/// QEMU's `vcpu-dirty-limit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyLimit {
+    /// What a vCPU may write in a second.
+    pub bytes_per_s: u64,
+    /// How often it is looked at.
+    pub period: Duration,
+    /// It is kept once the guest dirties more than that share of what is sent, in percent.
+    pub trigger_threshold: u8,
+}
+
+impl Default for DirtyLimit {
+    fn default() -> Self {
+        Self {
+            bytes_per_s: 1 << 20,
+            period: Duration::from_secs(1),
+            trigger_threshold: 50,
+        }
+    }
 }
 
 /// QEMU's `cpu-throttle-*`, in percent of a vCPU's time.

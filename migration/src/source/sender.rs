@@ -17,7 +17,7 @@ use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
 use super::outstanding::{Due, Outstanding, TakeError};
 use super::progress::Progress;
 use super::stream::{EofError, Pace, Stream, table_of};
-use super::throttle::Throttling;
+use super::throttle::Brake;
 use super::{MigrateError, Migration};
 use crate::channel::ChannelError;
 use crate::machine::Machine;
@@ -74,6 +74,8 @@ pub(super) struct Sender<'a> {
     pub(super) returns: bool,
     pub(super) began: Instant,
     pub(super) devices: Vec<DeviceSection>,
+    /// What slows the guest down.
+    pub(super) brake: Brake,
     /// The cache of XBZRLE.
     pub(super) deltas: Option<Deltas>,
     /// The multifd channels, and what goes to them next.
@@ -142,7 +144,6 @@ impl Sender<'_> {
     /// Pass after pass, until the rest can be sent within the limit.
     fn precopy(&mut self) -> Result<(), Stopped> {
         let mut pace = Pace::new(self.written_bytes());
-        let mut throttling = self.options.convergence.throttle.map(Throttling::new);
         let mut since = (Instant::now(), self.written_bytes());
         loop {
             self.pass(&mut pace)?;
@@ -169,14 +170,22 @@ impl Sender<'_> {
             if self.is_out_of_time(forecast)? {
                 return Ok(());
             }
-            let percent = throttling
-                .as_mut()
-                .and_then(|t| t.sync(new_bytes, sent_bytes));
-            if let Some(percent) = percent {
-                tracing::info!(percent, "the guest is slowed down");
-                self.machine.throttle(percent);
-                Progress::set(&progress.throttle_percent, u64::from(percent));
-            }
+            let percent = self.brake.sync(self.machine, new_bytes, sent_bytes);
+            self.slowed(percent);
+            self.look_at_vcpus();
+        }
+    }
+
+    fn look_at_vcpus(&mut self) {
+        let percent = self.brake.look(self.machine, &*self.tracker);
+        self.slowed(percent);
+    }
+
+    fn slowed(&self, percent: Option<u8>) {
+        if let Some(percent) = percent {
+            tracing::info!(percent, "the guest is slowed down");
+            let progress = self.migration.progress();
+            Progress::set(&progress.throttle_percent, u64::from(percent));
         }
     }
 
@@ -220,6 +229,7 @@ impl Sender<'_> {
                 }
             }
             self.publish();
+            self.look_at_vcpus();
             let last_sync = Progress::get(&self.migration.progress().sync_us);
             let over = self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))?;
             if over || chunks.peek().is_none() {
@@ -238,6 +248,7 @@ impl Sender<'_> {
                     return Err(Stopped::Told);
                 }
                 std::thread::sleep(rest.min(LOOK));
+                self.look_at_vcpus();
             }
         }
         self.stream.flush()?;

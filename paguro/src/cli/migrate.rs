@@ -22,7 +22,8 @@ Examples:
 The guest runs while its memory is sent; what it writes meanwhile is sent again, pass by pass. When
 what is left would take no longer than --downtime-limit, it is stopped here, the rest is sent, and
 it runs on there. A guest that writes faster than the channel takes it never gets there by itself:
---auto-converge slows it down, and --timeout ends the attempt.
+--auto-converge slows it down, --vcpu-dirty-limit only those vCPUs that write much, and --timeout ends
+the attempt.
 
 When it returns with status 0 the guest runs at the destination, and the machine here is stopped,
 whole (`postmigrate`): end it with `quit`. Otherwise the status is 1, and it says where the guest is
@@ -63,6 +64,11 @@ pub struct MigrateArgs {
     /// Slow the guest down if it writes too fast
     #[arg(long)]
     pub auto_converge: bool,
+    /// Slow down each vCPU that writes more MiB a second, if the guest writes too fast; needs
+    /// `--accel kvm,dirty-ring-size=N`
+    #[arg(long, value_name = "N", conflicts_with = "auto_converge",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub vcpu_dirty_limit: Option<u64>,
     /// Do not try for longer than that, and then do as --at-timeout says
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub timeout: Option<u64>,

@@ -6,9 +6,10 @@ use super::commands::Answer;
 use super::{Args, Monitor, QmpError};
 
 /// The capabilities that paguro has, by QEMU's names, each with its place in [`Capabilities`].
-const OFFERED: [(&str, Place); 8] = [
+const OFFERED: [(&str, Place); 9] = [
     (AUTO_CONVERGE, |set| &mut set.auto_converge),
     (BACKGROUND_SNAPSHOT, |set| &mut set.background_snapshot),
+    (DIRTY_LIMIT, |set| &mut set.dirty_limit),
     (EVENTS, |set| &mut set.events),
     (MAPPED_RAM, |set| &mut set.mapped_ram),
     (MULTIFD, |set| &mut set.multifd),
@@ -21,6 +22,7 @@ type Place = fn(&mut Capabilities) -> &mut bool;
 
 const AUTO_CONVERGE: &str = "auto-converge";
 const BACKGROUND_SNAPSHOT: &str = "background-snapshot";
+const DIRTY_LIMIT: &str = "dirty-limit";
 const EVENTS: &str = "events";
 const MAPPED_RAM: &str = "mapped-ram";
 const MULTIFD: &str = "multifd";
@@ -30,9 +32,8 @@ const XBZRLE: &str = "xbzrle";
 
 /// Those that QEMU has besides. Switching one off is no error: clients switch off what they
 /// know and do not want.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 13] = [
     "dirty-bitmaps",
-    "dirty-limit",
     "late-block-activate",
     "postcopy-blocktime",
     "postcopy-preempt",
@@ -55,7 +56,7 @@ const REFUSED: [(&str, &[&str]); 4] = [
         &[
             AUTO_CONVERGE,
             "dirty-bitmaps",
-            "dirty-limit",
+            DIRTY_LIMIT,
             "late-block-activate",
             MULTIFD,
             PAUSE,
@@ -84,7 +85,7 @@ const REFUSED: [(&str, &[&str]); 4] = [
         ],
     ),
     (MULTIFD, &[XBZRLE]),
-    ("dirty-limit", &[AUTO_CONVERGE]),
+    (DIRTY_LIMIT, &[AUTO_CONVERGE]),
 ];
 
 /// What is switched on. All is off at first.
@@ -94,6 +95,8 @@ pub struct Capabilities {
     pub auto_converge: bool,
     /// The guest runs on while it is saved.
     pub background_snapshot: bool,
+    /// A vCPU that writes too fast for its migration is slowed down.
+    pub dirty_limit: bool,
     /// `MIGRATION` events are told.
     pub events: bool,
     /// Each page has a fixed place in the file.
@@ -130,6 +133,11 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
                 "Background-snapshot is not supported by this host: {why}"
             ))
         })?;
+    }
+    if new.dirty_limit && monitor.guest.config().dirty_ring_entries.is_none() {
+        return Err(QmpError::generic(
+            "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set",
+        ));
     }
     migrations.capabilities = new;
     monitor.events.tell_migrations(new.events);

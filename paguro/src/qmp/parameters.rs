@@ -17,6 +17,8 @@
 //! | `max-cpu-throttle` | `cpu-throttle-initial` to 99 % | 99 | |
 //! | `cpu-throttle-tailslow` | boolean | false | |
 //! | `throttle-trigger-threshold` | 1 to 100 % | 50 | dirtied, of what was sent |
+//! | `vcpu-dirty-limit` | MiB a second, 1 to 1048576 | 1 | of each vCPU, with `dirty-limit` |
+//! | `x-vcpu-dirty-limit-period` | ms, 1 to 1000 | 1000 | how often it is looked at |
 //! | `multifd-compression` | `none`, `zstd` | `none` | with `multifd` |
 //! | `multifd-zstd-level` | 1 to 20 | 1 | with `multifd-compression` `zstd` |
 //! | `xbzrle-cache-size` | bytes, a power of two, at least a page | 64 MiB | with `xbzrle` |
@@ -105,6 +107,8 @@ fn of_migrations(settings: &Settings) -> Value {
         "max-cpu-throttle": throttle.max,
         "cpu-throttle-tailslow": throttle.tailslow,
         "throttle-trigger-threshold": throttle.trigger_threshold,
+        "vcpu-dirty-limit": settings.vcpu_dirty_limit,
+        "x-vcpu-dirty-limit-period": settings.vcpu_dirty_limit_period_ms,
         "multifd-compression": match settings.multifd_compression {
             Compression::None => "none",
             Compression::Zstd => "zstd",
@@ -151,6 +155,8 @@ const MAX_CHANNELS: u64 = 64;
 const MAX_PAGE_BUFFER_BYTES: u64 = 1 << 40;
 const MIN_CHUNK_BYTES: u64 = 4 << 10;
 const MAX_CHUNK_BYTES: u64 = 2 << 20;
+/// A TiB a second.
+const MAX_DIRTY_LIMIT: u64 = 1 << 20;
 const MAX_PAUSE_SLEEP_US: u64 = 10_000_000;
 const MAX_DOWNTIME_LIMIT_MS: u64 = 2_000_000;
 /// A week: longer is meant otherwise, and sums of times stay sums.
@@ -180,6 +186,12 @@ fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpE
     }
     if let Some(on) = args.boolean("cpu-throttle-tailslow")? {
         throttle.tailslow = on;
+    }
+    if let Some(rate) = within(args, "vcpu-dirty-limit", 1, MAX_DIRTY_LIMIT)? {
+        settings.vcpu_dirty_limit = rate as u64;
+    }
+    if let Some(ms) = within(args, "x-vcpu-dirty-limit-period", 1, 1000)? {
+        settings.vcpu_dirty_limit_period_ms = ms as u64;
     }
     if let Some(name) = args.string("multifd-compression")? {
         settings.multifd_compression = match name.as_str() {

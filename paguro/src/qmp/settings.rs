@@ -5,7 +5,9 @@ use std::time::Duration;
 use paguro_migration::channel::{self, Address, Stop, TlsOptions};
 use paguro_migration::multifd::{self, Multifd};
 use paguro_migration::options::SnapshotOptions;
-use paguro_migration::source::{AtTimeout, Convergence, MigrateOptions, SourceSabotage, Throttle};
+use paguro_migration::source::{
+    AtTimeout, Convergence, DirtyLimit, MigrateOptions, SourceSabotage, Throttle,
+};
 
 use super::QmpError;
 use super::capabilities::Capabilities;
@@ -22,6 +24,10 @@ pub struct Settings {
     pub avail_switchover_bandwidth: u64,
     /// `cpu-throttle-*`, `max-cpu-throttle`, `throttle-trigger-threshold`
     pub throttle: Throttle,
+    /// `vcpu-dirty-limit`, MiB a second
+    pub vcpu_dirty_limit: u64,
+    /// `x-vcpu-dirty-limit-period`
+    pub vcpu_dirty_limit_period_ms: u64,
     /// `x-paguro-convergence-timeout`; 0: none
     pub convergence_timeout_s: u64,
     /// `x-paguro-at-timeout`
@@ -59,6 +65,8 @@ impl Settings {
             downtime_limit_ms: 300,
             avail_switchover_bandwidth: 0,
             throttle: Throttle::default(),
+            vcpu_dirty_limit: 1,
+            vcpu_dirty_limit_period_ms: 1000,
             convergence_timeout_s: 0,
             at_timeout: AtTimeout::Cancel,
             silence_ms: 10_000,
@@ -104,6 +112,11 @@ impl Settings {
             xbzrle_cache_bytes: capabilities.xbzrle.then_some(self.xbzrle_cache_bytes),
             convergence: Convergence {
                 throttle: capabilities.auto_converge.then_some(self.throttle),
+                dirty_limit: capabilities.dirty_limit.then(|| DirtyLimit {
+                    bytes_per_s: self.vcpu_dirty_limit << 20,
+                    period: Duration::from_millis(self.vcpu_dirty_limit_period_ms),
+                    trigger_threshold: self.throttle.trigger_threshold,
+                }),
                 timeout: (timeout > 0).then(|| Duration::from_secs(timeout)),
                 at_timeout: self.at_timeout,
             },

@@ -73,6 +73,11 @@ fn what_is_never_told_alike_is_a_clear_error() {
         ]}),
     );
     assert_eq!(desc, "multifd is not compatible with xbzrle");
+    let (_, desc) = here.qmp.refused(
+        "migrate-set-capabilities",
+        json!({ "capabilities": [{ "capability": "dirty-limit", "state": true }] }),
+    );
+    assert!(desc.contains("dirty-ring-size"), "{desc}");
     here.qmp.set(&[("multifd", true)]);
     // Where a second connection has nowhere to go it is refused at once.
     let (_, desc) = here

@@ -9,8 +9,8 @@ use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions, recei
 use paguro_migration::handover;
 use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{
-    AtTimeout, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, Throttle,
-    migrate,
+    AtTimeout, DirtyLimit, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage,
+    Throttle, migrate,
 };
 use paguro_migration::switchover::MigrationStatus;
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
@@ -302,6 +302,44 @@ fn a_guest_that_writes_too_much_is_slowed_down_until_it_converges() {
         // At the destination, and at the source if it is continued, it is not slowed down.
         wait_writes(&moved.vm, 10_000);
     }
+}
+
+/// Only KVM's ring knows what each vCPU writes.
+#[test]
+fn vcpus_that_write_too_much_are_limited_until_it_converges() {
+    let _turn = turn();
+    if !accels().contains(&Accel::Kvm) {
+        return;
+    }
+    let mut config = config(Accel::Kvm, 2);
+    config.dirty_ring_entries = Some(4096);
+    let vm = start(&config);
+    wait_writes(&vm, 5000);
+    let slow = |options: &mut MigrateOptions| {
+        options.max_bandwidth = 64 << 20;
+        options.avail_switchover_bandwidth = 64 << 20;
+        options.downtime_limit = Duration::from_millis(20);
+    };
+    let moved = relocate(&vm, |options| {
+        slow(options);
+        options.convergence.timeout = Some(Duration::from_secs(2));
+    });
+    let error = moved.sent.unwrap_err().to_string();
+    assert!(error.contains("did not converge"), "{error}");
+    let moved = relocate(&vm, |options| {
+        slow(options);
+        options.convergence.timeout = Some(Duration::from_secs(20));
+        options.convergence.dirty_limit = Some(DirtyLimit {
+            bytes_per_s: 1 << 20,
+            period: Duration::from_millis(50),
+            ..DirtyLimit::default()
+        });
+    });
+    assert_moved(&moved);
+    let percent = moved.sent.as_ref().unwrap().throttle_percent;
+    assert!(percent >= 50, "{percent} %");
+    take(&moved.vm).assert_right();
+    wait_writes(&moved.vm, 10_000);
 }
 
 #[test]

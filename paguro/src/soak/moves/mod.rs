@@ -182,9 +182,14 @@ impl Journey<'_> {
         all.insert("max-bandwidth".to_owned(), slow.into());
         all.insert("x-paguro-convergence-timeout".to_owned(), 1.into());
         all.insert("x-paguro-at-timeout".to_owned(), "switchover".into());
-        let capabilities = match rng.one_in(3) {
-            true => vec!["auto-converge"],
-            false => Vec::new(),
+        let capabilities = match (rng.one_in(3), self.case.tracker) {
+            (true, TrackerArg::Ring) => {
+                all.insert("vcpu-dirty-limit".to_owned(), rng.within(1..64).into());
+                all.insert("x-vcpu-dirty-limit-period".to_owned(), 20.into());
+                vec!["dirty-limit"]
+            }
+            (true, _) => vec!["auto-converge"],
+            (false, _) => Vec::new(),
         };
         (all, capabilities)
     }
