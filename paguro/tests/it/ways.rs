@@ -51,13 +51,17 @@ fn of_pages_that_were_sent_only_the_difference_is() {
         "--timeout=2",
         "--at-timeout=switchover",
     ];
-    let report = moved("rate=unlimited,bytes=8,set=8M,pattern=random", &here, &[]);
-    let number = |field: &str| report[field].as_u64().unwrap();
-    assert!(number("xbzrle_pages") > 0, "{report}");
-    assert!(
-        number("xbzrle_bytes") < 64 * number("xbzrle_pages"),
-        "{report}"
-    );
+    let report = |bytes: &str| {
+        let workload = format!("rate=unlimited,bytes={bytes},set=8M,pattern=random");
+        let report = moved(&workload, &here, &[]);
+        move |field: &str| report[field].as_u64().unwrap()
+    };
+    let number = report("8");
+    assert!(number("xbzrle_pages") > 0);
+    assert!(number("xbzrle_bytes") < 64 * number("xbzrle_pages"));
+    assert_eq!(number("xbzrle_overflows"), 0);
+    // Of pages in which all changes the difference would be longer than they are.
+    assert!(report("page")("xbzrle_overflows") > 0);
 }
 
 #[test]
