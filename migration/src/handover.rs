@@ -19,8 +19,13 @@
 //! is no copy any more: a source that is let run again afterwards finds RAM as the destination left
 //! it, and devices as they were before. The two never run at the same time, as in every migration;
 //! but where a copied guest could be run again at the source (`cont` after `completed`), this one
-//! must not be. Before the permission to run was sent nothing of the guest's RAM has changed, but
-//! for what KVM itself may write there when a vCPU's state is set.
+//! must not be, and [`Paused::gone`](crate::machine::Paused::gone) tells the machine so. In doubt an
+//! operator who knows that the destination never ran may run it here, and nobody else. Before the
+//! permission to run was sent nothing of the guest's RAM has changed, but for what KVM itself may
+//! write there when a vCPU's state is set.
+//!
+//! RAM that is still arriving (a lazy restore) is not handed over: absent pages of a memfd are zeros
+//! to whoever maps it without waiting for them.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -29,6 +34,7 @@ use std::sync::Arc;
 
 use paguro_ram::{Backing, GuestRam, RamBlock};
 use paguro_sys::Mapping;
+use paguro_wire::stream::header::MAGIC;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -52,6 +58,9 @@ pub enum HandOverError {
         /// The block.
         block: String,
     },
+    /// The caller's: a restore still fills RAM.
+    #[error("RAM is still being filled by a restore, so it cannot be handed over yet")]
+    Unarrived,
     /// The caller's: descriptors travel over unix sockets only.
     #[error("{address} is no unix socket, so RAM cannot be handed over to it")]
     NotUnix {
@@ -255,6 +264,11 @@ fn receive(
 
 /// The bytes that so many blocks have at least.
 fn least_bytes(message: &[u8]) -> Result<usize, HandOverError> {
+    if message[..4] == MAGIC {
+        return Err(nonsense(
+            "it sends a stream at once, as one that copies does",
+        ));
+    }
     if message[..4] != OFFER {
         return Err(nonsense(format!("it begins with {:02x?}", &message[..4])));
     }
