@@ -144,6 +144,7 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
         AtTimeoutArg::Switchover => "switchover",
     });
     let all = [
+        ("mode", args.mode.map(|mode| mode.name().into())),
         ("downtime-limit", args.downtime_limit.map(Value::from)),
         (
             "max-bandwidth",

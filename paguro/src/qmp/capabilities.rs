@@ -105,6 +105,17 @@ pub struct Capabilities {
     pub return_path: bool,
 }
 
+impl Capabilities {
+    /// The names of those that are on.
+    pub fn on(mut self) -> Vec<&'static str> {
+        let on = OFFERED
+            .iter()
+            .filter(|(_, place)| *place(&mut self))
+            .map(|(name, _)| *name);
+        on.collect()
+    }
+}
+
 /// `migrate-set-capabilities`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let list = args.objects("capabilities")?;

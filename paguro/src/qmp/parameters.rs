@@ -17,6 +17,7 @@
 //! | `max-cpu-throttle` | `cpu-throttle-initial` to 99 % | 99 | |
 //! | `cpu-throttle-tailslow` | boolean | false | |
 //! | `throttle-trigger-threshold` | 1 to 100 % | 50 | dirtied, of what was sent |
+//! | `mode` | `normal`, `cpr-transfer` | `normal` | `cpr-transfer`: RAM is handed over by descriptor to a process on this host, not copied |
 //! | `multifd-compression` | `none`, `zstd` | `none` | with `multifd` |
 //! | `xbzrle-cache-size` | bytes, a power of two, at least a page | 64 MiB | with `xbzrle` |
 //! | `tls-creds` | a directory, empty: no TLS | empty | with certificates named as for QEMU's `tls-creds-x509`; in QEMU it is the id of such an object |
@@ -47,7 +48,7 @@ use paguro_migration::source::{AtTimeout, SourceSabotage};
 use serde_json::{Value, json};
 
 use super::commands::Answer;
-use super::settings::{Compression, Settings};
+use super::settings::{Compression, Mode, Settings};
 use super::{Args, Monitor, QmpError};
 use crate::force::{self, Broken};
 
@@ -95,6 +96,10 @@ fn of_migrations(settings: &Settings) -> Value {
         "max-cpu-throttle": throttle.max,
         "cpu-throttle-tailslow": throttle.tailslow,
         "throttle-trigger-threshold": throttle.trigger_threshold,
+        "mode": match settings.mode {
+            Mode::Normal => "normal",
+            Mode::CprTransfer => "cpr-transfer",
+        },
         "multifd-compression": match settings.multifd_compression {
             Compression::None => "none",
             Compression::Zstd => "zstd",
@@ -169,6 +174,13 @@ fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpE
     }
     if let Some(on) = args.boolean("cpu-throttle-tailslow")? {
         throttle.tailslow = on;
+    }
+    if let Some(name) = args.string("mode")? {
+        settings.mode = match name.as_str() {
+            "normal" => Mode::Normal,
+            "cpr-transfer" => Mode::CprTransfer,
+            other => return Err(not_accepted("mode", other)),
+        };
     }
     if let Some(name) = args.string("multifd-compression")? {
         settings.multifd_compression = match name.as_str() {
