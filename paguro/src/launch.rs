@@ -8,7 +8,7 @@ use paguro_migration::Memory;
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
 use paguro_pager::{Prefetch, SourceError};
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
-use paguro_sys::Host;
+use paguro_sys::{Advice, Host};
 use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, RunState, Vm, describe};
 
 use crate::cli::{
@@ -62,6 +62,17 @@ pub fn handed(args: &MachineArgs, ram: &GuestRam, host: Host) -> Result<Guest> {
     config.backing = Backing::Memfd;
     if huge {
         config.pages = PageKind::Huge;
+    }
+    for block in ram.blocks().iter().filter(|_| !huge) {
+        // Of the mapping, not of the memory behind it.
+        let advice = match config.pages {
+            PageKind::Thp => Advice::Huge,
+            _ => Advice::NoHuge,
+        };
+        let mapping = block.mapping();
+        if let Err(error) = mapping.advise(0, mapping.len(), advice) {
+            tracing::debug!(block = block.id(), %error, "page size advice has no effect");
+        }
     }
     if let ([low, _], None) = (ram.blocks(), config.ram_split) {
         config.ram_split = Some(low.used_bytes() as u64);

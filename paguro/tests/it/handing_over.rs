@@ -92,17 +92,39 @@ fn moves(accel: &str, more: &[&str]) {
     here.quit();
 }
 
-fn huge_pages() -> bool {
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let number = |name: &str| -> i64 {
-        let line = memory.lines().find_map(|line| line.strip_prefix(name));
-        line.map_or(0, |rest| rest.trim().parse().unwrap())
-    };
-    let there = number("HugePages_Free:") - number("HugePages_Rsvd:") >= 8;
-    if !there {
-        println!("skipped: without pages of 2 MiB set aside");
+/// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may
+/// take and give back theirs meanwhile, so it is a difference that is asked for and given back.
+struct HugePages(i64);
+
+impl HugePages {
+    fn take(count: i64) -> Option<Self> {
+        let taken = change(count).map(Self);
+        let pool = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let number = |name: &str| -> i64 {
+            let line = pool.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
+        };
+        if number("HugePages_Free:") - number("HugePages_Rsvd:") >= count {
+            return taken;
+        }
+        println!("skipped: no {count} huge pages to be had");
+        None
     }
-    there
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        change(-self.0);
+    }
+}
+
+/// Makes the pool larger or smaller; by how much it did.
+fn change(count: i64) -> Option<i64> {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
+    let before = size()?;
+    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
+    Some(size()? - before)
 }
 
 #[test]
@@ -122,11 +144,12 @@ fn a_guest_of_kvm_takes_its_ram_along() {
 
 #[test]
 fn huge_pages_are_taken_along() {
-    if huge_pages() {
-        moves("threads", &["--pages", "2m"]);
-        if has_kvm() {
-            moves("kvm", &["--pages", "2m"]);
-        }
+    let Some(_pages) = HugePages::take(8) else {
+        return;
+    };
+    moves("threads", &["--pages", "2m"]);
+    if has_kvm() {
+        moves("kvm", &["--pages", "2m"]);
     }
 }
 
