@@ -102,7 +102,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         wait_for(&monitor, from, args.paused)?;
     }
     if let Some(handed) = handed {
-        complete(&monitor, handed, args.paused)?;
+        complete(&monitor, handed, args.paused, &ending)?;
     }
     if let Some(socket) = &socket {
         socket.serve(monitor.clone())?;
@@ -147,9 +147,12 @@ fn wait_for(monitor: &Monitor, from: Option<&Address>, paused: bool) -> Result<(
 }
 
 /// Lets the rest of a machine in. Nothing of it runs here before the source permits that.
-fn complete(monitor: &Monitor, handed: Handed, paused: bool) -> Result<()> {
-    let confirmed = handed.taken.confirm();
-    confirmed.context("the source is gone that handed its RAM over")?;
+fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) -> Result<()> {
+    match handed.taken.confirm() {
+        // Its channel was ended with the waiting, and the machine ends, too.
+        Err(_) if ending.asked() => return Ok(()),
+        confirmed => confirmed.context("the source is gone that handed its RAM over")?,
+    }
     let manner = Manner {
         paused,
         exit_on_error: true,
