@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::{AtTimeoutArg, MigrateArgs};
 use crate::hints::{self, Advised};
 use crate::interrupt::Interrupts;
+use crate::lab::options;
 use crate::progress::Bar;
 use crate::qmp::Client;
 use crate::size::human;
@@ -115,7 +116,12 @@ impl Before {
 }
 
 fn set(client: &mut Client, args: &MigrateArgs, before: &Before) -> Result<()> {
-    let wanted = |name: &str| name == "auto-converge" && args.auto_converge;
+    let wanted = |name: &str| match name {
+        "auto-converge" => args.auto_converge,
+        "multifd" => args.multifd.multifd_channels.is_some(),
+        "xbzrle" => args.xbzrle,
+        _ => false,
+    };
     // What the operator switched on for himself stays on; all else would be another migration.
     let kept = ["events", "pause-before-switchover", "return-path"];
     let capabilities = before.capabilities.iter().filter_map(|entry| {
@@ -143,6 +149,8 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
         AtTimeoutArg::Cancel => "cancel",
         AtTimeoutArg::Switchover => "switchover",
     });
+    let multifd = &args.multifd;
+    let compression = multifd.multifd_compression.map(options::name);
     let all = [
         ("mode", args.mode.map(|mode| mode.name().into())),
         ("downtime-limit", args.downtime_limit.map(Value::from)),
@@ -160,6 +168,19 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
         ),
         ("x-paguro-at-timeout", at_timeout.map(Value::from)),
         ("x-paguro-silence", args.silence.map(Value::from)),
+        (
+            "xbzrle-cache-size",
+            args.xbzrle_cache_size.map(|size| size.0.into()),
+        ),
+        (
+            "multifd-channels",
+            multifd.multifd_channels.map(Value::from),
+        ),
+        ("multifd-compression", compression.map(Value::from)),
+        (
+            "multifd-zstd-level",
+            multifd.multifd_zstd_level.map(Value::from),
+        ),
         ("tls-creds", directory.map(|path| json!(path))),
         ("tls-hostname", args.tls_hostname.clone().map(Value::from)),
     ];

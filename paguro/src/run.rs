@@ -22,6 +22,7 @@ use crate::guest::Guest;
 use crate::handed::{Doors, Handed};
 use crate::interrupt::Interrupts;
 use crate::launch;
+use crate::qmp::capabilities::Capabilities;
 use crate::qmp::incoming::Manner;
 use crate::qmp::settings::Settings;
 use crate::qmp::{Monitor, Socket};
@@ -91,7 +92,11 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         let text = directory.to_str();
         settings.tls_creds = text.context("--tls-creds is no text")?.to_owned();
     }
-    let monitor = Arc::new(Monitor::new(guest.clone(), settings));
+    let capabilities = Capabilities {
+        multifd: settings.set_multifd(&args.multifd),
+        ..Capabilities::default()
+    };
+    let monitor = Arc::new(Monitor::new(guest.clone(), settings, capabilities));
     let watcher = watch(&monitor, events, socket.is_some())?;
     ending.has(&guest);
     fail_on_bus_errors(guest.clone())?;

@@ -11,6 +11,7 @@ use paguro_ram::GuestRam;
 use paguro_wire::globalstate;
 use paguro_wire::stream::ram::BlockTable;
 
+use super::delta::Deltas;
 use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
@@ -186,6 +187,10 @@ impl<'s, 'e> Driver<'s, 'e> {
             returns,
             began: self.began,
             devices: Vec::new(),
+            deltas: self.options.xbzrle_cache_bytes.map(|bytes| {
+                let stale = self.options.sabotage == SourceSabotage::StaleDelta;
+                Deltas::new(&self.machine.ram(), bytes, stale)
+            }),
             lanes,
             batch: Box::new(Batch::new()),
             multifd_sync: false,

@@ -31,6 +31,10 @@ use crate::multifd::{Compression, Packer};
 /// Batches that wait, for each channel.
 const WAITING: usize = 2;
 
+/// What is broken on purpose holds the first packet from this one on: those before it are of memory
+/// that guests seldom write.
+const HELD: u64 = 10;
+
 /// Pages of one block for one packet.
 #[derive(Clone, Copy)]
 pub(super) struct Batch {
@@ -186,11 +190,12 @@ impl Queue {
         }
     }
 
-    /// For what is broken on purpose: until SYNC is asked for, or all ends.
-    fn hold(&self, synced: u64) {
+    /// For what is broken on purpose: until all others wrote the last SYNC, or all ends.
+    fn hold(&self) {
         let inner = self.lock();
+        let others = self.channels - 1;
         let waits = |inner: &mut Inner| {
-            !inner.ended && !inner.broken && !inner.finished && inner.syncs <= synced
+            !inner.ended && !inner.broken && !inner.finished && inner.synced < others
         };
         drop(self.work.wait_while(inner, waits));
     }
@@ -312,8 +317,9 @@ impl Lane<'_> {
                         zero,
                         payload_bytes: payload.len() as u32,
                     };
-                    if std::mem::take(&mut holds) {
-                        self.queue.hold(synced);
+                    if holds && number >= HELD {
+                        holds = false;
+                        self.queue.hold();
                     }
                     self.write(&mut head, &packet, payload).map_err(broken)?;
                 }
@@ -326,6 +332,7 @@ impl Lane<'_> {
                     inner.synced += usize::from(inner.syncs == synced);
                     drop(inner);
                     self.queue.room.notify_all();
+                    self.queue.work.notify_all();
                 }
                 Work::End { whole: false } => return Ok(()),
                 Work::End { whole: true } => {

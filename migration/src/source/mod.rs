@@ -8,6 +8,7 @@
 //! | `answers` | the thread that hears what the destination says |
 //! | `outstanding` | which pages are still to be sent |
 //! | `stream` | the main channel |
+//! | `delta` | only what changed of a page is sent (XBZRLE) |
 //! | `lanes` | the multifd channels |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
 //!
@@ -18,6 +19,7 @@
 //! else.
 
 mod answers;
+mod delta;
 mod drive;
 mod error;
 mod forecast;
@@ -31,6 +33,7 @@ mod stream;
 mod throttle;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +43,8 @@ use crate::switchover::{
     SourceConfig, SourceEvent, SourceState, Unexpected, Wanted,
 };
 
+use sender::micros;
+
 pub use drive::migrate;
 pub use error::MigrateError;
 pub use options::{AtTimeout, Convergence, MigrateOptions, SourceSabotage, Throttle};
@@ -47,6 +52,7 @@ pub use progress::{MigrateReport, Progress};
 pub(crate) use stream::{EofError, Pace, Stream, table_of};
 
 type StatusHook = Box<dyn Fn(MigrationStatus) + Send + Sync>;
+type PassHook = Box<dyn Fn(u64) + Send + Sync>;
 
 /// One migration of one machine, shared by the threads that run it and all who ask. Made before
 /// [`migrate`] is called, for one call of it.
@@ -61,6 +67,17 @@ pub struct Migration {
     /// There is one RAM for both sides.
     hand_over: bool,
     hook: Option<StatusHook>,
+    pass_hook: Option<PassHook>,
+    limits: Limits,
+    xbzrle_cache_bytes: Option<u64>,
+}
+
+/// What may be changed while it runs.
+#[derive(Debug)]
+struct Limits {
+    downtime_us: AtomicU64,
+    /// Bytes a second; 0: none.
+    bandwidth: AtomicU64,
 }
 
 struct Inner {
@@ -122,7 +139,51 @@ impl Migration {
             connecting: Stop::new()?,
             hand_over: options.hand_over,
             hook,
+            pass_hook: None,
+            limits: Limits {
+                downtime_us: AtomicU64::new(micros(options.downtime_limit)),
+                bandwidth: AtomicU64::new(options.max_bandwidth),
+            },
+            xbzrle_cache_bytes: options.xbzrle_cache_bytes,
         })
+    }
+
+    /// `hook` is called with its number when a pass over the written pages begins (as QEMU's event
+    /// `MIGRATION_PASS`), in the thread that sends; it must not block, nor call back.
+    #[must_use]
+    pub fn on_pass(mut self, hook: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        self.pass_hook = Some(Box::new(hook));
+        self
+    }
+
+    /// From now on another limit counts for how long the guest may stand still. Any thread.
+    pub fn set_downtime_limit(&self, limit: Duration) {
+        self.limits.downtime_us.store(micros(limit), Relaxed);
+    }
+
+    /// From now on so many bytes a second are sent at most while the guest runs; 0: no limit. Any
+    /// thread.
+    pub fn set_max_bandwidth(&self, bytes_per_s: u64) {
+        self.limits.bandwidth.store(bytes_per_s, Relaxed);
+    }
+
+    /// Bytes of the XBZRLE cache that was asked for, if there is one.
+    pub fn xbzrle_cache_bytes(&self) -> Option<u64> {
+        self.xbzrle_cache_bytes
+    }
+
+    fn downtime_limit(&self) -> Duration {
+        Duration::from_micros(self.limits.downtime_us.load(Relaxed))
+    }
+
+    fn max_bandwidth(&self) -> u64 {
+        self.limits.bandwidth.load(Relaxed)
+    }
+
+    fn begin_pass(&self, number: u64) {
+        if let Some(hook) = &self.pass_hook {
+            hook(number);
+        }
     }
 
     /// The numbers.

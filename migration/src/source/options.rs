@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use paguro_sys::page_size;
+
 use super::MigrateError;
 use crate::channel::{self, Address};
 use crate::multifd::Multifd;
@@ -32,11 +34,17 @@ pub struct MigrateOptions {
     pub convergence: Convergence,
     /// Pages go over connections of their own; the destination must be told the same.
     pub multifd: Option<Multifd>,
+    /// From the second pass on only what changed of a page is sent, as far as a cache of so many
+    /// bytes knows the page: QEMU's `xbzrle-cache-size`, a power of two. Not with multifd.
+    pub xbzrle_cache_bytes: Option<u64>,
     /// What is broken on purpose.
     pub sabotage: SourceSabotage,
 }
 
 impl MigrateOptions {
+    /// QEMU's `xbzrle-cache-size` unless another is asked for.
+    pub const XBZRLE_CACHE_BYTES: u64 = 64 << 20;
+
     /// To `address`, with a downtime limit of 300 ms and without a limit of bandwidth.
     pub fn new(address: Address, channel: channel::Options) -> Self {
         Self {
@@ -50,6 +58,7 @@ impl MigrateOptions {
             hand_over_address: None,
             convergence: Convergence::default(),
             multifd: None,
+            xbzrle_cache_bytes: None,
             sabotage: SourceSabotage::None,
         }
     }
@@ -65,6 +74,17 @@ impl MigrateOptions {
             value,
             rule,
         };
+        if let Some(bytes) = self.xbzrle_cache_bytes {
+            let option = "xbzrle-cache-size";
+            if !bytes.is_power_of_two() || bytes < page_size() as u64 {
+                let rule = "it is a power of two, and at least a page";
+                return Err(wrong((option, bytes.to_string(), rule)));
+            }
+            if self.multifd.is_some() {
+                let rule = "pages that go over multifd channels have no differences";
+                return Err(wrong((option, bytes.to_string(), rule)));
+            }
+        }
         if let Some(multifd) = &self.multifd {
             multifd.check().map_err(wrong)?;
             if !self.connects() {
@@ -94,10 +114,14 @@ impl MigrateOptions {
                         tcp, unix or vsock";
             return Err(("the main channel", self.address.to_string(), rule));
         }
-        let other = match (&self.multifd, &self.channel.tls) {
-            (Some(_), _) => "it is not compatible with multifd, which sends pages",
-            (_, Some(_)) => "it is not compatible with tls-creds: no descriptor goes through TLS",
-            (None, None) => return Ok(()),
+        let other = if self.multifd.is_some() {
+            "it is not compatible with multifd, which sends pages"
+        } else if self.xbzrle_cache_bytes.is_some() {
+            "it is not compatible with xbzrle, which sends pages"
+        } else if self.channel.tls.is_some() {
+            "it is not compatible with tls-creds: no descriptor goes through TLS"
+        } else {
+            return Ok(());
         };
         Err(("mode", "cpr-transfer".to_owned(), other))
     }
@@ -180,13 +204,16 @@ pub enum SourceSabotage {
     SkipPage,
     /// The multifd channels do not wait for each other but at the end, and one of them lags.
     SkipMultifdSync,
+    /// The cache of XBZRLE is told of pages that are not sent.
+    StaleDelta,
 }
 
 impl SourceSabotage {
     /// The names under which a program offers them.
-    pub const NAMES: [(&'static str, Self); 3] = [
+    pub const NAMES: [(&'static str, Self); 4] = [
         ("break-clear-after-read", Self::ClearAfterRead),
         ("break-skip-dirty-page", Self::SkipPage),
         ("break-skip-multifd-sync", Self::SkipMultifdSync),
+        ("break-stale-xbzrle", Self::StaleDelta),
     ];
 }

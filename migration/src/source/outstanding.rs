@@ -125,7 +125,7 @@ impl Outstanding {
             let coming = self.coming(block, &run);
             let absent = |due: &mut Due, pages: Range<usize>| {
                 for page in pages {
-                    if coming.contains(&page) {
+                    if coming.binary_search(&page).is_ok() {
                         due.content.push(page);
                     } else if sent.contains(page) {
                         due.gone.push(page);
@@ -149,13 +149,13 @@ impl Outstanding {
             })?;
             absent(due, at..run.end);
         }
-        for &page in &due.content {
-            sent.insert(page);
+        for run in due.content.chunk_by(|page, next| page + 1 == *next) {
+            sent.insert_range(run[0]..run[0] + run.len());
         }
         Ok(())
     }
 
-    /// Pages of a run that have content elsewhere and have not arrived.
+    /// Pages of a run that have content elsewhere and have not arrived, ascending.
     fn coming(&self, block: usize, run: &Range<usize>) -> Vec<usize> {
         let mut coming = Vec::new();
         if let Some(source) = &self.unarrived {

@@ -46,6 +46,18 @@ pub struct Progress {
     pub sync_us: AtomicU64,
     /// How long it took to begin tracking.
     pub track_us: AtomicU64,
+    /// Pages sent as differences, unchanged ones included.
+    pub xbzrle_pages: AtomicU64,
+    /// Bytes of those differences.
+    pub xbzrle_bytes: AtomicU64,
+    /// Pages that the cache of differences did not know.
+    pub xbzrle_cache_misses: AtomicU64,
+    /// Pages whose difference was as long as a page.
+    pub xbzrle_overflows: AtomicU64,
+    /// Misses of a thousand pages, in the last pass.
+    pub xbzrle_cache_miss_permille: AtomicU64,
+    /// A thousand times the bytes of pages for each byte of their differences, in the last pass.
+    pub xbzrle_encoding_rate_permille: AtomicU64,
 }
 
 impl Progress {
@@ -102,6 +114,18 @@ pub struct MigrateReport {
     pub total_us: u64,
     /// How much the vCPUs were slowed down at the end, in percent.
     pub throttle_percent: u64,
+    /// Pages sent as differences, unchanged ones included.
+    pub xbzrle_pages: u64,
+    /// Bytes of those differences.
+    pub xbzrle_bytes: u64,
+    /// Pages that the cache of differences did not know.
+    pub xbzrle_cache_misses: u64,
+    /// Pages whose difference was as long as a page.
+    pub xbzrle_overflows: u64,
+    /// Misses of a thousand pages, in the last pass.
+    pub xbzrle_cache_miss_permille: u64,
+    /// A thousand times the bytes of pages for each byte of their differences, in the last pass.
+    pub xbzrle_encoding_rate_permille: u64,
 }
 
 impl Progress {
@@ -127,6 +151,12 @@ impl Progress {
             sync_us: get(&self.sync_us),
             total_us: get(&self.total_us),
             throttle_percent: get(&self.throttle_percent),
+            xbzrle_pages: get(&self.xbzrle_pages),
+            xbzrle_bytes: get(&self.xbzrle_bytes),
+            xbzrle_cache_misses: get(&self.xbzrle_cache_misses),
+            xbzrle_overflows: get(&self.xbzrle_overflows),
+            xbzrle_cache_miss_permille: get(&self.xbzrle_cache_miss_permille),
+            xbzrle_encoding_rate_permille: get(&self.xbzrle_encoding_rate_permille),
         }
     }
 }

@@ -10,6 +10,7 @@ use paguro_sys::page_size;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
+use super::delta::Deltas;
 use super::forecast::{Outlook, is_worth_a_pass};
 use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
@@ -73,6 +74,8 @@ pub(super) struct Sender<'a> {
     pub(super) returns: bool,
     pub(super) began: Instant,
     pub(super) devices: Vec<DeviceSection>,
+    /// The cache of XBZRLE.
+    pub(super) deltas: Option<Deltas>,
     /// The multifd channels, and what goes to them next.
     pub(super) lanes: Option<Lanes>,
     pub(super) batch: Box<Batch>,
@@ -155,7 +158,7 @@ impl Sender<'_> {
 
             let forecast = self.forecast(sync);
             let nothing_left = self.pages.pages() == 0;
-            if forecast <= self.options.downtime_limit || nothing_left {
+            if forecast <= self.migration.downtime_limit() || nothing_left {
                 let timeout = self.options.convergence.timeout;
                 let over = timeout.is_some_and(|time| self.began.elapsed() >= time);
                 if over || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes()) {
@@ -194,6 +197,9 @@ impl Sender<'_> {
     /// Everything that is dirty now, in PARTs; less when the time to converge is over.
     fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
         let chunks: Vec<_> = self.pages.chunks().collect();
+        if let Some(deltas) = &mut self.deltas {
+            deltas.begin_pass(self.migration.progress());
+        }
         let mut due = Due::default();
         let mut chunks = chunks.into_iter().peekable();
         while chunks.peek().is_some() {
@@ -212,8 +218,8 @@ impl Sender<'_> {
                 if due.content.len() > super::outstanding::CHUNK / 4 {
                     self.stream.bandwidth.count(bytes, start.elapsed());
                 }
-                self.publish();
             }
+            self.publish();
             let last_sync = Progress::get(&self.migration.progress().sync_us);
             let over = self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))?;
             if over || chunks.peek().is_none() {
@@ -227,7 +233,7 @@ impl Sender<'_> {
                 // There is little in it, but it says that this side is well.
                 self.stream.flush()?;
             }
-            while let Some(rest) = pace.due(self.written_bytes(), self.options.max_bandwidth) {
+            while let Some(rest) = pace.due(self.written_bytes(), self.migration.max_bandwidth()) {
                 if self.is_told_to_stop() {
                     return Err(Stopped::Told);
                 }
@@ -253,6 +259,16 @@ impl Sender<'_> {
         })?;
         if self.lanes.is_some() {
             return self.hand_to_lanes(block, due);
+        }
+        if let Some(deltas) = &mut self.deltas {
+            let progress = self.migration.progress();
+            for &page in &due.content {
+                deltas.page(&mut self.stream, &self.ram, (block, page), progress)?;
+            }
+            for &page in &due.gone {
+                deltas.zero(&mut self.stream, (block, page), progress)?;
+            }
+            return Ok(());
         }
         let mut zeros = due.gone.len();
         for &page in &due.content {
@@ -360,6 +376,8 @@ impl Sender<'_> {
             .map_err(MigrateError::Tracker)?;
         let progress = self.migration.progress();
         Progress::add(&progress.dirty_syncs, 1);
+        self.migration
+            .begin_pass(Progress::get(&progress.dirty_syncs));
         Progress::set(&progress.sync_us, micros(start.elapsed()));
         self.publish();
         Ok(new)
@@ -503,6 +521,9 @@ impl Sender<'_> {
             return Err(Stopped::Failed(MigrateError::BlocksChanged));
         }
         self.sync()?;
+        if let Some(deltas) = &mut self.deltas {
+            deltas.begin_pass(self.migration.progress());
+        }
         let skip = self.options.sabotage == SourceSabotage::SkipPage;
         let mut due = Due::default();
         let chunks: Vec<_> = self.pages.chunks().collect();
@@ -518,7 +539,6 @@ impl Sender<'_> {
                 chunk.end -= chunk.len() / 2;
             }
             self.send(block, chunk, &mut due)?;
-            self.publish();
         }
         if self.lanes.is_some() {
             self.sync_lanes(true)?;

@@ -175,6 +175,18 @@ impl Stream {
         self.flush_if_full()
     }
 
+    /// A page as its difference to what the destination has.
+    pub(crate) fn delta(
+        &mut self,
+        block: usize,
+        page: usize,
+        delta: &[u8],
+    ) -> Result<(), MigrateError> {
+        let offset = (page * page_size()) as u64;
+        self.records.xbzrle(block, offset, delta, &mut self.out);
+        self.flush_if_full()
+    }
+
     /// A page that is zero.
     pub(crate) fn zero(&mut self, block: usize, page: usize) -> Result<(), MigrateError> {
         let offset = (page * page_size()) as u64;

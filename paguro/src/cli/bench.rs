@@ -121,6 +121,7 @@ Examples:
   paguro soak --pairwise --seed 1
   paguro soak --case pages=thp,cpus=2,rate=unlimited,restore=lazy,seed=7
   paguro soak --migrate --minutes 30
+  paguro soak --migrate --full
   paguro soak --case tracker=ring,cpus=2,rate=unlimited,channel=tcp,moves=10
 
 Machines of all kinds run, are saved at random moments, and come back; every page of every file and
@@ -151,6 +152,9 @@ pub struct SoakArgs {
     /// Instead of all machines for some time, once a few in which every two properties meet
     #[arg(long, conflicts_with = "case")]
     pub pairwise: bool,
+    /// Instead of all machines for some time, all of them once
+    #[arg(long, conflicts_with_all = ["case", "pairwise", "minutes"])]
+    pub full: bool,
     /// Machines that move to other processes and on, instead of being saved
     #[arg(long, conflicts_with = "case")]
     pub migrate: bool,

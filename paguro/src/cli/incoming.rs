@@ -107,6 +107,13 @@ impl RunArgs {
         if self.mode == Some(ModeArg::Normal) {
             return Err("--mode normal is not compatible with a channel of type cpr".to_owned());
         }
+        if self.machine.multifd.multifd_channels.is_some() {
+            return Err(
+                "--multifd-channels is not compatible with a hand-over (cpr-transfer), which sends \
+                 no pages"
+                    .to_owned(),
+            );
+        }
         if !matches!(cpr, Address::Unix(_)) {
             return Err(format!(
                 "{cpr}: RAM is handed over (cpr-transfer) through unix sockets only, unix:PATH"
@@ -194,6 +201,17 @@ mod tests {
                     "normal",
                 ],
                 "--mode normal",
+            ),
+            (
+                &[
+                    "--incoming",
+                    "unix:/m",
+                    "--incoming",
+                    CPR,
+                    "--multifd-channels",
+                    "2",
+                ],
+                "--multifd-channels",
             ),
             (&["--mode", "cpr-transfer"], "--incoming"),
         ] {

@@ -8,6 +8,7 @@ use paguro_stage2::{LogMode, LogOptions, SplitPolicy};
 use paguro_vmm::{DmaConfig, Serial, Stage2Config};
 use paguro_workload::Spec;
 
+use super::MultifdArgs;
 use crate::size::Size;
 
 /// RAM of a new machine.
@@ -69,6 +70,8 @@ pub struct MachineArgs {
     /// sockets of --incoming speak TLS
     #[arg(long, value_name = "DIR")]
     pub tls_creds: Option<PathBuf>,
+    #[command(flatten)]
+    pub multifd: MultifdArgs,
     /// While a snapshot is taken, compare RAM with its copies to find writers that no freeze sees
     #[arg(long)]
     pub check_freeze: bool,

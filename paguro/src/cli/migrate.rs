@@ -15,6 +15,9 @@ Examples:
   paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --downtime-limit 50 --auto-converge
   paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --timeout 60 --json | jq .downtime_us
   paguro migrate --qmp unix:/tmp/a.sock unix:/tmp/move --mode cpr-transfer   (RAM is not copied)
+  paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --xbzrle   (a slow channel, few bytes a page written)
+  paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --multifd-channels 4 --multifd-compression zstd
+                        (with the same two options at `paguro run --incoming`)
 
 The guest runs while its memory is sent; what it writes meanwhile is sent again, pass by pass. When
 what is left would take no longer than --downtime-limit, it is stopped here, the rest is sent, and
@@ -38,7 +41,7 @@ the engine's report, times in microseconds, sizes in bytes, pages of the host:
   downtime_us (the guest stood still, as the source sees it), forecast_us (by which it was stopped),
   last_dirty_bytes (what was left then), sync_us (the last look for written pages)
   total_bytes (RAM), transferred_bytes, precopy_bytes and downtime_bytes (of that, before and after
-  the guest was stopped), multifd_bytes, normal_pages, zero_pages, dirty_sync_count (passes),
+  the guest was stopped), multifd_bytes, xbzrle_pages and xbzrle_bytes (of differences), normal_pages, zero_pages, dirty_sync_count (passes),
   bandwidth (bytes a second), throttle_percent (how much the guest was slowed down at the end)
 and more that may change. On failure: `status` (`failed`, `cancelled` or `x-paguro-in-doubt`), `uri`,
 `error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done.";
@@ -83,9 +86,41 @@ pub struct MigrateArgs {
     /// The name that the destination's certificate is for, if not that in the URI
     #[arg(long, value_name = "NAME", requires = "tls_creds")]
     pub tls_hostname: Option<String>,
+    #[command(flatten)]
+    pub multifd: MultifdArgs,
+    /// Send of a page that was sent before what has changed in it (XBZRLE)
+    #[arg(long, conflicts_with = "multifd_channels")]
+    pub xbzrle: bool,
+    /// Bytes of sent pages that are kept for that, a power of two [default: as set, at first 64M]
+    #[arg(long, value_name = "SIZE", requires = "xbzrle")]
+    pub xbzrle_cache_size: Option<Size>,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Connections for pages, of either side.
+#[derive(Clone, Debug, Default, Args)]
+pub struct MultifdArgs {
+    /// Pages travel over so many connections of their own; source and destination must be told alike
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub multifd_channels: Option<u8>,
+    /// How pages are compressed on them; source and destination must be told alike
+    #[arg(long, value_enum, value_name = "METHOD", requires = "multifd_channels")]
+    pub multifd_compression: Option<CompressionArg>,
+    /// 1 (fast) to 20 (small)
+    #[arg(long, value_name = "N", requires = "multifd_compression",
+          value_parser = clap::value_parser!(u8).range(1..=20))]
+    pub multifd_zstd_level: Option<u8>,
+}
+
+/// `--multifd-compression`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompressionArg {
+    /// Not at all
+    None,
+    /// zstd
+    Zstd,
 }
 
 /// `--at-timeout`

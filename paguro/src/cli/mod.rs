@@ -18,7 +18,7 @@ pub use machine::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
 };
-pub use migrate::{AtTimeoutArg, MigrateArgs};
+pub use migrate::{AtTimeoutArg, CompressionArg, MigrateArgs, MultifdArgs};
 
 const EXAMPLES: &str = "\
 Examples:

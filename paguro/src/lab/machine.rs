@@ -304,6 +304,15 @@ impl Machine {
         Ok(format!("tcp:127.0.0.1:{port}"))
     }
 
+    /// What a destination must be told before it listens: a capability, and parameters.
+    pub fn agree(&mut self, capability: Option<&str>, parameters: &Parameters) -> Result<()> {
+        let on = |name| json!({ "capability": name, "state": true });
+        let capabilities = json!({ "capabilities": Value::from_iter(capability.map(on)) });
+        self.execute("migrate-set-capabilities", capabilities)?;
+        let parameters = Value::Object(parameters.clone());
+        self.execute("migrate-set-parameters", parameters).map(drop)
+    }
+
     /// Begins to move to another machine that listens there, without waiting for the end.
     /// `parameters` and `capabilities` count for this move only.
     pub fn begin_move(

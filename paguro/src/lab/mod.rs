@@ -15,6 +15,7 @@
 //! | [`smaps`] | what the kernel says about a child's memory |
 //! | [`host`] | what this host has to offer: KVM, 2 MiB pages, room for files |
 
+pub mod certificates;
 pub mod check;
 pub mod host;
 pub mod machine;

@@ -34,6 +34,8 @@ pub struct MachineOptions {
     pub incoming: bool,
     /// Entries of KVM's dirty ring, instead of its log.
     pub dirty_ring_entries: Option<u32>,
+    /// Threads write through Arm stage-2 tables, whose log tells.
+    pub stage2: bool,
     /// Does not start by itself.
     pub paused: bool,
     /// Gaps in the guest's progress from this length on are listed one by one.
@@ -68,6 +70,7 @@ impl Default for MachineOptions {
             restore: None,
             incoming: false,
             dirty_ring_entries: None,
+            stage2: false,
             paused: false,
             gap_threshold_us: 500,
             force: String::new(),
@@ -112,6 +115,7 @@ impl MachineOptions {
         add("--cpus", self.cpus.to_string().into());
         let accel = match self.dirty_ring_entries {
             Some(entries) => format!("{},dirty-ring-size={entries}", name(self.accel)),
+            None if self.stage2 => format!("{},dirty-log=stage2", name(self.accel)),
             None => name(self.accel),
         };
         add("--accel", accel.into());

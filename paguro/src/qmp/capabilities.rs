@@ -6,7 +6,7 @@ use super::commands::Answer;
 use super::{Args, Monitor, QmpError};
 
 /// The capabilities that paguro has, by QEMU's names, each with its place in [`Capabilities`].
-const OFFERED: [(&str, Place); 7] = [
+const OFFERED: [(&str, Place); 8] = [
     (AUTO_CONVERGE, |set| &mut set.auto_converge),
     (BACKGROUND_SNAPSHOT, |set| &mut set.background_snapshot),
     (EVENTS, |set| &mut set.events),
@@ -14,6 +14,7 @@ const OFFERED: [(&str, Place); 7] = [
     (MULTIFD, |set| &mut set.multifd),
     (PAUSE, |set| &mut set.pause_before_switchover),
     (RETURN_PATH, |set| &mut set.return_path),
+    (XBZRLE, |set| &mut set.xbzrle),
 ];
 
 type Place = fn(&mut Capabilities) -> &mut bool;
@@ -25,10 +26,11 @@ const MAPPED_RAM: &str = "mapped-ram";
 const MULTIFD: &str = "multifd";
 const PAUSE: &str = "pause-before-switchover";
 const RETURN_PATH: &str = "return-path";
+const XBZRLE: &str = "xbzrle";
 
 /// Those that QEMU has besides. Switching one off is no error: clients switch off what they
 /// know and do not want.
-const OTHERS: [&str; 15] = [
+const OTHERS: [&str; 14] = [
     "dirty-bitmaps",
     "dirty-limit",
     "late-block-activate",
@@ -41,7 +43,6 @@ const OTHERS: [&str; 15] = [
     "validate-uuid",
     "x-colo",
     "x-ignore-shared",
-    "xbzrle",
     "zero-blocks",
     "zero-copy-send",
 ];
@@ -67,7 +68,7 @@ const REFUSED: [(&str, &[&str]); 4] = [
             "validate-uuid",
             "x-colo",
             "x-ignore-shared",
-            "xbzrle",
+            XBZRLE,
             "zero-copy-send",
         ],
     ),
@@ -79,10 +80,10 @@ const REFUSED: [(&str, &[&str]); 4] = [
             "postcopy-ram",
             "rdma-pin-all",
             "x-colo",
-            "xbzrle",
+            XBZRLE,
         ],
     ),
-    (MULTIFD, &["xbzrle"]),
+    (MULTIFD, &[XBZRLE]),
     ("dirty-limit", &[AUTO_CONVERGE]),
 ];
 
@@ -103,6 +104,8 @@ pub struct Capabilities {
     pub pause_before_switchover: bool,
     /// Changes nothing: there is always a return path where the channel can have one.
     pub return_path: bool,
+    /// Pages that were sent before are sent as what has changed in them.
+    pub xbzrle: bool,
 }
 
 impl Capabilities {

@@ -66,6 +66,14 @@ impl Events {
         }
     }
 
+    /// Tells that a migration begins another pass over the written pages, if that is wanted. Never
+    /// waits.
+    pub fn migration_pass(&self, number: u64) {
+        if self.migrations.load(Ordering::Acquire) {
+            self.emit("MIGRATION_PASS", Some(json!({ "pass": number })));
+        }
+    }
+
     /// From now on this client gets the events.
     pub fn attach(&self, queue: SyncSender<Outgoing>) {
         *self.lock() = Some(queue);

@@ -56,7 +56,7 @@ pub enum Work {
         stop: Option<Stop>,
     },
     /// Moves the machine to another process.
-    Migration(Migration),
+    Migration(Box<Migration>),
 }
 
 /// Where a snapshot goes.
@@ -98,10 +98,10 @@ impl Outcome {
 
 impl Migrations {
     /// None yet; the next one with these settings.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, capabilities: Capabilities) -> Self {
         Self {
             state: Mutex::new(State {
-                capabilities: Capabilities::default(),
+                capabilities,
                 settings,
                 last: None,
             }),
@@ -180,6 +180,9 @@ impl Job {
 
     /// Starts a migration.
     pub fn migration(monitor: &Monitor, options: MigrateOptions) -> Result<Arc<Self>, QmpError> {
+        options
+            .check()
+            .map_err(|error| QmpError::generic(error.to_string()))?;
         let events = monitor.events.clone();
         // A source that resumed may go on telling its destination so; nobody need wait for that.
         let hook = move |status: MigrationStatus| {
@@ -187,12 +190,14 @@ impl Job {
                 events.migration(status.name());
             }
         };
-        let migration = Migration::new(&options, Some(Box::new(hook)))?;
+        let events = monitor.events.clone();
+        let migration = Migration::new(&options, Some(Box::new(hook)))?
+            .on_pass(move |number| events.migration_pass(number));
         // It begins so, which is no change.
         monitor.events.migration(migration.status().name());
         Self::start(
             monitor,
-            Work::Migration(migration),
+            Work::Migration(Box::new(migration)),
             move |guest, work| match work {
                 Work::Migration(migration) => guest.migrate(&options, migration),
                 Work::Snapshot { .. } => unreachable!("it is the one above"),

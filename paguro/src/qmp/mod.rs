@@ -77,6 +77,8 @@ pub use error::{QmpError, with_causes};
 pub use server::Socket;
 
 use crate::guest::Guest;
+use capabilities::Capabilities;
+use settings::Settings;
 
 /// What the commands work on.
 pub struct Monitor {
@@ -94,10 +96,10 @@ pub struct Monitor {
 
 impl Monitor {
     /// For a guest whose snapshots and migrations have these settings at first.
-    pub fn new(guest: Arc<Guest>, settings: settings::Settings) -> Self {
+    pub fn new(guest: Arc<Guest>, settings: Settings, capabilities: Capabilities) -> Self {
         Self {
             guest,
-            migrations: jobs::Migrations::new(settings),
+            migrations: jobs::Migrations::new(settings, capabilities),
             arrivals: incoming::Arrivals::default(),
             rates: rate::Rates::default(),
             events: Arc::default(),

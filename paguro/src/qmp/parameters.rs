@@ -19,6 +19,7 @@
 //! | `throttle-trigger-threshold` | 1 to 100 % | 50 | dirtied, of what was sent |
 //! | `mode` | `normal`, `cpr-transfer` | `normal` | `cpr-transfer`: RAM is handed over by descriptor to a process on this host, not copied |
 //! | `multifd-compression` | `none`, `zstd` | `none` | with `multifd` |
+//! | `multifd-zstd-level` | 1 to 20 | 1 | with `multifd-compression` `zstd` |
 //! | `xbzrle-cache-size` | bytes, a power of two, at least a page | 64 MiB | with `xbzrle` |
 //! | `tls-creds` | a directory, empty: no TLS | empty | with certificates named as for QEMU's `tls-creds-x509`; in QEMU it is the id of such an object |
 //! | `tls-hostname` | a name, empty: that of the address | empty | what the destination's certificate is for |
@@ -41,13 +42,15 @@
 //!
 //! And `x-paguro-sabotage`, `none` or a name of `PAGURO_FORCE`: broken on purpose, for tests.
 //!
-//! They are read when `migrate` or `migrate-incoming` starts; a change meanwhile is for the next.
+//! They are read when `migrate` or `migrate-incoming` starts. Of a change meanwhile `downtime-limit` and
+//! `max-bandwidth` count for the migration that runs, too; all else is for the next.
 
 use paguro_migration::options::{HugePolicy, SnapshotOptions};
 use paguro_migration::source::{AtTimeout, SourceSabotage};
 use serde_json::{Value, json};
 
 use super::commands::Answer;
+use super::jobs::Work;
 use super::settings::{Compression, Mode, Settings};
 use super::{Args, Monitor, QmpError};
 use crate::force::{self, Broken};
@@ -71,6 +74,13 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
     check_together(&new)?;
     migrations.settings = new;
+    if let Some(job) = &migrations.last
+        && let Work::Migration(migration) = &job.work
+    {
+        let settings = &migrations.settings;
+        migration.set_downtime_limit(settings.downtime_limit());
+        migration.set_max_bandwidth(settings.snapshot.max_bandwidth);
+    }
     Ok(Answer::default())
 }
 
@@ -104,6 +114,7 @@ fn of_migrations(settings: &Settings) -> Value {
             Compression::None => "none",
             Compression::Zstd => "zstd",
         },
+        "multifd-zstd-level": settings.multifd_zstd_level,
         "xbzrle-cache-size": settings.xbzrle_cache_bytes,
         "tls-creds": settings.tls_creds,
         "tls-hostname": settings.tls_hostname,
@@ -188,6 +199,9 @@ fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpE
             "zstd" => Compression::Zstd,
             other => return Err(not_accepted("multifd-compression", other)),
         };
+    }
+    if let Some(level) = within(args, "multifd-zstd-level", 1, 20)? {
+        settings.multifd_zstd_level = level as u8;
     }
     if let Some(bytes) = args.unsigned("xbzrle-cache-size")? {
         if bytes < paguro_sys::page_size() as u64 || !bytes.is_power_of_two() {

@@ -139,7 +139,23 @@ fn of_migration(all: &mut Value, migration: &Migration, status: &str) {
         all["cpu-throttle-percentage"] = throttle.into();
     }
     all["ram"] = Ram::moving(progress, total_us).to_json();
+    if let Some(cache_bytes) = migration.xbzrle_cache_bytes() {
+        all["xbzrle-cache"] = xbzrle(progress, cache_bytes);
+    }
     advise(all, migration.advice());
+}
+
+fn xbzrle(progress: &Progress, cache_bytes: u64) -> Value {
+    let rate = |permille: &AtomicU64| load(permille) as f64 / 1000.0;
+    json!({
+        "cache-size": cache_bytes,
+        "bytes": load(&progress.xbzrle_bytes),
+        "pages": load(&progress.xbzrle_pages),
+        "cache-miss": load(&progress.xbzrle_cache_misses),
+        "cache-miss-rate": rate(&progress.xbzrle_cache_miss_permille),
+        "encoding-rate": rate(&progress.xbzrle_encoding_rate_permille),
+        "overflow": load(&progress.xbzrle_overflows),
+    })
 }
 
 fn of_arrival(entry: &Entry) -> Value {

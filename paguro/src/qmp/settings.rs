@@ -9,6 +9,7 @@ use paguro_migration::source::{AtTimeout, Convergence, MigrateOptions, SourceSab
 
 use super::QmpError;
 use super::capabilities::Capabilities;
+use crate::cli::{CompressionArg, MultifdArgs};
 
 /// Parameters of snapshots and migrations.
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub struct Settings {
     pub mode: Mode,
     /// `multifd-compression`
     pub multifd_compression: Compression,
+    /// `multifd-zstd-level`
+    pub multifd_zstd_level: u8,
     /// `xbzrle-cache-size`
     pub xbzrle_cache_bytes: u64,
     /// What a migration does wrong on purpose.
@@ -59,8 +62,6 @@ pub enum Compression {
     Zstd,
 }
 
-const XBZRLE_CACHE_BYTES: u64 = 64 << 20;
-
 impl Settings {
     /// The defaults; snapshots have these options, and migrations this sabotage.
     pub fn new(snapshot: SnapshotOptions, sabotage: SourceSabotage) -> Self {
@@ -76,9 +77,27 @@ impl Settings {
             tls_hostname: String::new(),
             mode: Mode::Normal,
             multifd_compression: Compression::None,
-            xbzrle_cache_bytes: XBZRLE_CACHE_BYTES,
+            multifd_zstd_level: 1,
+            xbzrle_cache_bytes: MigrateOptions::XBZRLE_CACHE_BYTES,
             sabotage,
         }
+    }
+
+    /// As the options of the program say; whether there are connections for pages.
+    pub fn set_multifd(&mut self, args: &MultifdArgs) -> bool {
+        if let Some(channels) = args.multifd_channels {
+            self.snapshot.channels = channels.into();
+        }
+        if let Some(compression) = args.multifd_compression {
+            self.multifd_compression = match compression {
+                CompressionArg::None => Compression::None,
+                CompressionArg::Zstd => Compression::Zstd,
+            };
+        }
+        if let Some(level) = args.multifd_zstd_level {
+            self.multifd_zstd_level = level;
+        }
+        args.multifd_channels.is_some()
     }
 
     /// How a migration to `address` is done.
@@ -89,11 +108,12 @@ impl Settings {
     ) -> Result<MigrateOptions, QmpError> {
         let timeout = self.convergence_timeout_s;
         Ok(MigrateOptions {
-            downtime_limit: Duration::from_millis(self.downtime_limit_ms),
+            downtime_limit: self.downtime_limit(),
             max_bandwidth: self.snapshot.max_bandwidth,
             avail_switchover_bandwidth: self.avail_switchover_bandwidth,
             pause_before_switchover: capabilities.pause_before_switchover,
             multifd: self.multifd(capabilities),
+            xbzrle_cache_bytes: capabilities.xbzrle.then_some(self.xbzrle_cache_bytes),
             convergence: Convergence {
                 throttle: capabilities.auto_converge.then_some(self.throttle),
                 timeout: (timeout > 0).then(|| Duration::from_secs(timeout)),
@@ -111,7 +131,9 @@ impl Settings {
             channels: u8::try_from(self.snapshot.channels).unwrap_or(u8::MAX),
             compression: match self.multifd_compression {
                 Compression::None => multifd::Compression::None,
-                Compression::Zstd => multifd::Compression::Zstd { level: 1 },
+                Compression::Zstd => multifd::Compression::Zstd {
+                    level: self.multifd_zstd_level,
+                },
             },
         })
     }
@@ -128,6 +150,11 @@ impl Settings {
             tls,
             ..channel::Options::new(Stop::new()?)
         })
+    }
+
+    /// How long the guest may stand still.
+    pub fn downtime_limit(&self) -> Duration {
+        Duration::from_millis(self.downtime_limit_ms)
     }
 
     /// For how long the other side may be silent.

@@ -185,13 +185,7 @@ impl FromStr for Case {
     /// Keys that are left out have their default: the simplest machine, seed 1.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut case = Self::default();
-        for part in text.split(',').filter(|part| !part.is_empty()) {
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("{part:?} is no key=value"))?;
-            case.set(key, value)
-                .map_err(|why| format!("{key}={value}: {why}"))?;
-        }
+        key_values(text, |key, value| case.set(key, value))?;
         if !case.makes_sense() {
             return Err("there is no such machine: its options exclude each other".to_owned());
         }
@@ -237,6 +231,20 @@ impl Case {
         }
         Ok(())
     }
+}
+
+/// Hands over each `key=value` of a text; the first that is not taken is told by its name.
+pub fn key_values(
+    text: &str,
+    mut set: impl FnMut(&str, &str) -> Result<(), String>,
+) -> Result<(), String> {
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("{part:?} is no key=value"))?;
+        set(key, value).map_err(|why| format!("{key}={value}: {why}"))?;
+    }
+    Ok(())
 }
 
 /// An order by its name.

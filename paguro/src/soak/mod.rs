@@ -75,7 +75,7 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
             soak.say(&format!("skipped: {reason}"))?;
         }
         let list = |rng: &mut Rng| offer.trials(rng, args.migrate, args.pairwise);
-        if args.pairwise {
+        if args.pairwise || args.full {
             let trials = list(&mut rng);
             soak.bar = Bar::steps("soak", trials.len() as u64);
             soak.once(&trials, dir.path(), &interrupts)?
@@ -266,6 +266,7 @@ impl Offer {
     fn lets_move(&self, case: &MoveCase) -> bool {
         let tracks = match case.tracker {
             TrackerArg::WpAsync => self.wp_async,
+            TrackerArg::Stage2 => true,
             TrackerArg::Ring => self.kvm && self.dirty_ring,
             _ => self.kvm,
         };

@@ -51,7 +51,7 @@ fn what_cannot_work_together_is_refused_by_both_names() {
     let _turn = turn();
     let mut here = source(&[]);
     let unix = json!({ "uri": "unix:/nowhere" });
-    for name in ["multifd", "mapped-ram", "background-snapshot"] {
+    for name in ["multifd", "xbzrle", "mapped-ram", "background-snapshot"] {
         // A host without userfaultfd does not let the last one be set.
         let on = json!({ "capabilities": [{ "capability": name, "state": true }] });
         let request = json!({ "execute": "migrate-set-capabilities", "arguments": on });

@@ -112,7 +112,7 @@ impl Machine {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let machine = Self {
+        let mut machine = Self {
             child: Some(child),
             socket,
             _turn: None,
@@ -121,9 +121,17 @@ impl Machine {
         machine
     }
 
-    fn wait_for_socket(&self) {
+    fn wait_for_socket(&mut self) {
         let deadline = Instant::now() + IN_VAIN;
         while UnixStream::connect(&self.socket).is_err() {
+            let ended = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().unwrap());
+            if ended.is_some() {
+                let output = self.child.take().unwrap().wait_with_output().unwrap();
+                panic!("it ended: {}", text(&output.stderr));
+            }
             assert!(Instant::now() < deadline, "no socket");
             std::thread::yield_now();
         }

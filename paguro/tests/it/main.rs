@@ -14,3 +14,4 @@ mod python;
 mod restoring;
 mod snapshots;
 mod socket;
+mod ways;

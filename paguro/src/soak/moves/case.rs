@@ -1,21 +1,24 @@
 //! A case of moves as a text that brings it back.
 //!
-//! `tracker=ring,pages=4k,backing=anon,cpus=2,pattern=zipf,rate=unlimited,dma=off,channel=tcp,seed=7`.
+//! `tracker=ring,pages=4k,backing=anon,cpus=2,pattern=zipf,rate=unlimited,dma=off,channel=tcp,way=plain,seed=7`.
 //! What is not named (moments, sizes, parameters, how often) follows from the seed; `moves=N` and
 //! `memory=SIZE` bend that.
 
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::Result;
 use clap::ValueEnum;
 use paguro_vmm::DmaConfig;
 use paguro_workload::spec::Pattern;
+use serde_json::json;
 
 use crate::cli::{AccelArg, BackingArg, PagesArg};
-use crate::lab::Channel;
+use crate::lab::machine::Parameters;
 use crate::lab::options::name;
+use crate::lab::{Channel, certificates};
 use crate::size::Size;
-use crate::soak::case::{Dma, number, one_of, pattern, size};
+use crate::soak::case::{Dma, key_values, number, one_of, pattern, size};
 
 /// Who says which pages were written. Without KVM there is one only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,6 +33,32 @@ pub enum TrackerArg {
     Ring,
     /// Silent protection by userfaultfd, of a machine of threads.
     WpAsync,
+    /// The log of Arm stage-2 tables, of a machine of threads that walk them.
+    Stage2,
+}
+
+/// How it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ChannelArg {
+    /// Over the loopback.
+    Tcp,
+    /// By a socket in the file system.
+    Unix,
+    /// Over the loopback, encrypted, each side with a certificate.
+    Tls,
+}
+
+/// How pages travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WayArg {
+    /// In the stream.
+    Plain,
+    /// Over four connections of their own.
+    Multifd,
+    /// The same, compressed.
+    Zstd,
+    /// As what changed in them.
+    Xbzrle,
 }
 
 /// How fast the guest writes.
@@ -77,7 +106,9 @@ pub struct MoveCase {
     /// The device that writes RAM.
     pub dma: Dma,
     /// How it goes.
-    pub channel: Channel,
+    pub channel: ChannelArg,
+    /// And its pages.
+    pub way: WayArg,
     /// All else.
     pub seed: u64,
     /// As many moves; 0: by the seed.
@@ -96,7 +127,8 @@ impl Default for MoveCase {
             pattern: Pattern::Random,
             rate: RateArg::Low,
             dma: Dma::Off,
-            channel: Channel::Unix,
+            channel: ChannelArg::Unix,
+            way: WayArg::Plain,
             seed: 1,
             moves: 0,
             memory_bytes: 0,
@@ -108,7 +140,7 @@ impl MoveCase {
     /// KVM or threads.
     pub fn accel(&self) -> AccelArg {
         match self.tracker {
-            TrackerArg::WpAsync => AccelArg::Threads,
+            TrackerArg::WpAsync | TrackerArg::Stage2 => AccelArg::Threads,
             _ => AccelArg::Kvm,
         }
     }
@@ -120,6 +152,32 @@ impl MoveCase {
             TrackerArg::PlainLog => "no-manual-protect",
             _ => "",
         }
+    }
+
+    /// Where the destination listens.
+    pub fn listens(&self) -> Channel {
+        match self.channel {
+            ChannelArg::Tcp | ChannelArg::Tls => Channel::Tcp,
+            ChannelArg::Unix => Channel::Unix,
+        }
+    }
+
+    /// What both sides are told before: a capability, and parameters.
+    pub fn agreed(&self) -> Result<(Option<&'static str>, Parameters)> {
+        let mut all = Parameters::new();
+        if self.channel == ChannelArg::Tls {
+            let directory = certificates::directory()?;
+            all.insert("tls-creds".to_owned(), json!(directory));
+        }
+        let compression = match self.way {
+            WayArg::Plain => return Ok((None, all)),
+            WayArg::Xbzrle => return Ok((Some("xbzrle"), all)),
+            WayArg::Multifd => "none",
+            WayArg::Zstd => "zstd",
+        };
+        all.insert("multifd-channels".to_owned(), json!(4));
+        all.insert("multifd-compression".to_owned(), json!(compression));
+        Ok((Some("multifd"), all))
     }
 
     /// The device.
@@ -141,7 +199,7 @@ impl fmt::Display for MoveCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "tracker={},pages={},backing={},cpus={},pattern={},rate={},dma={},channel={},seed={}",
+            "tracker={},pages={},backing={},cpus={},pattern={},rate={},dma={},channel={},way={},seed={}",
             name(self.tracker),
             name(self.pages),
             name(self.backing),
@@ -150,6 +208,7 @@ impl fmt::Display for MoveCase {
             name(self.rate),
             name(self.dma),
             name(self.channel),
+            name(self.way),
             self.seed,
         )?;
         if self.moves > 0 {
@@ -166,15 +225,9 @@ impl FromStr for MoveCase {
     type Err = String;
 
     /// Keys that are left out have their default: the simplest machine, seed 1.
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut case = Self::default();
-        for part in text.split(',').filter(|part| !part.is_empty()) {
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("{part:?} is no key=value"))?;
-            case.set(key, value)
-                .map_err(|why| format!("{key}={value}: {why}"))?;
-        }
+        key_values(text, |key, value| case.set(key, value))?;
         Ok(case)
     }
 }
@@ -190,6 +243,7 @@ impl MoveCase {
             "rate" => self.rate = one_of(value)?,
             "dma" => self.dma = one_of(value)?,
             "channel" => self.channel = one_of(value)?,
+            "way" => self.way = one_of(value)?,
             "seed" => self.seed = number(value)?,
             "moves" => self.moves = number(value)?,
             "memory" => self.memory_bytes = size(value)?,

@@ -76,6 +76,7 @@ fn machine(case: &MoveCase, rng: &mut Rng, sabotage: &str) -> MachineOptions {
         workload,
         dma: case.dma_config(),
         ram_split: (rng.one_in(4) && case.memory_bytes == 0).then_some(split),
+        stage2: case.tracker == TrackerArg::Stage2,
         dirty_ring_entries: (case.tracker == TrackerArg::Ring).then_some(ring),
         force: forces.join(","),
         ..MachineOptions::default()
@@ -125,13 +126,21 @@ impl Journey<'_> {
 
     /// One move; the machine in which the guest is afterwards, running or paused as it was.
     fn step(&mut self, mut here: Machine, what: &str) -> Result<Machine> {
-        let mut there = Machine::start(&self.options.awaiting()).context("the destination")?;
-        let uri = there.listen(&self.case.channel)?;
         let paused = !self.is_plain && self.rng.one_in(8);
+        // Most do not go on by themselves: a guest that runs may write over what is wrong.
+        let waits = !paused && !self.rng.one_in(4);
+        let mut options = self.options.awaiting();
+        options.paused = waits;
+        let mut there = Machine::start(&options).context("the destination")?;
+        let (agreed, settings) = self.case.agreed()?;
+        there.agree(agreed, &settings)?;
+        let uri = there.listen(&self.case.listens())?;
         if paused {
             here.stop()?;
         }
-        let (parameters, capabilities) = self.parameters();
+        let (mut parameters, mut capabilities) = self.parameters();
+        parameters.extend(settings);
+        capabilities.extend(agreed);
         here.begin_move(&uri, &parameters, &capabilities)?;
         if !self.is_plain && self.rng.one_in(6) {
             std::thread::sleep(self.rng.moment(4 * MOMENT_US));
@@ -153,10 +162,11 @@ impl Journey<'_> {
         if status != "postmigrate" {
             bail!("the guest moved, and the machine that it left is {status:?}");
         }
-        there.wait_status(if paused { "paused" } else { "running" })?;
+        let stays = paused || waits;
+        there.wait_status(if stays { "paused" } else { "running" })?;
         // Some stay for a while.
         if self.rng.one_in(2) {
-            there.wait_writes(u64::from(!paused))?;
+            there.wait_writes(u64::from(!stays))?;
         }
         here.quit()?;
         Ok(there)

@@ -1,0 +1,178 @@
+//! The cache of XBZRLE: pages as the destination has them, so that only what changed is sent.
+//!
+//! It begins with the second pass, as QEMU's: in the first there is nothing to be different from.
+//! Its size is fixed and each page has one place in it; a page that was used lately keeps its
+//! place. What is in the cache is exactly what was sent: a page is copied once, and both the
+//! difference and the cached copy are made from that copy, whatever the guest writes meanwhile. A
+//! page that is cached is never sent without the cache being told, or every later difference to it
+//! would be wrong.
+
+use paguro_ram::GuestRam;
+use paguro_sys::page_size;
+use paguro_wire::PAGE_BYTES;
+use paguro_wire::stream::xbzrle::{self, Encoded};
+
+use super::MigrateError;
+use super::progress::Progress;
+use super::stream::Stream;
+
+const PAGE: usize = PAGE_BYTES as usize;
+/// A page that was used in one of so many passes keeps its place.
+const LIFETIME: u32 = 2;
+/// No page.
+const EMPTY: u64 = u64::MAX;
+
+/// The cache, and what it is used with.
+pub(super) struct Deltas {
+    /// Of each place: which page, and the pass in which it was used last.
+    tags: Box<[(u64, u32)]>,
+    /// The pages; what was never used of it costs nothing.
+    pages: Vec<u8>,
+    /// The first page of each block, in one count of all.
+    firsts: Vec<u64>,
+    pass: u32,
+    scratch: Box<[u8; PAGE]>,
+    delta: Vec<u8>,
+    /// Break it on purpose: some pages are cached and not sent.
+    hoards: bool,
+    passed: Period,
+}
+
+/// Counts at the end of the last pass.
+#[derive(Clone, Copy, Default)]
+struct Period {
+    pages: u64,
+    bytes: u64,
+    misses: u64,
+    sent: u64,
+}
+
+impl Deltas {
+    /// Of so many bytes, a power of two of at least a page; more than there is RAM would lie idle.
+    pub(super) fn new(ram: &GuestRam, cache_bytes: u64, hoards: bool) -> Self {
+        let mut next = 0;
+        let firsts = ram.blocks().iter().map(|block| {
+            let first = next;
+            next += block.max_pages() as u64;
+            first
+        });
+        let firsts = firsts.collect();
+        let places = (cache_bytes / PAGE_BYTES).min(next.next_power_of_two()) as usize;
+        Self {
+            tags: vec![(EMPTY, 0); places].into_boxed_slice(),
+            pages: vec![0; places * PAGE],
+            firsts,
+            pass: 0,
+            scratch: Box::new([0; PAGE]),
+            delta: Vec::with_capacity(PAGE),
+            hoards,
+            passed: Period::default(),
+        }
+    }
+
+    /// A pass begins. Before the second nothing is cached.
+    pub(super) fn begin_pass(&mut self, progress: &Progress) {
+        self.pass += 1;
+        let now = Period {
+            pages: Progress::get(&progress.xbzrle_pages),
+            bytes: Progress::get(&progress.xbzrle_bytes),
+            misses: Progress::get(&progress.xbzrle_cache_misses),
+            sent: Progress::get(&progress.normal_pages),
+        };
+        let before = std::mem::replace(&mut self.passed, now);
+        let permille = |part: u64, of: u64| (part * 1000).checked_div(of).unwrap_or(0);
+        let tried = now.pages - before.pages + (now.sent - before.sent);
+        let rate = permille(now.misses - before.misses, tried);
+        Progress::set(&progress.xbzrle_cache_miss_permille, rate);
+        let plain = (now.pages - before.pages) * PAGE_BYTES;
+        let rate = permille(plain, now.bytes - before.bytes);
+        Progress::set(&progress.xbzrle_encoding_rate_permille, rate);
+    }
+
+    fn is_active(&self) -> bool {
+        self.pass > 1
+    }
+
+    /// Sends a page as it is now.
+    pub(super) fn page(
+        &mut self,
+        stream: &mut Stream,
+        ram: &GuestRam,
+        (block, page): (usize, usize),
+        progress: &Progress,
+    ) -> Result<(), MigrateError> {
+        if !self.is_active() {
+            let content = stream.page(block, page)?;
+            let count = if content {
+                &progress.normal_pages
+            } else {
+                &progress.zero_pages
+            };
+            Progress::add(count, 1);
+            return Ok(());
+        }
+        let mapping = ram.blocks()[block].mapping();
+        mapping.copy_out(page * page_size(), &mut self.scratch[..]);
+        if self.scratch.iter().all(|byte| *byte == 0) {
+            return self.zero(stream, (block, page), progress);
+        }
+        let (place, tag) = self.place_of(block, page);
+        if self.tags[place].0 != tag {
+            Progress::add(&progress.xbzrle_cache_misses, 1);
+            let (holds, used) = self.tags[place];
+            if holds == EMPTY || used + LIFETIME <= self.pass {
+                self.tags[place] = (tag, self.pass);
+                self.pages[place * PAGE..][..PAGE].copy_from_slice(&self.scratch[..]);
+            }
+            Progress::add(&progress.normal_pages, 1);
+            return stream.content(block, page, &self.scratch[..]);
+        }
+        self.tags[place].1 = self.pass;
+        self.delta.clear();
+        let Some(old) = self.pages[place * PAGE..].first_chunk::<PAGE>() else {
+            return Err(MigrateError::Bug);
+        };
+        let encoded = xbzrle::encode(old, &self.scratch, PAGE - 1, &mut self.delta);
+        let hoarded = self.hoards && page.is_multiple_of(4);
+        match encoded {
+            _ if hoarded => {}
+            Encoded::Unchanged => {
+                Progress::add(&progress.xbzrle_pages, 1);
+                return Ok(());
+            }
+            Encoded::Delta => {
+                stream.delta(block, page, &self.delta)?;
+                Progress::add(&progress.xbzrle_pages, 1);
+                let bytes = self.delta.len() + xbzrle::HEADER_BYTES;
+                Progress::add(&progress.xbzrle_bytes, bytes);
+            }
+            Encoded::Overflow => {
+                Progress::add(&progress.xbzrle_overflows, 1);
+                Progress::add(&progress.normal_pages, 1);
+                stream.content(block, page, &self.scratch[..])?;
+            }
+        }
+        self.pages[place * PAGE..][..PAGE].copy_from_slice(&self.scratch[..]);
+        Ok(())
+    }
+
+    /// Sends a page of zeros.
+    pub(super) fn zero(
+        &mut self,
+        stream: &mut Stream,
+        (block, page): (usize, usize),
+        progress: &Progress,
+    ) -> Result<(), MigrateError> {
+        let (place, tag) = self.place_of(block, page);
+        if self.tags[place].0 == tag {
+            self.pages[place * PAGE..][..PAGE].fill(0);
+        }
+        Progress::add(&progress.zero_pages, 1);
+        stream.zero(block, page)
+    }
+
+    fn place_of(&self, block: usize, page: usize) -> (usize, u64) {
+        let tag = self.firsts[block] + page as u64;
+        (tag as usize & (self.tags.len() - 1), tag)
+    }
+}
