@@ -19,8 +19,13 @@
 //! is no copy any more: a source that is let run again afterwards finds RAM as the destination left
 //! it, and devices as they were before. The two never run at the same time, as in every migration;
 //! but where a copied guest could be run again at the source (`cont` after `completed`), this one
-//! must not be. Before the permission to run was sent nothing of the guest's RAM has changed, but
-//! for what KVM itself may write there when a vCPU's state is set.
+//! must not be, and [`Paused::gone`](crate::machine::Paused::gone) tells the machine so. In doubt an
+//! operator who knows that the destination never ran may run it here, and nobody else. Before the
+//! permission to run was sent nothing of the guest's RAM has changed, but for what KVM itself may
+//! write there when a vCPU's state is set.
+//!
+//! RAM that is still arriving (a lazy restore) is not handed over: absent pages of a memfd are zeros
+//! to whoever maps it without waiting for them.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -28,7 +33,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use paguro_ram::{Backing, GuestRam, RamBlock};
-use paguro_sys::Mapping;
+use paguro_sys::{HUGE_PAGE_BYTES, Mapping};
+use paguro_wire::stream::header::MAGIC;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -40,6 +46,8 @@ const OFFER: [u8; 4] = *b"PgRM";
 const TAKEN: [u8; 4] = *b"PgRA";
 /// Blocks that are handed over at most: as many descriptors as the kernel takes in one message.
 const MOST: usize = 250;
+/// The file system of memfds of huge pages.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 const ENTRY_BYTES: usize = 1 + 255 + 4 * 8 + 1;
 
 /// RAM could not be handed over.
@@ -52,6 +60,9 @@ pub enum HandOverError {
         /// The block.
         block: String,
     },
+    /// The caller's: a restore still fills RAM.
+    #[error("RAM is still being filled by a restore, so it cannot be handed over yet")]
+    Unarrived,
     /// The caller's: descriptors travel over unix sockets only.
     #[error("{address} is no unix socket, so RAM cannot be handed over to it")]
     NotUnix {
@@ -255,6 +266,11 @@ fn receive(
 
 /// The bytes that so many blocks have at least.
 fn least_bytes(message: &[u8]) -> Result<usize, HandOverError> {
+    if message[..4] == MAGIC {
+        return Err(nonsense(
+            "it sends a stream at once, as one that copies does",
+        ));
+    }
     if message[..4] != OFFER {
         return Err(nonsense(format!("it begins with {:02x?}", &message[..4])));
     }
@@ -326,6 +342,17 @@ fn map_block(
              {length:#x}"
         )));
     }
+    // What is taken for one page must be one.
+    let page = rustix::fs::fstatfs(&file).map_or(0, |of| match of.f_type as u64 & 0xffff_ffff {
+        HUGETLBFS_MAGIC => of.f_bsize as u64,
+        _ => 0,
+    });
+    if page != if huge { HUGE_PAGE_BYTES as u64 } else { 0 } {
+        let said = if huge { "are" } else { "are not" };
+        return Err(nonsense(format!(
+            "the pages of RAM block {id:?} {said} huge ones of 2 MiB, and its file says otherwise"
+        )));
+    }
     let mapping = Mapping::shared(file.as_fd(), bytes as usize, huge);
     let mapping = mapping.map_err(|error| HandOverError::Map {
         block: id.clone(),
@@ -342,4 +369,35 @@ fn map_block(
             })?;
     }
     Ok(block)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::MemfdFlags;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_block_must_be_so_of_its_file() {
+        let told = |numbers: [u64; 4], huge: bool| {
+            let file = rustix::fs::memfd_create("told", MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&file, 4 << 20).unwrap();
+            map_block("ram".to_owned(), numbers, huge, file).map_err(|error| error.to_string())
+        };
+        let whole = 4 << 20;
+        let block = told([0, whole, whole, 0], false).unwrap();
+        assert_eq!((block.used_bytes(), block.unit_pages()), (4 << 20, 1));
+        assert!(told([0, 4096, whole, 0], false).is_ok());
+        for (numbers, huge, word) in [
+            ([0, whole, 2 * whole, 0], false, "in a file of"),
+            ([0, 2 * whole, whole, 0], false, "in a file of"),
+            ([0, whole, whole, 4096], false, "in a file of"),
+            ([0, 0, 0, 0], false, "in a file of"),
+            ([0, 1, 4097, 0], false, "in a file of"),
+            ([0, whole, whole, 0], true, "huge ones"),
+        ] {
+            let error = told(numbers, huge).unwrap_err();
+            assert!(error.contains(word), "{numbers:?}, {huge}: {error}");
+        }
+    }
 }

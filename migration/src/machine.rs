@@ -148,4 +148,12 @@ pub trait Paused {
     /// With `true`, dropping this leaves the machine stopped, as after a migration that stopped it
     /// (`postmigrate`); with `false` it lets it run on again.
     fn stay(&mut self, stay: bool);
+
+    /// RAM was [handed over](crate::handover) to another process, whose guest writes it from now
+    /// on: dropping this leaves the machine stopped, and it must never run or be saved here again,
+    /// whoever asks for that. Without an implementation it just stays stopped, and to keep it so is
+    /// up to its owner.
+    fn gone(&mut self) {
+        self.stay(true);
+    }
 }

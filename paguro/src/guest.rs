@@ -12,7 +12,7 @@ use paguro_migration::source::{self, MigrateOptions, Migration};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, GuestRam};
 use paguro_sys::{Advice, BusErrors, HUGE_PAGE_BYTES, Userfault};
-use paguro_vmm::{Config, RunState, Vm};
+use paguro_vmm::{Config, RunState, StateError, Vm};
 use paguro_workload::area::{DMA, DMA_DIRECT};
 use serde_json::{Value, json};
 
@@ -146,6 +146,7 @@ impl Guest {
     pub fn check_can_migrate(&self) -> Result<(), String> {
         match self.vm.run_state() {
             RunState::InMigrate => Err("Guest is waiting for an incoming migration".to_owned()),
+            RunState::PostMigrate if self.vm.is_gone() => Err(StateError::Gone.to_string()),
             RunState::PostMigrate => Err(
                 "Can't migrate the vm that was paused due to previous migration; 'cont' first"
                     .to_owned(),

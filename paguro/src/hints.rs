@@ -10,6 +10,7 @@ use paguro_dirty::FreezeError;
 use paguro_migration::SnapshotError;
 use paguro_migration::channel::ChannelError;
 use paguro_migration::destination::ReceiveError;
+use paguro_migration::handover::HandOverError;
 use paguro_migration::restore::RestoreError;
 use paguro_migration::source::MigrateError;
 use paguro_migration::switchover::Reason;
@@ -73,6 +74,9 @@ fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<ReceiveError>() {
         return of_arrival(error);
     }
+    if error.is::<HandOverError>() {
+        return Some(HANDED_NOTHING.to_owned());
+    }
     if let Some(error) = error.downcast_ref::<ChannelError>() {
         return of_channel(error);
     }
@@ -131,6 +135,10 @@ fn of_snapshot(error: &SnapshotError) -> Option<String> {
     Some(hint.to_owned())
 }
 
+const HAND_OVER: &str = "see what the destination says on its standard error: it must have been \
+     started on this host with --incoming and --mode cpr-transfer (or a channel of type cpr), and \
+     with the other options of this machine";
+
 /// The guest runs on where it was: what to do before it is tried again.
 fn of_migration(error: &MigrateError) -> Option<String> {
     let hint = match error {
@@ -142,6 +150,10 @@ fn of_migration(error: &MigrateError) -> Option<String> {
                  `downtime-limit`, or stop it for as long as it takes (`x-paguro-at-timeout` \
                  `switchover`, --at-timeout switchover)"
             }
+            Reason::Here if text.contains("filled by a restore") => {
+                "wait until `x-paguro-query-restore` says that it is done, and try again"
+            }
+            Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
             Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned => {
                 "see what the destination says on its standard error; start it again, with the \
                  options of this machine and --incoming, and try again"
@@ -152,6 +164,10 @@ fn of_migration(error: &MigrateError) -> Option<String> {
     };
     Some(hint.to_owned())
 }
+
+const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` says more; start \
+     this machine again, and move the guest with the source's `mode` set to cpr-transfer \
+     (`paguro migrate --mode cpr-transfer`)";
 
 /// This machine never ran: what to do before it is tried again.
 fn of_arrival(error: &ReceiveError) -> Option<String> {

@@ -8,7 +8,7 @@ use paguro_migration::Memory;
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
 use paguro_pager::{Prefetch, SourceError};
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
-use paguro_sys::Host;
+use paguro_sys::{Advice, Host};
 use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, RunState, Vm, describe};
 
 use crate::cli::{
@@ -34,6 +34,53 @@ pub fn empty(args: &MachineArgs, host: Host) -> Result<Guest> {
     let guest = blank(args, host)?;
     guest.vm().set_stopped_state(RunState::InMigrate);
     Ok(guest)
+}
+
+/// A machine on RAM that another process handed over, which says what it is made of; empty as
+/// [`empty`] is.
+pub fn handed(args: &MachineArgs, ram: &GuestRam, host: Host) -> Result<Guest> {
+    let found = Size(ram.bytes() as u64);
+    let huge = ram.blocks().iter().any(|block| block.unit_pages() > 1);
+    let misfit = match (args.memory, args.pages) {
+        (Some(given), _) if given != found => {
+            Some((format!("--memory {given}"), found.to_string(), "--memory"))
+        }
+        (_, PagesArg::Huge) if !huge => {
+            let found = "pages of 4 KiB".to_owned();
+            Some(("--pages 2m".to_owned(), found, "--pages"))
+        }
+        _ => None,
+    };
+    if let Some((given, found, option)) = misfit {
+        return Err(Advised::error(
+            format!("{given} does not fit the RAM that was handed over, which has {found}"),
+            format!("leave {option} out; the guest runs on at its source"),
+        ));
+    }
+    let mut config = config(args, None, &host)?;
+    config.memory_bytes = found.0;
+    config.backing = Backing::Memfd;
+    if huge {
+        config.pages = PageKind::Huge;
+    }
+    for block in ram.blocks().iter().filter(|_| !huge) {
+        // Of the mapping, not of the memory behind it.
+        let advice = match config.pages {
+            PageKind::Thp => Advice::Huge,
+            _ => Advice::NoHuge,
+        };
+        let mapping = block.mapping();
+        if let Err(error) = mapping.advise(0, mapping.len(), advice) {
+            tracing::debug!(block = block.id(), %error, "page size advice has no effect");
+        }
+    }
+    if let ([low, _], None) = (ram.blocks(), config.ram_split) {
+        config.ram_split = Some(low.used_bytes() as u64);
+    }
+    let memory = Memory::new(host, ram.clone());
+    let vm = Vm::create(config, ram.clone())?;
+    vm.set_stopped_state(RunState::InMigrate);
+    Ok(Guest::new(vm, memory, None))
 }
 
 fn blank(args: &MachineArgs, host: Host) -> Result<Guest> {

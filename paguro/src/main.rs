@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`run`] | `run` and `restore`: a machine, from its start to its end |
+//! | [`handed`] | RAM that another process hands over |
+//! | [`ending`] | what a signal ends |
 //! | [`launch`] | how a machine is made out of options or a file |
 //! | [`guest`] | a machine together with the engine's side of its memory |
 //! | [`qmp`] | its control socket, and the client side of it |
@@ -22,8 +24,10 @@
 mod bench;
 mod cli;
 mod demo;
+mod ending;
 mod force;
 mod guest;
+mod handed;
 mod hints;
 mod inspect;
 mod interrupt;
@@ -42,7 +46,8 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use cli::{BenchCommand, Cli, Command};
 use force::Forced;
@@ -70,7 +75,15 @@ fn main() -> ExitCode {
 
 fn execute(command: &Command, forced: &Forced) -> Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(&args.machine, args.origin(), forced),
+        Command::Run(args) => {
+            let wrong = |text| {
+                Cli::command()
+                    .error(ErrorKind::ArgumentConflict, text)
+                    .exit()
+            };
+            let origin = args.origin().unwrap_or_else(wrong);
+            run::run(&args.machine, origin, forced)
+        }
         Command::Restore(args) => run::run(&args.machine, Origin::File(&args.file), forced),
         Command::Migrate(args) => migrate::migrate(args),
         Command::Snapshot(args) => snapshot::snapshot(args),

@@ -153,6 +153,7 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
     let multifd = &args.multifd;
     let compression = multifd.multifd_compression.map(options::name);
     let all = [
+        ("mode", args.mode.map(|mode| mode.name().into())),
         ("downtime-limit", args.downtime_limit.map(Value::from)),
         (
             "max-bandwidth",

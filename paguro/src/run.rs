@@ -10,13 +10,16 @@ use std::time::Duration;
 use anyhow::Context;
 use anyhow::{Result, bail};
 use paguro_migration::SnapshotOptions;
+use paguro_migration::channel::Address;
 use paguro_sys::Host;
 use paguro_vmm::{Event, ShutdownCause};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::cli::{IncomingArg, MachineArgs};
+use crate::cli::MachineArgs;
+use crate::ending::Ending;
 use crate::force::Forced;
 use crate::guest::Guest;
+use crate::handed::{Doors, Handed};
 use crate::interrupt::Interrupts;
 use crate::launch;
 use crate::qmp::capabilities::Capabilities;
@@ -37,23 +40,44 @@ pub enum Origin<'a> {
     Boot,
     /// A snapshot file.
     File(&'a Path),
-    /// Another process.
-    Incoming(&'a IncomingArg),
+    /// Another process; where from, if `migrate-incoming` is not to say it.
+    Incoming(Option<&'a Address>),
+    /// Another process on this host, with its RAM.
+    HandOver {
+        /// Where it comes in.
+        main: &'a Address,
+        /// Where its RAM is handed over.
+        cpr: &'a Address,
+    },
 }
 
 /// Runs a machine until it ends.
 pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch()?;
+    let ending = Ending::default();
+    end_on_interrupt(ending.clone(), interrupts)?;
+    if args.x_end_with_stdin {
+        end_with_stdin(ending.clone())?;
+    }
+    let doors = match origin {
+        Origin::HandOver { main, cpr } => Some(Doors::open(main, cpr, args.tls_creds.is_some())?),
+        _ => None,
+    };
     let socket = args
         .qmp
         .as_ref()
         .map(|qmp| Socket::bind(&qmp.0))
         .transpose()?;
     let host = Host::probe(&forced.fallbacks);
-    let (guest, runs) = match origin {
-        Origin::Boot => (launch::fresh(args, host)?, true),
-        Origin::File(path) => launch::restored(args, path, host)?,
-        Origin::Incoming(_) => (launch::empty(args, host)?, false),
+    let handed = match doors.map(|doors| doors.wait(&ending)).transpose()? {
+        Some(None) => return Ok(ExitCode::SUCCESS),
+        handed => handed.flatten(),
+    };
+    let (guest, runs) = match (origin, &handed) {
+        (Origin::File(path), _) => launch::restored(args, path, host)?,
+        (_, Some(handed)) => (launch::handed(args, handed.taken.ram(), host)?, false),
+        (Origin::Incoming(_), _) => (launch::empty(args, host)?, false),
+        _ => (launch::fresh(args, host)?, true),
     };
     let guest = Arc::new(guest);
     let events = guest.vm().subscribe();
@@ -74,16 +98,16 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     };
     let monitor = Arc::new(Monitor::new(guest.clone(), settings, capabilities));
     let watcher = watch(&monitor, events, socket.is_some())?;
-    end_on_interrupt(guest.clone(), interrupts)?;
+    ending.has(&guest);
     fail_on_bus_errors(guest.clone())?;
-    if args.x_end_with_stdin {
-        end_with_stdin(guest.clone())?;
-    }
     if runs && !args.paused {
         guest.vm().start()?;
     }
     if let Origin::Incoming(from) = origin {
         wait_for(&monitor, from, args.paused)?;
+    }
+    if let Some(handed) = handed {
+        complete(&monitor, handed, args.paused, &ending)?;
     }
     if let Some(socket) = &socket {
         socket.serve(monitor.clone())?;
@@ -113,13 +137,10 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
 }
 
 /// Opens the door, or leaves that to `migrate-incoming`.
-fn wait_for(monitor: &Monitor, from: &IncomingArg, paused: bool) -> Result<()> {
-    let address = match from {
-        IncomingArg::Defer => {
-            monitor.arrivals.defer(paused);
-            return Ok(());
-        }
-        IncomingArg::From(address) => address,
+fn wait_for(monitor: &Monitor, from: Option<&Address>, paused: bool) -> Result<()> {
+    let Some(address) = from else {
+        monitor.arrivals.defer(paused);
+        return Ok(());
     };
     let manner = Manner {
         paused,
@@ -127,6 +148,25 @@ fn wait_for(monitor: &Monitor, from: &IncomingArg, paused: bool) -> Result<()> {
     };
     let entry = monitor.arrivals.open(monitor, address, manner)?;
     eprintln!("paguro: waiting for a machine at {}", entry.local);
+    Ok(())
+}
+
+/// Lets the rest of a machine in. Nothing of it runs here before the source permits that.
+fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) -> Result<()> {
+    match handed.taken.confirm() {
+        // Its channel was ended with the waiting, and the machine ends, too.
+        Err(_) if ending.asked() => return Ok(()),
+        confirmed => confirmed.context("the source is gone that handed its RAM over")?,
+    }
+    let manner = Manner {
+        paused,
+        exit_on_error: true,
+    };
+    let entry = monitor.arrivals.complete(monitor, handed.main, manner)?;
+    eprintln!(
+        "paguro: RAM is here; waiting for the rest at {}",
+        entry.local
+    );
     Ok(())
 }
 
@@ -155,10 +195,10 @@ fn watch(monitor: &Arc<Monitor>, events: Receiver<Event>, has_qmp: bool) -> Resu
         .spawn(watch)?)
 }
 
-fn end_on_interrupt(guest: Arc<Guest>, interrupts: Interrupts) -> Result<()> {
+fn end_on_interrupt(ending: Ending, interrupts: Interrupts) -> Result<()> {
     let wait = move || {
         interrupts.wait_for_one();
-        guest.vm().quit(ShutdownCause::HostSignal);
+        ending.ask();
     };
     std::thread::Builder::new()
         .name("interrupt".to_owned())
@@ -198,11 +238,11 @@ fn fail_on_bus_errors(guest: Arc<Guest>) -> Result<()> {
 
 /// Ends the machine, and then the process, when standard input ends: whoever holds the other end
 /// is gone.
-fn end_with_stdin(guest: Arc<Guest>) -> Result<()> {
+fn end_with_stdin(ending: Ending) -> Result<()> {
     let wait = move || {
         // An error is an end, too.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        guest.vm().quit(ShutdownCause::HostSignal);
+        ending.ask();
         // A machine that is stuck goes all the same.
         std::thread::sleep(WIND_UP);
         std::process::exit(1);

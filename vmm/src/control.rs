@@ -48,6 +48,8 @@ struct Inner {
     holds: u32,
     running: bool,
     stopped_as: RunState,
+    /// Its RAM was handed over.
+    gone: bool,
     failure: Option<String>,
     end: Option<Ended>,
     subscribers: Vec<Sender<Event>>,
@@ -63,7 +65,15 @@ impl Inner {
     }
 
     fn may_run(&self) -> bool {
-        self.wanted && self.holds == 0 && self.check().is_ok()
+        self.wanted && self.holds == 0 && !self.gone && self.check().is_ok()
+    }
+
+    /// Whether its RAM is its own.
+    fn check_here(&self) -> Result<(), StateError> {
+        match self.gone {
+            true => Err(StateError::Gone),
+            false => Ok(()),
+        }
     }
 
     fn tell(&mut self, event: &Event) {
@@ -87,6 +97,7 @@ impl Control {
                 holds: 0,
                 running: false,
                 stopped_as: RunState::Prelaunch,
+                gone: false,
                 failure: None,
                 end: None,
                 subscribers: Vec::new(),
@@ -124,6 +135,15 @@ impl Control {
         self.lock().stopped_as = state;
     }
 
+    /// Its RAM is another process's from now on.
+    pub(crate) fn set_gone(&self) {
+        self.lock().gone = true;
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.lock().gone
+    }
+
     pub(crate) fn failure(&self) -> Option<String> {
         self.lock().failure.clone()
     }
@@ -133,6 +153,7 @@ impl Control {
         let turn = self.take_turn();
         let mut inner = self.lock();
         inner.check()?;
+        inner.check_here()?;
         inner.wanted = true;
         self.resume_if_free(&turn, &mut inner);
         Ok(())
@@ -157,6 +178,7 @@ impl Control {
         let turn = self.take_turn();
         let mut inner = self.lock();
         inner.check()?;
+        inner.check_here()?;
         inner.holds += 1;
         if inner.running {
             inner.stopped_as = RunState::Paused;

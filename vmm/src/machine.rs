@@ -49,6 +49,7 @@ impl Machine for Vm {
             vm: self,
             was_running,
             stay: None,
+            gone: false,
         }))
     }
 }
@@ -77,6 +78,7 @@ struct Pause<'a> {
     vm: &'a Vm,
     was_running: bool,
     stay: Option<RunState>,
+    gone: bool,
 }
 
 impl Paused for Pause<'_> {
@@ -93,10 +95,18 @@ impl Paused for Pause<'_> {
     fn stay(&mut self, stay: bool) {
         self.stay = stay.then_some(RunState::PostMigrate);
     }
+
+    fn gone(&mut self) {
+        self.stay(true);
+        self.gone = true;
+    }
 }
 
 impl Drop for Pause<'_> {
     fn drop(&mut self) {
+        if self.gone {
+            self.vm.control().set_gone();
+        }
         self.vm.control().release(self.stay);
     }
 }

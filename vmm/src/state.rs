@@ -136,4 +136,10 @@ pub enum StateError {
     /// Neither the built-in guest, nor a kernel, nor a picture was loaded, or one was already.
     #[error("the machine {0}")]
     Load(&'static str),
+    /// Another process runs its guest in its RAM.
+    #[error(
+        "the machine was moved with its RAM, which was handed over and no copy: its guest writes it \
+         there, and cannot run here again"
+    )]
+    Gone,
 }

@@ -368,6 +368,12 @@ impl Vm {
         self.control.run_state()
     }
 
+    /// Whether it was moved with its RAM, and cannot run or be saved here any more. Any thread,
+    /// never waits.
+    pub fn is_gone(&self) -> bool {
+        self.control.is_gone()
+    }
+
     /// Which state to show while it does not run, until it runs again. Any thread, never waits.
     pub fn set_stopped_state(&self, state: RunState) {
         self.control.set_stopped_state(state);

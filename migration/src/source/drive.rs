@@ -20,12 +20,13 @@ use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
 use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
+use crate::Memory;
 use crate::channel::{self, Handle, Outgoing, Stop};
+use crate::handover::{self, HandOverError};
 use crate::machine::{Machine, Paused};
 use crate::switchover::{
     MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
 };
-use crate::{Memory, handover};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
@@ -155,7 +156,11 @@ impl<'s, 'e> Driver<'s, 'e> {
             ..self.options.channel.clone()
         };
         if hand_over {
-            let way = Outgoing::connect(&self.options.address, &connecting)
+            // What is absent at the other side's mapping would be zeros there, for good.
+            if self.memory.unarrived().is_some() {
+                return Err(MigrateError::HandOver(HandOverError::Unarrived));
+            }
+            let way = Outgoing::connect(self.options.hand_over_address(), &connecting)
                 .map_err(MigrateError::Channel)?;
             handover::offer(&ram, way).map_err(MigrateError::HandOver)?;
         }
@@ -481,7 +486,10 @@ impl<'s, 'e> Driver<'s, 'e> {
         match state {
             SourceState::Completed => {
                 if let Some(paused) = &mut self.paused {
-                    paused.stay(true);
+                    match self.options.hand_over {
+                        true => paused.gone(),
+                        false => paused.stay(true),
+                    }
                 }
                 Ok(self
                     .migration

@@ -39,8 +39,8 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Address, Stop};
 use crate::switchover::{
-    Advice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction, SourceConfig,
-    SourceEvent, SourceState, Unexpected,
+    Advice, Choice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction,
+    SourceConfig, SourceEvent, SourceState, Unexpected, Wanted,
 };
 
 use sender::micros;
@@ -64,6 +64,8 @@ pub struct Migration {
     progress: Progress,
     /// Ends connecting.
     connecting: Stop,
+    /// There is one RAM for both sides.
+    hand_over: bool,
     hook: Option<StatusHook>,
     pass_hook: Option<PassHook>,
     limits: Limits,
@@ -135,6 +137,7 @@ impl Migration {
             began: Instant::now(),
             progress: Progress::default(),
             connecting: Stop::new()?,
+            hand_over: options.hand_over,
             hook,
             pass_hook: None,
             limits: Limits {
@@ -208,7 +211,23 @@ impl Migration {
 
     /// What is so, and what an operator may do.
     pub fn advice(&self) -> Advice {
-        self.lock().source.advice()
+        let inner = self.lock();
+        match (self.hand_over, inner.source.state()) {
+            (true, SourceState::Completed) => Advice {
+                is: "the guest was moved with its RAM, which is handed over and no copy: it cannot \
+                     run here again",
+                may: &[Choice::Quit],
+            },
+            (true, SourceState::InDoubt { wanted, .. }) => Advice {
+                is: "the destination was permitted to run the guest in the RAM that was handed \
+                     over, and whether it did is not known; it is stopped here",
+                may: match wanted {
+                    Wanted::Run => &[Choice::Wait, Choice::TakeBack, Choice::RunUntouched],
+                    Wanted::Back { .. } => &[Choice::Wait, Choice::HandOver, Choice::RunUntouched],
+                },
+            },
+            _ => inner.source.advice(),
+        }
     }
 
     /// Why it failed, or why its outcome is in doubt.

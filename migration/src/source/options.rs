@@ -24,9 +24,12 @@ pub struct MigrateOptions {
     pub avail_switchover_bandwidth: u64,
     /// Stop in `pre-switchover` until the operator says `migrate-continue`.
     pub pause_before_switchover: bool,
-    /// All of RAM, which is shared memory, is handed over instead of copied: over the unix socket
-    /// of `address`, to a destination on this host that expects it.
+    /// All of RAM, which is shared memory, is [handed over](crate::handover) instead of copied, to
+    /// a destination on this host that expects it.
     pub hand_over: bool,
+    /// The unix socket over which that is done; none: that of `address`, by a connection before the
+    /// stream's.
+    pub hand_over_address: Option<Address>,
     /// What happens if the guest writes faster than the channel takes it.
     pub convergence: Convergence,
     /// Pages go over connections of their own; the destination must be told the same.
@@ -52,6 +55,7 @@ impl MigrateOptions {
             avail_switchover_bandwidth: 0,
             pause_before_switchover: false,
             hand_over: false,
+            hand_over_address: None,
             convergence: Convergence::default(),
             multifd: None,
             xbzrle_cache_bytes: None,
@@ -70,11 +74,6 @@ impl MigrateOptions {
             value,
             rule,
         };
-        let many_ways = self.multifd.is_some() || self.xbzrle_cache_bytes.is_some();
-        if self.hand_over && many_ways {
-            let rule = "RAM that is handed over takes neither multifd channels nor XBZRLE";
-            return Err(wrong(("x-hand-over", "true".to_owned(), rule)));
-        }
         if let Some(bytes) = self.xbzrle_cache_bytes {
             let option = "xbzrle-cache-size";
             if !bytes.is_power_of_two() || bytes < page_size() as u64 {
@@ -88,16 +87,51 @@ impl MigrateOptions {
         }
         if let Some(multifd) = &self.multifd {
             multifd.check().map_err(wrong)?;
-            let many = matches!(
-                self.address,
-                Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }
-            );
-            if !many {
+            if !self.connects() {
                 let rule = "it needs an address that can be connected to more than once";
                 return Err(wrong(("multifd", format!("at {}", self.address), rule)));
             }
         }
+        if self.hand_over {
+            self.check_hand_over().map_err(wrong)?;
+        }
         Ok(())
+    }
+
+    /// Where RAM is handed over, if it is.
+    pub(super) fn hand_over_address(&self) -> &Address {
+        self.hand_over_address.as_ref().unwrap_or(&self.address)
+    }
+
+    fn check_hand_over(&self) -> Result<(), (&'static str, String, &'static str)> {
+        const UNIX: &str = "mode cpr-transfer hands over descriptors, for which it takes unix:PATH";
+        let way = self.hand_over_address();
+        if !matches!(way, Address::Unix(_)) {
+            return Err(("the cpr channel", way.to_string(), UNIX));
+        }
+        if !self.connects() {
+            let rule = "mode cpr-transfer needs a destination that answers, for there is one RAM: \
+                        tcp, unix or vsock";
+            return Err(("the main channel", self.address.to_string(), rule));
+        }
+        let other = if self.multifd.is_some() {
+            "it is not compatible with multifd, which sends pages"
+        } else if self.xbzrle_cache_bytes.is_some() {
+            "it is not compatible with xbzrle, which sends pages"
+        } else if self.channel.tls.is_some() {
+            "it is not compatible with tls-creds: no descriptor goes through TLS"
+        } else {
+            return Ok(());
+        };
+        Err(("mode", "cpr-transfer".to_owned(), other))
+    }
+
+    /// Whether its address can be connected to, as often as needed.
+    fn connects(&self) -> bool {
+        matches!(
+            self.address,
+            Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }
+        )
     }
 }
 

@@ -94,6 +94,8 @@ pub enum Choice {
     HandOver,
     /// `cont` at a source in doubt.
     RunHere,
+    /// `cont` at a source in doubt whose RAM was handed over.
+    RunUntouched,
     /// `cont` at a loaded destination.
     RunThere,
     /// `cont` at a machine that is here by right.
@@ -123,6 +125,10 @@ impl Choice {
             Self::RunHere => {
                 "`cont`, only if you have made sure that the destination is dead or was ended: the \
                  guest runs on here at once"
+            }
+            Self::RunUntouched => {
+                "`cont`, only if you have made sure that the destination is dead and has never run: \
+                 the guest runs on here at once, in RAM as it is"
             }
             Self::RunThere => {
                 "`cont`, only if you have made sure that the source is dead, or stopped and in \

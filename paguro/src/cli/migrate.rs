@@ -1,12 +1,11 @@
-//! Options of `paguro migrate`, and `--incoming`.
+//! Options of `paguro migrate`.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use paguro_migration::channel::{Address, AddressError};
+use paguro_migration::channel::Address;
 
-use super::QmpAddress;
+use super::{ModeArg, QmpAddress};
 use crate::size::Size;
 
 const MIGRATE_HELP: &str = "\
@@ -15,6 +14,7 @@ Examples:
   paguro migrate --qmp unix:/tmp/a.sock unix:/tmp/move
   paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --downtime-limit 50 --auto-converge
   paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --timeout 60 --json | jq .downtime_us
+  paguro migrate --qmp unix:/tmp/a.sock unix:/tmp/move --mode cpr-transfer   (RAM is not copied)
   paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --xbzrle   (a slow channel, few bytes a page written)
   paguro migrate --qmp unix:/tmp/a.sock tcp:10.0.0.2:4444 --multifd-channels 4 --multifd-compression zstd
                         (with the same two options at `paguro run --incoming`)
@@ -28,6 +28,10 @@ the attempt.
 When it returns with status 0 the guest runs at the destination, and the machine here is stopped,
 whole (`postmigrate`): end it with `quit`. Otherwise the status is 1, and it says where the guest is
 and what to do; in nearly all cases it runs on here. Ctrl-C cancels.
+
+With --mode cpr-transfer, from one process to another on one host, RAM (--backing memfd) is handed over
+by descriptor, and only the state of devices is sent: for replacing this program while its guest
+lives. The machine here cannot run again afterwards: there is one RAM, which the guest writes there.
 
 URI: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND (its standard input is the stream),
 file:PATH[,offset=N]. fd:, exec: and file: are those of the machine's process.
@@ -52,6 +56,9 @@ pub struct MigrateArgs {
     pub qmp: QmpAddress,
     /// Where the destination waits
     pub uri: Address,
+    /// Copy RAM, or hand it over to a process on this host [default: as set, at first normal]
+    #[arg(long, value_enum)]
+    pub mode: Option<ModeArg>,
     /// How long the guest may stand still, by the forecast [default: as set, at first 300]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=2_000_000))]
     pub downtime_limit: Option<u64>,
@@ -129,40 +136,4 @@ pub enum AtTimeoutArg {
     Cancel,
     /// It is stopped and moved
     Switchover,
-}
-
-/// `--incoming`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IncomingArg {
-    /// `migrate-incoming` says where from.
-    Defer,
-    /// From there.
-    From(Address),
-}
-
-impl FromStr for IncomingArg {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        match text {
-            "defer" => Ok(Self::Defer),
-            _ => text.parse().map(Self::From),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn incoming_is_an_address_or_put_off() {
-        assert_eq!("defer".parse(), Ok(IncomingArg::Defer));
-        let any = Address::Tcp {
-            host: String::new(),
-            port: 0,
-        };
-        assert_eq!("tcp::0".parse(), Ok(IncomingArg::From(any)));
-        assert!("defers".parse::<IncomingArg>().is_err());
-    }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod incoming;
 mod machine;
 mod migrate;
 
@@ -12,13 +13,12 @@ pub use bench::{
     BenchArgs, BenchCommand, BenchMigrateArgs, BenchMigratePart, BenchSnapshotArgs, DemoArgs,
     SoakArgs,
 };
+pub use incoming::{IncomingArg, ModeArg};
 pub use machine::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
 };
-pub use migrate::{AtTimeoutArg, CompressionArg, IncomingArg, MigrateArgs, MultifdArgs};
-
-use crate::run::Origin;
+pub use migrate::{AtTimeoutArg, CompressionArg, MigrateArgs, MultifdArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,10 +72,15 @@ Examples:
   paguro run --kernel vmlinux --cmdline 'console=ttyS0' --serial stdio
   paguro run --restore a.snap --restore-mode map
   paguro run --memory 4G --cpus 2 --incoming tcp::4444 --qmp unix:/tmp/b.sock
+  paguro run --cpus 2 --incoming unix:/tmp/move --mode cpr-transfer --qmp unix:/tmp/b.sock
 
 With --incoming the other options describe the machine that will come in, which must be the same;
 nothing is loaded. It runs once the source has permitted that; with --paused it waits for `cont`.
 If it does not come, the status is 1, and nothing has run here.
+
+With --mode cpr-transfer RAM is handed over, not copied: --memory may be left out, --backing and
+whether pages are of 2 MiB is as at the source. There is no machine before RAM is here: the control
+socket takes connections and answers then.
 
 The machine ends with status 0 after `quit` over QMP, after a signal (SIGINT, SIGTERM), or when the
 guest resets it; with status 1 if it fails.";
@@ -93,21 +98,17 @@ pub struct RunArgs {
     /// unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND, file:PATH, or defer, and QMP's
     /// `migrate-incoming` will say where from
     #[arg(long, value_name = "URI", conflicts_with = "restore")]
-    pub incoming: Option<IncomingArg>,
+    pub incoming: Vec<IncomingArg>,
+    /// Whether RAM comes in copied, or is handed over by a process on this host: with cpr-transfer
+    /// the first connection to the unix:PATH of --incoming brings descriptors of RAM, the second
+    /// the rest. As with QEMU, they may have an address of their own, and no --mode is needed:
+    /// --incoming '{"channel-type":"cpr","addr":{"transport":"socket","type":"unix","path":"PATH"}}'
+    /// [default: normal]
+    #[arg(long, value_enum, requires = "incoming")]
+    pub mode: Option<ModeArg>,
     /// The machine.
     #[command(flatten)]
     pub machine: MachineArgs,
-}
-
-impl RunArgs {
-    /// Where the machine comes from.
-    pub fn origin(&self) -> Origin<'_> {
-        match (&self.incoming, &self.restore) {
-            (Some(from), _) => Origin::Incoming(from),
-            (None, Some(path)) => Origin::File(path),
-            (None, None) => Origin::Boot,
-        }
-    }
 }
 
 const RESTORE_HELP: &str = "\

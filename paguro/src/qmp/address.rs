@@ -1,4 +1,5 @@
-//! Where `migrate` shall write to: its `uri` or its `channels`.
+//! Where `migrate` shall write to: its `uri` or its `channels`, of which one is of the type `main` and
+//! one may be of the type `cpr`, over which RAM is handed over.
 //!
 //! Both forms become an [`Address`], which knows what makes sense; here are QEMU's names only.
 
@@ -8,15 +9,54 @@ use paguro_migration::channel::{Address, AddressError};
 
 use super::{Args, QmpError};
 
-/// Takes the address out of the arguments of `migrate` or `migrate-incoming`.
+/// Where channels lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Channels {
+    /// That of the stream.
+    pub main: Address,
+    /// That over which RAM is handed over, if it has one of its own.
+    pub cpr: Option<Address>,
+}
+
+/// What a channel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The stream.
+    Main,
+    /// Handing RAM over.
+    Cpr,
+}
+
+/// Takes the address out of the arguments of `migrate-incoming`.
 pub fn channel(args: &mut Args) -> Result<Address, QmpError> {
+    match channels(args)? {
+        Channels { main, cpr: None } => Ok(main),
+        Channels { cpr: Some(_), .. } => Err(QmpError::generic(
+            "a machine whose RAM is handed over is made of it: the channel of type 'cpr' is given \
+             when the program is started, by '--incoming'",
+        )),
+    }
+}
+
+/// One channel as JSON, as QEMU's `-incoming` takes it.
+pub fn of_json(text: &str) -> Result<(Kind, Address), QmpError> {
+    let members = serde_json::from_str(text);
+    let members = members.map_err(|error| QmpError::generic(format!("no JSON object: {error}")))?;
+    of_channel(Args::new(members))
+}
+
+/// Takes the addresses out of the arguments of `migrate`.
+pub fn channels(args: &mut Args) -> Result<Channels, QmpError> {
     let uri = args.string("uri")?;
     let channels = args.objects("channels")?;
     match (uri, channels) {
         (Some(_), Some(_)) => Err(QmpError::generic(
             "'uri' and 'channels' arguments are mutually exclusive; exactly one of them is needed",
         )),
-        (Some(uri), None) => uri.parse().map_err(wrong),
+        (Some(uri), None) => {
+            let main = uri.parse().map_err(wrong)?;
+            Ok(Channels { main, cpr: None })
+        }
         (None, Some(channels)) if !channels.is_empty() => of_channels(channels),
         (None, _) => Err(QmpError::generic(
             "need either 'uri' or 'channels' argument",
@@ -38,17 +78,31 @@ pub fn file(address: Address) -> Result<PathBuf, QmpError> {
     }
 }
 
-fn of_channels(channels: Vec<Args>) -> Result<Address, QmpError> {
-    let count = channels.len();
-    let (Some(mut channel), 1) = (channels.into_iter().next(), count) else {
-        return Err(QmpError::generic(
-            "Channel list must have only one entry, for type 'main'",
-        ));
-    };
-    let kind = text(&mut channel, "channel-type")?;
-    if kind != "main" {
-        return Err(not_accepted("channel-type", &kind));
+fn of_channels(channels: Vec<Args>) -> Result<Channels, QmpError> {
+    let (mut main, mut cpr) = (None, None);
+    for channel in channels {
+        let (kind, address) = of_channel(channel)?;
+        let (place, name) = match kind {
+            Kind::Main => (&mut main, "main"),
+            Kind::Cpr => (&mut cpr, "cpr"),
+        };
+        if place.replace(address).is_some() {
+            return Err(QmpError::generic(format!(
+                "Channel list has more than one entry of type '{name}'"
+            )));
+        }
     }
+    let missing = || QmpError::generic("Channel list has no entry of type 'main'");
+    let main = main.ok_or_else(missing)?;
+    Ok(Channels { main, cpr })
+}
+
+fn of_channel(mut channel: Args) -> Result<(Kind, Address), QmpError> {
+    let kind = match text(&mut channel, "channel-type")?.as_str() {
+        "main" => Kind::Main,
+        "cpr" => Kind::Cpr,
+        other => return Err(not_accepted("channel-type", other)),
+    };
     let addr = channel.object("addr")?;
     let mut addr = channel.need("addr", addr)?;
     channel.finish()?;
@@ -68,7 +122,8 @@ fn of_channels(channels: Vec<Args>) -> Result<Address, QmpError> {
         other => return Err(not_accepted("transport", other)),
     };
     addr.finish()?;
-    address.and_then(Address::checked).map_err(wrong)
+    let address = address.and_then(Address::checked).map_err(wrong)?;
+    Ok((kind, address))
 }
 
 /// The members of a `SocketAddress`; whether they make sense is the inner result.
@@ -221,6 +276,37 @@ mod tests {
             let channels = json!({ "channels": [{ "channel-type": "main", "addr": addr }] });
             assert_eq!(parse(channels).unwrap_err(), expected);
         }
+    }
+
+    #[test]
+    fn a_channel_for_ram_may_stand_beside_the_main_one() {
+        let of = |kind: &str, path: &str| {
+            let addr = json!({ "transport": "socket", "type": "unix", "path": path });
+            json!({ "channel-type": kind, "addr": addr })
+        };
+        let parse = |list: Value| channels(&mut args(json!({ "channels": list })));
+        let both = parse(json!([of("cpr", "/c"), of("main", "/m")])).unwrap();
+        assert_eq!(both.main, Address::Unix("/m".into()));
+        assert_eq!(both.cpr, Some(Address::Unix("/c".into())));
+        for (list, expected) in [
+            (json!([of("cpr", "/c")]), "no entry of type 'main'"),
+            (
+                json!([of("main", "/m"), of("main", "/n")]),
+                "more than one entry of type 'main'",
+            ),
+            (
+                json!([of("main", "/m"), of("cpr", "/c"), of("cpr", "/d")]),
+                "more than one entry of type 'cpr'",
+            ),
+            (json!([of("data", "/m")]), "does not accept value 'data'"),
+        ] {
+            let error = parse(list).unwrap_err().desc;
+            assert!(error.contains(expected), "{error}");
+        }
+        let text = of("cpr", "/c").to_string();
+        let cpr = (Kind::Cpr, Address::Unix("/c".into()));
+        assert_eq!(of_json(&text), Ok(cpr));
+        assert!(of_json("{").unwrap_err().desc.contains("no JSON object"));
     }
 
     #[test]

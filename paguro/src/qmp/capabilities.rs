@@ -111,6 +111,17 @@ pub struct Capabilities {
     pub xbzrle: bool,
 }
 
+impl Capabilities {
+    /// The names of those that are on.
+    pub fn on(mut self) -> Vec<&'static str> {
+        let on = OFFERED
+            .iter()
+            .filter(|(_, place)| *place(&mut self))
+            .map(|(name, _)| *name);
+        on.collect()
+    }
+}
+
 /// `migrate-set-capabilities`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let list = args.objects("capabilities")?;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::commands::Answer;
 use super::jobs::Outcome;
+use super::settings::Mode;
 use super::{Args, Monitor, QmpError, address};
 
 /// What this process waits for.
@@ -79,6 +80,32 @@ impl Arrivals {
             ..ReceiveOptions::new(can_return(address), manner.paused)
         };
         let listener = Incoming::listen(address, &channel)?;
+        self.admit(monitor, listener, options, manner)
+    }
+
+    /// Lets a machine in whose RAM was handed over, and is here already.
+    pub fn complete(
+        &self,
+        monitor: &Monitor,
+        listener: Listener,
+        manner: Manner,
+    ) -> Result<Arc<Entry>, anyhow::Error> {
+        let silence = monitor.migrations.lock().settings.silence();
+        let options = ReceiveOptions {
+            silence,
+            hand_over: true,
+            ..ReceiveOptions::new(true, manner.paused)
+        };
+        self.admit(monitor, listener, options, manner)
+    }
+
+    fn admit(
+        &self,
+        monitor: &Monitor,
+        listener: Listener,
+        options: ReceiveOptions,
+        manner: Manner,
+    ) -> Result<Arc<Entry>, anyhow::Error> {
         let events = monitor.events.clone();
         let hook = move |status: MigrationStatus| events.migration(status.name());
         let entry = Arc::new(Entry {
@@ -220,6 +247,12 @@ pub fn incoming(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let address = address::channel(&mut args)?;
     let exit_on_error = args.boolean("exit-on-error")?.unwrap_or(true);
     args.finish()?;
+    if monitor.migrations.lock().settings.mode == Mode::CprTransfer {
+        return Err(QmpError::generic(
+            "mode 'cpr-transfer' is not compatible with migrate-incoming: a machine whose RAM is \
+             handed over is made of it, as '--incoming' says when the program is started",
+        ));
+    }
     let paused = match &*monitor.arrivals.lock() {
         State::None => {
             return Err(QmpError::generic(

@@ -6,16 +6,20 @@
 //! | on | on | a snapshot to a file, while the guest runs on |
 //! | off | on | a snapshot to a file of the guest, which is stopped for it and stays so |
 //! | on | off | a snapshot as a stream, to any address, while the guest runs on; whoever loads it has a second guest |
+//!
+//! With the [parameter](super::parameters) `mode` set to `cpr-transfer` a migration hands RAM over
+//! instead of copying it ([`hand_over`]).
 
 use paguro_migration::switchover::MigrationStatus;
 
+use super::address::Channels;
 use super::commands::Answer;
 use super::jobs::{Job, SnapshotTo, Work};
-use super::{Args, Monitor, QmpError, address};
+use super::{Args, Monitor, QmpError, address, hand_over};
 
 /// `migrate`
 pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
-    let address = address::channel(&mut args)?;
+    let Channels { main: address, cpr } = address::channels(&mut args)?;
     // QEMU takes it and ignores it; its human monitor needs it.
     args.boolean("detach")?;
     let resume = args.boolean("resume")?.unwrap_or(false);
@@ -29,6 +33,7 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let mut migrations = monitor.migrations.lock();
     migrations.refuse_if_busy()?;
     let capabilities = migrations.capabilities;
+    let hand_over = hand_over::wanted(monitor, &migrations, cpr.is_some())?;
     let (mapped_ram, background) = (capabilities.mapped_ram, capabilities.background_snapshot);
     let job = if mapped_ram || background {
         let to = match mapped_ram {
@@ -39,7 +44,12 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         options.background = background;
         Job::snapshot(monitor, to, options)?
     } else {
-        let options = migrations.settings.migrate_options(capabilities, address)?;
+        let mut options = migrations.settings.migrate_options(capabilities, address)?;
+        if hand_over {
+            options.hand_over = true;
+            options.hand_over_address = cpr;
+            options.check()?;
+        }
         Job::migration(monitor, options)?
     };
     migrations.last = Some(job);

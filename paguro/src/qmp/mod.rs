@@ -38,6 +38,7 @@
 //! | [`state`] | commands about the machine |
 //! | [`capabilities`], [`parameters`], [`settings`] | what is set for snapshots and migrations |
 //! | [`migrate`], [`address`], [`jobs`] | what leaves: starting, cancelling, its thread |
+//! | [`hand_over`] | what leaves with its RAM |
 //! | [`incoming`] | what comes in |
 //! | [`progress`] | how far it is |
 //! | [`rate`] | how fast the guest writes |
@@ -51,6 +52,7 @@ pub mod client;
 pub mod commands;
 mod error;
 pub mod events;
+pub mod hand_over;
 pub mod incoming;
 pub mod jobs;
 pub mod migrate;

@@ -19,6 +19,7 @@
 //! | `throttle-trigger-threshold` | 1 to 100 % | 50 | dirtied, of what was sent |
 //! | `vcpu-dirty-limit` | MiB a second, 1 to 1048576 | 1 | of each vCPU, with `dirty-limit` |
 //! | `x-vcpu-dirty-limit-period` | ms, 1 to 1000 | 1000 | how often it is looked at |
+//! | `mode` | `normal`, `cpr-transfer` | `normal` | `cpr-transfer`: RAM is handed over by descriptor to a process on this host, not copied |
 //! | `multifd-compression` | `none`, `zstd` | `none` | with `multifd` |
 //! | `multifd-zstd-level` | 1 to 20 | 1 | with `multifd-compression` `zstd` |
 //! | `xbzrle-cache-size` | bytes, a power of two, at least a page | 64 MiB | with `xbzrle` |
@@ -52,7 +53,7 @@ use serde_json::{Value, json};
 
 use super::commands::Answer;
 use super::jobs::Work;
-use super::settings::{Compression, Settings};
+use super::settings::{Compression, Mode, Settings};
 use super::{Args, Monitor, QmpError};
 use crate::force::{self, Broken};
 
@@ -109,6 +110,10 @@ fn of_migrations(settings: &Settings) -> Value {
         "throttle-trigger-threshold": throttle.trigger_threshold,
         "vcpu-dirty-limit": settings.vcpu_dirty_limit,
         "x-vcpu-dirty-limit-period": settings.vcpu_dirty_limit_period_ms,
+        "mode": match settings.mode {
+            Mode::Normal => "normal",
+            Mode::CprTransfer => "cpr-transfer",
+        },
         "multifd-compression": match settings.multifd_compression {
             Compression::None => "none",
             Compression::Zstd => "zstd",
@@ -192,6 +197,13 @@ fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpE
     }
     if let Some(ms) = within(args, "x-vcpu-dirty-limit-period", 1, 1000)? {
         settings.vcpu_dirty_limit_period_ms = ms as u64;
+    }
+    if let Some(name) = args.string("mode")? {
+        settings.mode = match name.as_str() {
+            "normal" => Mode::Normal,
+            "cpr-transfer" => Mode::CprTransfer,
+            other => return Err(not_accepted("mode", other)),
+        };
     }
     if let Some(name) = args.string("multifd-compression")? {
         settings.multifd_compression = match name.as_str() {

@@ -38,6 +38,8 @@ pub struct Settings {
     pub tls_creds: String,
     /// `tls-hostname`; empty: that of the address
     pub tls_hostname: String,
+    /// `mode`
+    pub mode: Mode,
     /// `multifd-compression`
     pub multifd_compression: Compression,
     /// `multifd-zstd-level`
@@ -46,6 +48,15 @@ pub struct Settings {
     pub xbzrle_cache_bytes: u64,
     /// What a migration does wrong on purpose.
     pub sabotage: SourceSabotage,
+}
+
+/// `mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// RAM is copied.
+    Normal,
+    /// It is handed over, to a process on this host.
+    CprTransfer,
 }
 
 /// `multifd-compression`
@@ -72,6 +83,7 @@ impl Settings {
             silence_ms: 10_000,
             tls_creds: String::new(),
             tls_hostname: String::new(),
+            mode: Mode::Normal,
             multifd_compression: Compression::None,
             multifd_zstd_level: 1,
             xbzrle_cache_bytes: MigrateOptions::XBZRLE_CACHE_BYTES,

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`kills`] | `kill -9` of either side |
 //! | [`cuts`] | a channel that breaks, falls silent or is slow, and comes back or not |
+//! | [`handed`] | a channel that breaks after RAM was handed over |
 //! | [`links`] | two network namespaces as two hosts |
 //! | [`hostile`] | a source that lies |
 //! | [`liar`] | a destination that lies |
@@ -22,6 +23,7 @@
 //! A number instead of `full` is the number of kills; from fifty on all else is tried, too. `PAGURO_TEST_SEED` brings a run back, as far as clocks allow.
 
 mod cuts;
+mod handed;
 mod hostile;
 mod kills;
 mod liar;

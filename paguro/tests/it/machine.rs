@@ -101,7 +101,9 @@ impl Machine {
         if !args.contains(&"--accel") {
             all.extend(["--accel", "threads"]);
         }
-        if !args.contains(&"--restore") && !args.contains(&"--memory") {
+        // These bring RAM with them.
+        let own = ["--restore", "--memory", "cpr-transfer"];
+        if !own.iter().any(|option| args.contains(option)) {
             all.extend(["--memory", "16M"]);
         }
         all.extend(args);

@@ -2,6 +2,8 @@
 
 mod cli;
 mod demo;
+mod handing_over;
+mod handing_over_fails;
 mod killed;
 mod machine;
 mod matrix;

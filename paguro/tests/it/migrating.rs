@@ -88,7 +88,7 @@ impl Side {
     }
 }
 
-fn has_kvm() -> bool {
+pub fn has_kvm() -> bool {
     let there = File::options()
         .read(true)
         .write(true)

@@ -261,6 +261,7 @@ fn parameters_are_set_together_or_not_at_all() {
         "max-cpu-throttle": 80,
         "cpu-throttle-tailslow": true,
         "throttle-trigger-threshold": 70,
+        "mode": "cpr-transfer",
         "multifd-compression": "zstd",
         "xbzrle-cache-size": 1 << 20,
         "tls-creds": "/etc/pki",

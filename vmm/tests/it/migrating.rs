@@ -7,16 +7,17 @@ use std::time::Duration;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions, receive};
 use paguro_migration::handover;
+use paguro_migration::machine::Machine;
 use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{
     AtTimeout, DirtyLimit, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage,
     Throttle, migrate,
 };
-use paguro_migration::switchover::MigrationStatus;
+use paguro_migration::switchover::{Choice, MigrationStatus};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, PageKind};
 use paguro_sys::{Fallbacks, Host};
-use paguro_vmm::{Accel, Config, RunState, Stage2Sabotage, Vm};
+use paguro_vmm::{Accel, Config, RunState, Stage2Sabotage, StateError, Vm};
 
 use crate::common::*;
 
@@ -446,6 +447,12 @@ fn shared_ram_is_handed_over_by_descriptor() {
                 assert_eq!((report.normal_pages, report.zero_pages), (0, 0));
                 assert_eq!(vm.run_state(), RunState::PostMigrate);
                 assert_eq!(moved.run_state(), RunState::Running);
+                // There is one RAM, and another process's guest writes it.
+                assert_eq!(vm.cont(), Err(StateError::Gone));
+                assert!(vm.is_gone() && !moved.is_gone());
+                assert_eq!(vm.run_state(), RunState::PostMigrate);
+                assert_eq!(migration.advice().may, [Choice::Quit]);
+                assert!(vm.pause().is_err(), "what it holds can be saved");
                 take(&moved).assert_right();
                 wait_writes(&moved, 1000);
                 take(&moved).assert_right();

@@ -1,0 +1,69 @@
+//! What is ended when somebody asks the process to end: first what it waits for, then the machine.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use paguro_migration::channel::Stop;
+use paguro_vmm::ShutdownCause;
+
+use crate::guest::Guest;
+
+/// Shared by all who may ask.
+#[derive(Clone, Default)]
+pub struct Ending(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    asked: bool,
+    waiting: Option<Stop>,
+    guest: Option<Arc<Guest>>,
+}
+
+impl Ending {
+    /// Ends the machine, or what is waited for before there is one, or both as soon as they are
+    /// there.
+    pub fn ask(&self) {
+        let mut state = self.lock();
+        state.asked = true;
+        state.end();
+    }
+
+    /// Whether somebody asked.
+    pub fn asked(&self) -> bool {
+        self.lock().asked
+    }
+
+    /// From now on asking ends what this stops.
+    pub fn waits(&self, stop: &Stop) {
+        let mut state = self.lock();
+        state.waiting = Some(stop.clone());
+        if state.asked {
+            state.end();
+        }
+    }
+
+    /// From now on asking ends this machine, and nothing else: what was waited for is here, and its
+    /// channels end with the machine, in order.
+    pub fn has(&self, guest: &Arc<Guest>) {
+        let mut state = self.lock();
+        state.waiting = None;
+        state.guest = Some(guest.clone());
+        if state.asked {
+            state.end();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn end(&mut self) {
+        if let Some(stop) = self.waiting.take() {
+            stop.stop();
+        }
+        if let Some(guest) = &self.guest {
+            guest.vm().quit(ShutdownCause::HostSignal);
+        }
+    }
+}
