@@ -154,14 +154,34 @@ pub fn writes(vm: &Vm) -> Vec<u64> {
 /// Waits until each vCPU (and each writer of the device) has made `count` more writes.
 #[track_caller]
 pub fn wait_writes(vm: &Vm, count: u64) {
+    assert_eq!(more_writes(vm, count), Ok(()));
+}
+
+/// The same of a machine that may fail: why it did.
+#[track_caller]
+pub fn more_writes(vm: &Vm, count: u64) -> Result<(), String> {
     let before = writes(vm);
     let filled = fills(vm);
-    wait_until("the guest writes", || {
-        assert_eq!(vm.failure(), None);
+    wait_unless_failed(vm, "the guest writes", || {
         let more = |(now, before): (u64, &u64)| now >= before + count;
         writes(vm).into_iter().zip(&before).all(more)
             && fills(vm).into_iter().zip(&filled).all(more)
+    })
+}
+
+/// Waits as [`wait_until`]; a machine that failed is waited for no longer.
+#[track_caller]
+pub fn wait_unless_failed(
+    vm: &Vm,
+    what: &str,
+    mut done: impl FnMut() -> bool,
+) -> Result<(), String> {
+    let mut failure = None;
+    wait_until(what, || {
+        failure = vm.failure();
+        failure.is_some() || done()
     });
+    failure.map_or(Ok(()), Err)
 }
 
 fn fills(vm: &Vm) -> Vec<u64> {

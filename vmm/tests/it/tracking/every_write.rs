@@ -67,7 +67,7 @@ fn thread_ways() -> Vec<(&'static str, Config)> {
 fn assert_right(name: &str, vm: &Vm, rounds: usize, writes: u64) {
     let tracker = vm.tracker().unwrap();
     let verdict = walk(vm, &*tracker, Order::ClearThenRead, rounds, writes);
-    assert_eq!(verdict, Verdict::default(), "{name}, {:?}", vm.config());
+    assert_eq!(verdict, Ok(Verdict::default()), "{name}, {:?}", vm.config());
 }
 
 #[test]
@@ -247,14 +247,13 @@ fn clearing_after_reading_is_noticed() {
         });
         let tracker = vm.tracker().unwrap();
         wait_until("a page is lost", || {
-            let verdict = walk(&vm, &*tracker, Order::ReadThenClear, 3, 10);
+            let verdict = walk(&vm, &*tracker, Order::ReadThenClear, 3, 10).unwrap();
             verdict.stale + verdict.unreported > 0
         });
     }
 }
 
 #[test]
-#[ignore = "the software CPU may notice first, a walk into a table that was given back, and end its thread"]
 fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
     let _turn = turn();
     for sabotage in [
@@ -268,8 +267,15 @@ fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
         });
         let tracker = vm.tracker().unwrap();
         wait_until("a page is lost", || {
-            let verdict = walk(&vm, &*tracker, Order::ClearThenRead, 3, 10);
-            verdict.stale + verdict.unreported > 0
+            match walk(&vm, &*tracker, Order::ClearThenRead, 3, 10) {
+                Ok(verdict) => verdict.stale + verdict.unreported > 0,
+                // The software CPU may be the first to notice, and says why.
+                Err(why) => {
+                    println!("{sabotage:?}: {why}");
+                    assert!(why.starts_with("vCPU "), "{why}");
+                    true
+                }
+            }
         });
     }
 }
