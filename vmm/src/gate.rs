@@ -210,6 +210,13 @@ impl Passage<'_> {
             state = self.0.wait(state, left);
         }
     }
+
+    /// Does nothing more until the thread is to end.
+    pub(crate) fn wait_end(&self) {
+        while self.pass() {
+            self.sleep(Duration::from_secs(1));
+        }
+    }
 }
 
 impl Drop for Passage<'_> {

@@ -34,6 +34,7 @@
 
 #![warn(missing_docs)]
 
+mod caught;
 pub mod config;
 mod control;
 mod devices;

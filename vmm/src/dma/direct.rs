@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::filler::{Fill, Job, read_into, write_page};
 use crate::VmError;
+use crate::caught::caught;
 
 /// Reads in flight at once.
 const IN_FLIGHT: usize = 4;
@@ -52,7 +53,9 @@ impl ByDirectRead {
 /// Reads into guest RAM what the slot of the file holds, job by job.
 fn reader(slot: usize, file: &File, jobs: &Receiver<Job>, done: &Sender<io::Result<()>>) {
     for mut job in jobs {
-        let result = read_into(file.as_fd(), slot as u64 * PAGE_BYTES, &mut job);
+        // Whoever waits for the job would not learn that this thread is gone: the others are there.
+        let result = caught(|| Ok(read_into(file.as_fd(), slot as u64 * PAGE_BYTES, &mut job)));
+        let result = result.unwrap_or_else(|why| Err(io::Error::other(why)));
         if done.send(result).is_err() {
             return;
         }
@@ -102,4 +105,40 @@ fn open() -> io::Result<File> {
         }
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use paguro_dirty::tracker::Marks;
+    use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
+
+    use super::super::filler::Page;
+    use super::*;
+
+    #[test]
+    fn a_reader_that_panics_is_waited_for_no_longer_than_others() {
+        let blocks = crate::ram_layout(4 << 20, None, Backing::Anonymous, PageKind::Small);
+        let block = RamBlock::new(blocks.unwrap().remove(0)).unwrap();
+        let ram = GuestRam::new(vec![block]);
+        let marks = Marks::default();
+        let job = |offset_bytes| Job {
+            block: ram.blocks()[0].clone(),
+            index: 0,
+            offset_bytes,
+            content: Box::new(Page([1; PAGE_BYTES as usize])),
+            marks: marks.clone(),
+        };
+        let mut readers = ByDirectRead::new().unwrap();
+        // One is told to read into what is not there.
+        let why = readers.fill(vec![job(4096), job(4 << 20), job(8192)]);
+        let why = why.unwrap_err().to_string();
+        assert!(
+            why.starts_with("its thread x-dma-read1 panicked: "),
+            "{why}"
+        );
+        readers.fill(vec![job(0), job(12288)]).unwrap();
+        let mut bytes = [0; 4 * 4096];
+        ram.blocks()[0].mapping().copy_out(0, &mut bytes);
+        assert_eq!(bytes, [1; 4 * 4096]);
+    }
 }

@@ -13,9 +13,9 @@ use paguro_workload::params::PARAMS_BYTES;
 use paguro_workload::{Params, Stream};
 use rustix::io::Errno;
 
-use crate::VmError;
 use crate::control::{Control, Hold};
 use crate::gate::{Gate, Passage};
+use crate::{VmError, caught};
 
 /// One writer of the device.
 pub(super) struct Filler {
@@ -82,12 +82,9 @@ pub(super) fn spawn(
     let spawned = std::thread::Builder::new().name(name).spawn(move || {
         let passage = its.gate.enter();
         paguro_sys::boost_timer();
-        if let Err(why) = its.live(&passage, &mut *how, &ram) {
-            control.fail(format!("device x-dma: {why}"));
-            while passage.pass() {
-                passage.sleep(Duration::from_secs(1));
-            }
-        }
+        caught::live(&passage, &control, "device x-dma", || {
+            its.live(&passage, &mut *how, &ram)
+        });
     });
     if spawned.is_err() {
         filler.gate.never_entered();

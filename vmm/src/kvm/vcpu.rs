@@ -21,6 +21,7 @@ use paguro_ram::GuestRam;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::bus::{Bus, Next};
+use crate::caught;
 use crate::control::Control;
 use crate::gate::{Gate, Passage};
 use crate::progress::ProgressMemory;
@@ -96,6 +97,15 @@ impl Thread {
     fn live(self) {
         let passage = self.gate.enter();
         paguro_sys::boost_timer();
+        let who = format!("vCPU {}", self.index);
+        caught::live(&passage, &self.control, &who, || {
+            self.work(&passage);
+            Ok(())
+        });
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+
+    fn work(&self, passage: &Passage<'_>) {
         {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
             IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
@@ -106,10 +116,9 @@ impl Thread {
                 // Refused where the guest has no kvmclock: nothing to tell then.
                 let _ = fd.kvmclock_ctrl();
             }
-            self.run(&mut fd, &passage);
+            self.run(&mut fd, passage);
             self.complete(&mut fd);
         }
-        IMMEDIATE_EXIT.set(ptr::null_mut());
     }
 
     /// Runs the guest until the gate closes.

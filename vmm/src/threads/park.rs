@@ -68,7 +68,8 @@ pub(super) fn install() -> io::Result<()> {
 
 extern "C" fn on_park(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let here = HERE.get();
-    if here.is_null() || WHOLE.get() {
+    // One that panics holds the locks of whatever it prints with, and retires when it is through.
+    if here.is_null() || WHOLE.get() || std::thread::panicking() {
         return;
     }
     // SAFETY: errno's place is the thread's own.
@@ -264,23 +265,20 @@ impl Parking<'_> {
     /// Works: stopped at any instruction of `work`, which therefore holds nothing.
     pub(super) fn work<T>(&self, work: impl FnOnce() -> T) -> T {
         HERE.set(self.0);
+        let _over = Over(|| HERE.set(ptr::null()));
         compiler_fence(Ordering::SeqCst);
         // A signal that came before was lost on a thread that did not work.
         self.0.park();
-        let done = work();
-        compiler_fence(Ordering::SeqCst);
-        HERE.set(ptr::null());
-        done
+        work()
     }
 
     /// Does a part of the work that must not be stopped halfway: it may lock and allocate.
     pub(super) fn whole<T>(&self, part: impl FnOnce() -> T) -> T {
         WHOLE.set(true);
+        let over = Over(|| WHOLE.set(false));
         compiler_fence(Ordering::SeqCst);
         let done = part();
-        compiler_fence(Ordering::SeqCst);
-        WHOLE.set(false);
-        compiler_fence(Ordering::SeqCst);
+        drop(over);
         // A signal that came meanwhile found nobody to park.
         if self.0.state.load(Ordering::Acquire) != RUNNING {
             self.0.park();
@@ -299,6 +297,17 @@ impl Parking<'_> {
         while !self.0.must_end() {
             futex_wait(&self.0.end, 0, None);
         }
+    }
+}
+
+/// Done at the end of a part of the work, also if that panics.
+struct Over<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Over<F> {
+    fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        (self.0)();
+        compiler_fence(Ordering::SeqCst);
     }
 }
 

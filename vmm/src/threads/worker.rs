@@ -12,6 +12,7 @@ use paguro_workload::{Cpu, End, Params, run};
 
 use super::park::{Park, Parking};
 use super::walker::Walker;
+use crate::caught::caught;
 use crate::control::Control;
 use crate::progress::ProgressMemory;
 use crate::state::ShutdownCause;
@@ -47,23 +48,10 @@ impl Worker {
         if self.park.must_end() {
             return;
         }
-        let end = match self.start(parking) {
-            Ok((params, memory)) => self.run(parking, &params, memory),
-            Err(why) => Err(why),
-        };
-        // From here on whoever stops the machine need not wait for this thread, which may hold
-        // what they need.
-        parking.retire();
-        match end {
-            Ok(End::Finished) if self.vcpu == 0 => {
-                let detail = "the workload is done, the guest asked for a reset".to_owned();
-                self.control
-                    .shut_down(ShutdownCause::GuestReset, Some(detail));
-            }
-            Ok(_) => {}
-            Err(why) => self.control.fail(format!("vCPU {}: {why}", self.vcpu)),
-        }
-        parking.wait_end();
+        settle(self.vcpu, parking, &self.control, || {
+            let (params, memory) = self.start(parking)?;
+            self.run(parking, &params, memory)
+        });
     }
 
     fn run(
@@ -147,6 +135,28 @@ impl Worker {
         };
         Ok((params, memory))
     }
+}
+
+/// Does a vCPU's work, and tells the machine what came of it.
+fn settle(
+    vcpu: u32,
+    parking: &Parking<'_>,
+    control: &Control,
+    work: impl FnOnce() -> Result<End, String>,
+) {
+    let end = caught(work);
+    // From here on whoever stops the machine need not wait for this thread, which may hold
+    // what they need.
+    parking.retire();
+    match end {
+        Ok(End::Finished) if vcpu == 0 => {
+            let detail = "the workload is done, the guest asked for a reset".to_owned();
+            control.shut_down(ShutdownCause::GuestReset, Some(detail));
+        }
+        Ok(_) => {}
+        Err(why) => control.fail(format!("vCPU {vcpu}: {why}")),
+    }
+    parking.wait_end();
 }
 
 /// RAM as a thread sees it: through the mapping of each block.
@@ -241,5 +251,50 @@ impl Cpu for Memory<'_> {
     fn must_stop(&mut self) -> bool {
         self.park.nap_if_told();
         self.park.must_end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::caught::tests::failure_of;
+    use crate::threads::park;
+
+    fn why_it_failed(whole: bool) -> String {
+        park::install().unwrap();
+        let park = Arc::new(Park::default());
+        let its = park.clone();
+        let why = failure_of(park.clone(), |control, body| {
+            let vcpu = move || {
+                let parking = its.enter();
+                settle(3, &parking, &control, || {
+                    parking.work(|| match whole {
+                        true => parking.whole(body),
+                        false => body(),
+                    });
+                    Ok(End::Stopped)
+                });
+            };
+            let named = std::thread::Builder::new().name("vcpu3".to_owned());
+            named.spawn(vcpu).unwrap();
+        });
+        assert!(!park.wait_gone(Instant::now()));
+        park.end();
+        assert!(park.wait_gone(Instant::now() + Duration::from_secs(20)));
+        why
+    }
+
+    #[test]
+    fn a_panic_at_work_fails_the_machine_and_holds_up_no_pause() {
+        let why = why_it_failed(false);
+        assert_eq!(why, "vCPU 3: its thread vcpu3 panicked: table 7 is gone");
+    }
+
+    #[test]
+    fn a_panic_in_a_part_that_is_done_whole_fails_the_machine_and_holds_up_no_pause() {
+        let why = why_it_failed(true);
+        assert_eq!(why, "vCPU 3: its thread vcpu3 panicked: table 7 is gone");
     }
 }

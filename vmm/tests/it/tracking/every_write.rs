@@ -7,10 +7,11 @@ use paguro_dirty::tracker::measure;
 use paguro_migration::machine::Machine;
 use paguro_ram::{Backing, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Fallbacks, Host};
+use paguro_testkit::HugePages;
 use paguro_vmm::{Accel, Config, Stage2Sabotage, Vm};
 
 use super::destination::Order;
-use super::memory::{HugePages, is_huge};
+use super::memory::is_huge;
 use super::walk::{Verdict, walk};
 use crate::common::*;
 
@@ -67,7 +68,7 @@ fn thread_ways() -> Vec<(&'static str, Config)> {
 fn assert_right(name: &str, vm: &Vm, rounds: usize, writes: u64) {
     let tracker = vm.tracker().unwrap();
     let verdict = walk(vm, &*tracker, Order::ClearThenRead, rounds, writes);
-    assert_eq!(verdict, Verdict::default(), "{name}, {:?}", vm.config());
+    assert_eq!(verdict, Ok(Verdict::default()), "{name}, {:?}", vm.config());
 }
 
 #[test]
@@ -95,7 +96,7 @@ fn every_write_of_a_guest_is_reported() {
 #[test]
 fn so_is_that_of_one_in_any_kind_of_memory() {
     let _turn = turn();
-    let _pool = HugePages::reserve(8);
+    let _pool = HugePages::take(8);
     let mut ways = kvm_ways();
     // The others do not differ in how pages are protected.
     ways.retain(|(name, _)| ["manual protection, all set", "small ring"].contains(name));
@@ -247,14 +248,13 @@ fn clearing_after_reading_is_noticed() {
         });
         let tracker = vm.tracker().unwrap();
         wait_until("a page is lost", || {
-            let verdict = walk(&vm, &*tracker, Order::ReadThenClear, 3, 10);
+            let verdict = walk(&vm, &*tracker, Order::ReadThenClear, 3, 10).unwrap();
             verdict.stale + verdict.unreported > 0
         });
     }
 }
 
 #[test]
-#[ignore = "the software CPU may notice first, a walk into a table that was given back, and end its thread"]
 fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
     let _turn = turn();
     for sabotage in [
@@ -268,8 +268,15 @@ fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
         });
         let tracker = vm.tracker().unwrap();
         wait_until("a page is lost", || {
-            let verdict = walk(&vm, &*tracker, Order::ClearThenRead, 3, 10);
-            verdict.stale + verdict.unreported > 0
+            match walk(&vm, &*tracker, Order::ClearThenRead, 3, 10) {
+                Ok(verdict) => verdict.stale + verdict.unreported > 0,
+                // The software CPU may be the first to notice, and says why.
+                Err(why) => {
+                    println!("{sabotage:?}: {why}");
+                    assert!(why.starts_with("vCPU "), "{why}");
+                    true
+                }
+            }
         });
     }
 }

@@ -101,11 +101,17 @@ pub fn unit_pages(config: &Config) -> usize {
 }
 
 /// Lets the guest run under the tracker for some rounds; in every third it is stopped and all is
-/// compared.
-pub fn walk(vm: &Vm, tracker: &dyn Tracker, order: Order, rounds: usize, writes: u64) -> Verdict {
+/// compared. An error is why the machine failed, which only a broken one does.
+pub fn walk(
+    vm: &Vm,
+    tracker: &dyn Tracker,
+    order: Order,
+    rounds: usize,
+    writes: u64,
+) -> Result<Verdict, String> {
     let params = vm.params().unwrap();
     let unit = unit_pages(vm.config());
-    write_all(vm, &params);
+    write_all(vm, &params)?;
     let mut verdict = Verdict::default();
     tracker.start().unwrap();
     // Read after the start, `begun` after `done`: these writes and later ones are to be reported.
@@ -119,13 +125,16 @@ pub fn walk(vm: &Vm, tracker: &dyn Tracker, order: Order, rounds: usize, writes:
     let mut destination = Destination::new(vm.ram(), order);
     let mut first = true;
     for round in 0..rounds {
-        wait_writes(vm, writes);
+        more_writes(vm, writes)?;
         if round % 3 != 2 {
             destination.sync(tracker);
             destination.send(tracker);
             continue;
         }
-        let mut paused = vm.pause().unwrap();
+        let mut paused = match vm.pause() {
+            Ok(paused) => paused,
+            Err(error) => return Err(vm.failure().unwrap_or_else(|| panic!("{error:?}"))),
+        };
         paused.save_devices().unwrap();
         destination.sync(tracker);
         let now = counters(vm, &params);
@@ -148,16 +157,16 @@ pub fn walk(vm: &Vm, tracker: &dyn Tracker, order: Order, rounds: usize, writes:
         (before, first) = (now, false);
     }
     tracker.stop();
-    verdict
+    Ok(verdict)
 }
 
 /// Waits until the guest has written all of its pages: only what is mapped, and writable, has to be
 /// protected to be seen.
-fn write_all(vm: &Vm, params: &Params) {
+fn write_all(vm: &Vm, params: &Params) -> Result<(), String> {
     let all = Stream::vcpu(params, 0).page_count();
-    wait_until("the guest writes its pages", || {
+    wait_unless_failed(vm, "the guest writes its pages", || {
         writes(vm).iter().all(|&writes| writes > all)
-    });
+    })
 }
 
 /// Whole units.
