@@ -21,7 +21,7 @@ use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::multifd::{Init, PacketReader};
 use paguro_wire::stream::ram::BlockTable;
 
-use super::memory::Arriving;
+use super::memory::{Ahead, Arriving};
 use super::patience::{Clock, Patience};
 use super::{Arrival, ReceiveError, ReceiveOptions};
 use crate::channel::Handle;
@@ -297,9 +297,12 @@ fn take_all<R: Read>(
             }
         })?),
     };
+    let mut ahead = Ahead::default();
     let mut counted = 0;
     loop {
-        // However long that takes; the end is noticed by the read that follows.
+        // However long that takes, as while an operator decides; the end is noticed by the read
+        // that follows.
+        clock.rest();
         input.at_end(WHAT)?;
         clock.restart();
         let packet = packets.packet(&mut input)?;
@@ -307,6 +310,7 @@ fn take_all<R: Read>(
             return Ok(());
         }
         let memory = &place.memory;
+        memory.prepare_all(packet.block, packet.normal, &mut ahead);
         match &mut unpacker {
             Some(unpacker) if !packet.normal.is_empty() => {
                 let at = input.offset();

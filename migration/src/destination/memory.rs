@@ -60,7 +60,11 @@ impl Arriving {
     pub(super) fn page(&self, block: usize, offset: u64, page: &[u8]) {
         let (block, offset) = self.place(block, offset);
         self.ram.blocks()[block].mapping().copy_in(offset, page);
-        self.received[block].insert(offset / page_size());
+        // An atomic write waits until all of the page has left the core, a look does not.
+        let received = &self.received[block];
+        if !received.contains(offset / page_size()) {
+            received.insert(offset / page_size());
+        }
     }
 
     /// A page of zeros.
@@ -122,17 +126,40 @@ impl Arriving {
         let here = &self.ram.blocks()[block];
         let most = (here.used_bytes() - offset) / PAGE;
         let pages = run_ahead(offset as u64, buffered).min(most);
-        if pages < WORTH_PAGES {
+        self.populate(block, first..first + pages, ahead);
+    }
+
+    /// As for pages one by one, for those of a packet, which the reader of packets has checked.
+    pub(super) fn prepare_all(&self, block: usize, offsets: &[u64], ahead: &mut Ahead) {
+        let follows = |a: &u64, b: &u64| a.checked_add(PAGE_BYTES) == Some(*b);
+        for run in offsets.chunk_by(follows) {
+            let (block, offset) = self.place(block, run[0]);
+            if !ahead.cannot && !self.received[block].contains(offset / page_size()) {
+                let first = offset / PAGE;
+                self.populate(block, first..first + run.len(), ahead);
+            }
+        }
+    }
+
+    /// Pages of a block here, all of which are about to come.
+    fn populate(&self, block: usize, pages: Range<usize>, ahead: &mut Ahead) {
+        if pages.len() < WORTH_PAGES {
             return;
         }
-        let made = here
-            .mapping()
-            .advise(offset, pages * PAGE, Advice::PopulateWrite);
-        if let Err(error) = made {
-            tracing::debug!(%error, "pages are made present one by one");
-            ahead.cannot = true;
+        let bytes = pages.start * PAGE..pages.end * PAGE;
+        let mapping = self.ram.blocks()[block].mapping();
+        match mapping.advise(bytes.start, bytes.len(), Advice::PopulateWrite) {
+            Ok(()) => {
+                // Present they are: nothing is lost if zeros are written there should they not come.
+                let here = bytes.start / page_size()..bytes.end / page_size();
+                self.received[block].insert_range(here);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "pages are made present one by one");
+                ahead.cannot = true;
+            }
         }
-        (ahead.block, ahead.pages) = (block, first..first + pages);
+        (ahead.block, ahead.pages) = (block, pages);
     }
 
     /// The reader of records has checked that it is inside the block.

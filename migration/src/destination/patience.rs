@@ -14,15 +14,24 @@ pub(super) struct Patience<R> {
 /// Since when the element that comes next is waited for.
 #[derive(Clone)]
 pub(super) struct Clock {
-    since: Rc<Cell<Instant>>,
+    since: Rc<Cell<Since>>,
     limit: Option<Duration>,
+}
+
+#[derive(Clone, Copy)]
+enum Since {
+    /// No element is waited for.
+    Never,
+    /// Nothing of it was read yet: most elements are here already, and cost no look at the time.
+    Unread,
+    At(Instant),
 }
 
 impl<R> Patience<R> {
     /// Each element may take `limit`.
     pub(super) fn new(reader: R, limit: Option<Duration>) -> (Self, Clock) {
         let clock = Clock {
-            since: Rc::new(Cell::new(Instant::now())),
+            since: Rc::new(Cell::new(Since::Unread)),
             limit,
         };
         let patience = Self {
@@ -36,17 +45,34 @@ impl<R> Patience<R> {
 impl Clock {
     /// The next element begins.
     pub(super) fn restart(&self) {
-        self.since.set(Instant::now());
+        self.since.set(Since::Unread);
+    }
+
+    /// What is read next may take as long as it likes.
+    pub(super) fn rest(&self) {
+        self.since.set(Since::Never);
+    }
+
+    fn since(&self) -> Option<Instant> {
+        match self.since.get() {
+            Since::Never => None,
+            Since::At(since) => Some(since),
+            Since::Unread => {
+                let now = Instant::now();
+                self.since.set(Since::At(now));
+                Some(now)
+            }
+        }
     }
 }
 
 impl<R: Read> Read for Patience<R> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let bounds = self.clock.limit.zip(self.clock.since());
         let count = self.reader.read(to)?;
-        let limit = self.clock.limit;
-        match limit.filter(|limit| self.clock.since.get().elapsed() > *limit) {
+        match bounds.filter(|(limit, since)| since.elapsed() > *limit) {
             None => Ok(count),
-            Some(limit) => Err(io::Error::new(
+            Some((limit, _)) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!(
                     "the source took more than {:.0} s for one element of the stream",
@@ -54,5 +80,45 @@ impl<R: Read> Read for Patience<R> {
                 ),
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives a byte a read, after a while.
+    struct Slow;
+
+    impl Read for Slow {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            std::thread::sleep(Duration::from_millis(30));
+            to[0] = 1;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn an_element_may_take_its_time_and_no_more() {
+        let limit = Some(Duration::from_millis(50));
+        let (mut reader, clock) = Patience::new(Slow, limit);
+        let mut byte = [0];
+        for _ in 0..3 {
+            clock.restart();
+            reader.read_exact(&mut byte).unwrap();
+        }
+        let error = reader.read_exact(&mut byte).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn between_elements_nobody_is_impatient() {
+        let limit = Some(Duration::from_millis(10));
+        let (mut reader, clock) = Patience::new(Slow, limit);
+        clock.rest();
+        let mut byte = [0];
+        reader.read_exact(&mut byte).unwrap();
+        clock.restart();
+        assert!(reader.read_exact(&mut byte).is_err());
     }
 }

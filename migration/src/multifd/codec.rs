@@ -10,14 +10,18 @@ use zstd::stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation, OutBu
 const WINDOW_LOG_MAX: u32 = 25;
 
 /// Compresses the packets of one channel.
-pub(crate) struct Packer {
+pub struct Packer {
     encoder: Encoder<'static>,
     out: Vec<u8>,
 }
 
 impl Packer {
     /// With this level.
-    pub(crate) fn new(level: u8) -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// zstd's, when there is no memory.
+    pub fn new(level: u8) -> io::Result<Self> {
         Ok(Self {
             encoder: Encoder::new(i32::from(level))?,
             out: Vec::with_capacity(COMPRESSED_MAX_BYTES as usize),
@@ -25,7 +29,11 @@ impl Packer {
     }
 
     /// The pages of the next packet, compressed; not more of them than a packet has.
-    pub(crate) fn pack(&mut self, pages: &[u8]) -> io::Result<&[u8]> {
+    ///
+    /// # Errors
+    ///
+    /// zstd's.
+    pub fn pack(&mut self, pages: &[u8]) -> io::Result<&[u8]> {
         self.out.clear();
         let mut input = InBuffer::around(pages);
         let mut output = OutBuffer::around(&mut self.out);
@@ -48,7 +56,7 @@ impl Packer {
 }
 
 /// Decompresses the packets of one channel.
-pub(crate) struct Unpacker {
+pub struct Unpacker {
     decoder: Decoder<'static>,
     pages: Box<[u8]>,
     /// So much of them is there.
@@ -59,7 +67,7 @@ pub(crate) struct Unpacker {
 
 /// The payload of a packet is none.
 #[derive(Debug)]
-pub(crate) enum CodecError {
+pub enum CodecError {
     /// zstd says so.
     Zstd(io::Error),
     /// More comes out of it than its pages.
@@ -83,7 +91,11 @@ impl std::fmt::Display for CodecError {
 
 impl Unpacker {
     /// At the beginning of a channel.
-    pub(crate) fn new() -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// zstd's, when there is no memory.
+    pub fn new() -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
         Ok(Self {
@@ -95,13 +107,17 @@ impl Unpacker {
     }
 
     /// A packet with so many pages begins.
-    pub(crate) fn begin(&mut self, pages: usize) {
+    pub fn begin(&mut self, pages: usize) {
         self.here = 0;
         self.due = pages.min(PAGES_MAX) * PAGE_BYTES as usize;
     }
 
     /// The next piece of its payload.
-    pub(crate) fn feed(&mut self, piece: &[u8]) -> Result<(), CodecError> {
+    ///
+    /// # Errors
+    ///
+    /// It is no payload of zstd, or of more pages.
+    pub fn feed(&mut self, piece: &[u8]) -> Result<(), CodecError> {
         let mut input = InBuffer::around(piece);
         loop {
             let room = &mut self.pages[self.here..self.due];
@@ -123,7 +139,11 @@ impl Unpacker {
     }
 
     /// The pages, once the payload is at its end.
-    pub(crate) fn end(&mut self) -> Result<&[u8], CodecError> {
+    ///
+    /// # Errors
+    ///
+    /// It was one of more pages or fewer.
+    pub fn end(&mut self) -> Result<&[u8], CodecError> {
         // What would not go into the pages is still inside.
         let mut more = [0; 1];
         let mut output = OutBuffer::around(&mut more[..]);

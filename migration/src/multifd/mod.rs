@@ -7,7 +7,7 @@ mod codec;
 
 use paguro_wire::stream::multifd;
 
-pub(crate) use codec::{CodecError, Packer, Unpacker};
+pub use codec::{CodecError, Packer, Unpacker};
 
 /// What both sides must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,15 +34,18 @@ The exit status is 1 if the ruler, tested first, does not read 20 ms as 20 ms.
 
 Fields of --json; times in _us, sizes in _bytes; where several runs were made {min, median, max}:
   quick, accel, took_s, skipped, host, ruler, aims: as of `paguro bench snapshot`
-  throughput: channel, connections, bytes, runs, moved_us, raw_us (raw sockets into memory that is
-    there), raw_fresh_us (into memory that the host must hand out)
+  throughput: channel, connections (more than 1: multifd channels), bytes, runs, moved_us, raw_us (as
+    many raw sockets into memory that is there), raw_fresh_us (into memory that the host must hand out)
   moves: channel, rate_pages_per_s (0: full), set_bytes, runs, seen_us (longest time without progress,
     from outside), idle_us (the same before), blind_us, downtime_us (as reported), forecast_us,
-    seen_by_forecast, downtime_bytes, limit_us (these at the rate of raw sockets), total_us, passes,
+    seen_by_forecast, last_dirty_bytes, dirty_by_bandwidth_us (these by the bandwidth of the passes
+    before), seen_by_dirty, downtime_bytes (sent while it was stopped), limit_us (these at the rate of raw sockets), total_us, passes,
     rate_kept (writes a second while it moved, by those before)
   tracking: memory_bytes, start_us, sync_us
   zero_scan: bytes, scan_us, read_us
-  xbzrle: changed_bytes, pages, encoded_bytes, encode_us, copy_us";
+  xbzrle: changed_bytes, pages, encoded_bytes, encode_us, copy_us
+  zstd: level, bytes, packed_bytes, library_bytes, pack_us, library_pack_us, unpack_us,
+    library_unpack_us";
 
 /// `paguro bench migrate`
 #[derive(Debug, Args)]
@@ -68,7 +71,7 @@ pub enum BenchMigratePart {
     Moves,
     /// What tracking costs
     Tracking,
-    /// Zero pages, and differences of pages
+    /// Zero pages, differences of pages, and compression
     Pages,
 }
 

@@ -304,23 +304,8 @@ impl Machine {
         Ok(format!("tcp:127.0.0.1:{port}"))
     }
 
-    /// What a destination must be told before it listens: a capability, and parameters.
-    pub fn agree(&mut self, capability: Option<&str>, parameters: &Parameters) -> Result<()> {
-        let on = |name| json!({ "capability": name, "state": true });
-        let capabilities = json!({ "capabilities": Value::from_iter(capability.map(on)) });
-        self.execute("migrate-set-capabilities", capabilities)?;
-        let parameters = Value::Object(parameters.clone());
-        self.execute("migrate-set-parameters", parameters).map(drop)
-    }
-
-    /// Begins to move to another machine that listens there, without waiting for the end.
-    /// `parameters` and `capabilities` count for this move only.
-    pub fn begin_move(
-        &mut self,
-        uri: &str,
-        parameters: &Parameters,
-        capabilities: &[&str],
-    ) -> Result<()> {
+    /// Sets what is to be agreed on with the other machine of a move, and the defaults elsewhere.
+    pub fn agree(&mut self, parameters: &Parameters, capabilities: &[&str]) -> Result<()> {
         let mut all = self.defaults.clone();
         all.extend(parameters.clone());
         self.execute("migrate-set-parameters", Value::Object(all))?;
@@ -331,7 +316,18 @@ impl Machine {
             Some(json!({ "capability": name, "state": capabilities.contains(&name) }))
         });
         let set = json!({ "capabilities": Value::from_iter(set) });
-        self.execute("migrate-set-capabilities", set)?;
+        self.execute("migrate-set-capabilities", set).map(drop)
+    }
+
+    /// Begins to move to another machine that listens there, without waiting for the end.
+    /// `parameters` and `capabilities` count for this move only.
+    pub fn begin_move(
+        &mut self,
+        uri: &str,
+        parameters: &Parameters,
+        capabilities: &[&str],
+    ) -> Result<()> {
+        self.agree(parameters, capabilities)?;
         self.execute("migrate", json!({ "uri": uri })).map(drop)
     }
 

@@ -8,10 +8,7 @@ use crate::bench::text::time;
 pub fn judge(figures: &Figures) -> Vec<Aim> {
     let mut aims = Vec::new();
     for there in &figures.throughput {
-        let what = format!(
-            "throughput, {:?}, {} connection",
-            there.channel, there.connections
-        );
+        let what = format!("throughput, {:?}, {}", there.channel, there.connections());
         let aim = |into: &str, share: f64| Aim {
             what: format!("{what}, {into} memory"),
             aim: "85 % of raw sockets".to_owned(),

@@ -6,9 +6,8 @@ use paguro_workload::spec::Op;
 use serde_json::json;
 
 use super::codecs;
-use super::figures::{Figures, MoveSeen, Moves, Throughput, Tracking};
-use super::journey::{Traveller, workload};
-use super::raw::{self, Into};
+use super::figures::{Figures, MoveSeen, Moves, Tracking};
+use super::journey::{Traveller, Way, workload};
 use crate::bench::plan::MIB;
 use crate::bench::report::RulerTest;
 use crate::bench::setup::{IDLE_SET, files_in, room_for};
@@ -17,26 +16,27 @@ use crate::bench::variant::{SLEEP_US, Variant};
 use crate::cli::{AccelArg, BenchMigratePart as Part};
 use crate::interrupt::Interrupts;
 use crate::lab::machine::Parameters;
+use crate::lab::options::name;
 use crate::lab::{Channel, Machine, MachineOptions, Watcher, host};
 use crate::progress::Bar;
 
 /// The guest of the peers' figures.
-const MEMORY_BYTES: u64 = 512 * MIB;
-const SET_BYTES: u64 = 256 * MIB;
+pub(super) const MEMORY_BYTES: u64 = 512 * MIB;
+pub(super) const SET_BYTES: u64 = 256 * MIB;
 
 /// Writes of a guest that leaves its memory alone: enough to be seen running.
 const IDLE_RATE: u64 = 20_000;
 
 /// A campaign under way.
 pub struct Campaign<'a> {
-    runs: usize,
+    pub(super) runs: usize,
     /// Everything, or this.
     only: Option<Part>,
     accel: AccelArg,
     sizes: Vec<u64>,
-    bar: Bar,
-    interrupts: &'a Interrupts,
-    figures: Figures,
+    pub(super) bar: Bar,
+    pub(super) interrupts: &'a Interrupts,
+    pub(super) figures: Figures,
 }
 
 impl<'a> Campaign<'a> {
@@ -57,7 +57,7 @@ impl<'a> Campaign<'a> {
             AccelArg::Threads => "threads",
         };
         Self {
-            bar: Bar::steps("measuring", (1 + 8 * runs + sizes.len() * runs + 2) as u64),
+            bar: Bar::steps("measuring", (1 + 12 * runs + sizes.len() * runs + 3) as u64),
             runs,
             only,
             accel,
@@ -80,10 +80,6 @@ impl<'a> Campaign<'a> {
             for channel in [Channel::Tcp, Channel::Unix] {
                 self.throughput(channel).context("throughput")?;
             }
-            for connections in [2, 4] {
-                let why = "the engine has no multifd channels yet";
-                self.skip(format!("throughput with {connections} connections: {why}"));
-            }
         }
         if self.wants(Part::Moves) {
             for channel in [Channel::Tcp, Channel::Unix] {
@@ -100,6 +96,9 @@ impl<'a> Campaign<'a> {
         if self.wants(Part::Pages) {
             self.pages()?;
         }
+        if let Some(only) = self.only {
+            self.skip(format!("what `--only` leaves out: all but {}", name(only)));
+        }
         Ok(self.figures)
     }
 
@@ -109,14 +108,17 @@ impl<'a> Campaign<'a> {
 
     fn pages(&mut self) -> Result<()> {
         self.bar.say("zero pages".to_owned());
-        self.figures.zero_scan = codecs::zero_scan((SET_BYTES / 2) as usize, self.runs)?;
+        let scan = codecs::zero_scan((SET_BYTES / 2) as usize, self.runs)?;
+        self.figures.zero_scan = Some(scan);
         self.bar.step();
         self.bar.say("XBZRLE".to_owned());
         for changed in [8, 64, 1024] {
             let delta = codecs::delta(changed, 4096, self.runs);
             self.figures.xbzrle.push(delta);
         }
-        self.skip("zstd against its library: nothing is compressed yet".to_owned());
+        self.bar.step();
+        self.bar.say("zstd".to_owned());
+        self.figures.zstd = Some(codecs::zstd(1, 64, self.runs)?);
         self.bar.step();
         Ok(())
     }
@@ -125,7 +127,7 @@ impl<'a> Campaign<'a> {
         self.figures.skipped.push(what);
     }
 
-    fn options(&self, memory_bytes: u64, workload: Spec) -> MachineOptions {
+    pub(super) fn options(&self, memory_bytes: u64, workload: Spec) -> MachineOptions {
         MachineOptions {
             memory_bytes,
             accel: self.accel,
@@ -180,38 +182,10 @@ impl<'a> Campaign<'a> {
         channel: Channel,
         parameters: &Parameters,
     ) -> Result<MoveSeen> {
-        let seen = guest.travel(channel, parameters, self.interrupts)?;
+        let way = Way::alone(channel);
+        let seen = guest.travel(way, parameters, self.interrupts)?;
         self.bar.step();
         Ok(seen)
-    }
-
-    fn throughput(&mut self, channel: Channel) -> Result<()> {
-        self.bar.say(format!("throughput, {channel:?}"));
-        let spec = workload(IDLE_RATE, IDLE_SET);
-        let options = self.options(MEMORY_BYTES, spec);
-        let mut guest = Traveller::start(&options, SET_BYTES)?;
-        let parameters = Parameters::from_iter([("downtime-limit".to_owned(), json!(50))]);
-        let (mut bytes, mut moved, mut present, mut fresh) = (0, vec![], vec![], vec![]);
-        for _ in 0..self.runs {
-            let engine = self.travel(&mut guest, channel, &parameters)?.report;
-            let stop = engine.setup_us + engine.downtime_us;
-            let us = engine.total_us.saturating_sub(stop) as f64;
-            bytes = engine.precopy_bytes;
-            moved.push(us);
-            let raw = |into| raw::send(channel, bytes as usize, 1, into);
-            present.push(raw(Into::Present)?.as_secs_f64() * 1e6);
-            fresh.push(raw(Into::Fresh)?.as_secs_f64() * 1e6);
-        }
-        self.figures.throughput.push(Throughput {
-            channel,
-            connections: 1,
-            bytes,
-            runs: self.runs,
-            moved_us: Spread::of(moved),
-            raw_us: Spread::of(present),
-            raw_fresh_us: Spread::of(fresh),
-        });
-        Ok(())
     }
 
     fn moves(&mut self, channel: Channel, rate: u64) -> Result<()> {
@@ -231,7 +205,7 @@ impl<'a> Campaign<'a> {
         }
         // Of the same channel in the same run.
         let raw = self.figures.throughput.iter();
-        let raw = raw.filter(|there| there.channel == channel);
+        let raw = raw.filter(|there| there.channel == channel && there.connections == 1);
         let bytes_per_us = raw
             .map(|there| there.bytes as f64 / there.raw_us.median.max(1.0))
             .next()
@@ -248,6 +222,9 @@ impl<'a> Campaign<'a> {
             downtime_us: spread(&|seen| seen.report.downtime_us as f64),
             forecast_us: spread(&|seen| seen.report.forecast_us as f64),
             seen_by_forecast: spread(&|seen| seen.seen_us / seen.report.forecast_us.max(1) as f64),
+            last_dirty_bytes: spread(&|seen| seen.report.last_dirty_bytes as f64),
+            dirty_by_bandwidth_us: spread(&|seen| seen.report.dirty_us()),
+            seen_by_dirty: spread(&|seen| seen.seen_us / seen.report.dirty_us().max(1.0)),
             downtime_bytes: spread(&|seen| seen.report.downtime_bytes as f64),
             limit_us: spread(&|seen| seen.report.downtime_bytes as f64 / bytes_per_us),
             total_us: spread(&|seen| seen.report.total_us as f64),

@@ -27,9 +27,11 @@ pub struct Figures {
     /// What tracking costs by the size of RAM.
     pub tracking: Vec<Tracking>,
     /// Looking for zero pages.
-    pub zero_scan: Scan,
+    pub zero_scan: Option<Scan>,
     /// Differences of pages.
     pub xbzrle: Vec<Delta>,
+    /// Compression.
+    pub zstd: Option<Zstd>,
     /// The aims, and what was reached.
     pub aims: Vec<Aim>,
     /// What was not measured, and why.
@@ -66,12 +68,19 @@ pub struct Engine {
     pub total_us: u64,
 }
 
+impl Engine {
+    /// The last dirty set by the bandwidth of the passes before.
+    pub fn dirty_us(&self) -> f64 {
+        self.last_dirty_bytes as f64 / self.bandwidth.max(1) as f64 * 1e6
+    }
+}
+
 /// A guest that leaves its memory alone moves, and as many bytes go over raw sockets.
 #[derive(Clone, Debug, Serialize)]
 pub struct Throughput {
     /// `tcp` or `unix`.
     pub channel: Channel,
-    /// Connections.
+    /// That pages go over: 1 is the main one, more are multifd channels beside it.
     pub connections: usize,
     /// Bytes on the wire.
     pub bytes: u64,
@@ -86,6 +95,14 @@ pub struct Throughput {
 }
 
 impl Throughput {
+    /// How many, for people.
+    pub fn connections(&self) -> String {
+        match self.connections {
+            1 => "1 connection".to_owned(),
+            many => format!("{many} connections"),
+        }
+    }
+
     /// Throughput as a share of raw sockets'.
     pub fn share(&self) -> f64 {
         self.raw_us.median / self.moved_us.median.max(1.0)
@@ -120,6 +137,12 @@ pub struct Moves {
     pub forecast_us: Spread,
     /// Seen, by the forecast.
     pub seen_by_forecast: Spread,
+    /// What was dirty when it was decided to stop the guest.
+    pub last_dirty_bytes: Spread,
+    /// These by the bandwidth of the passes before, as the engine measured it.
+    pub dirty_by_bandwidth_us: Spread,
+    /// Seen, by that.
+    pub seen_by_dirty: Spread,
     /// Bytes sent while it was stopped.
     pub downtime_bytes: Spread,
     /// What these take at the rate of raw sockets of the same run.
@@ -160,4 +183,21 @@ pub struct Delta {
     pub encoded_bytes: u64,
     pub encode_us: Spread,
     pub copy_us: Spread,
+}
+
+/// Pages through zstd as multifd channels use it, and through the library alone.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Zstd {
+    /// The level.
+    pub level: u8,
+    /// Of all pages.
+    pub bytes: u64,
+    /// What a channel sends for them.
+    pub packed_bytes: u64,
+    /// What the library makes of as many at a time, each lot for itself.
+    pub library_bytes: u64,
+    pub pack_us: Spread,
+    pub library_pack_us: Spread,
+    pub unpack_us: Spread,
+    pub library_unpack_us: Spread,
 }

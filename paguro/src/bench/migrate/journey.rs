@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use paguro_workload::Spec;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::figures::MoveSeen;
+use super::figures::{Engine, MoveSeen};
 use crate::bench::fill::{Part, fill};
 use crate::interrupt::Interrupts;
 use crate::lab::machine::Parameters;
@@ -18,6 +18,42 @@ const BEFORE: Duration = Duration::from_millis(200);
 const AFTER: Duration = Duration::from_millis(20);
 /// What is watched at most.
 const MOST: Duration = Duration::from_secs(20);
+
+/// What a guest moves over.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// Its kind.
+    pub channel: Channel,
+    /// That pages go over: 1 is the main one, more are multifd channels beside it.
+    pub connections: usize,
+}
+
+impl Way {
+    /// The main connection alone.
+    pub fn alone(channel: Channel) -> Self {
+        let connections = 1;
+        Self {
+            channel,
+            connections,
+        }
+    }
+
+    fn capabilities(self) -> &'static [&'static str] {
+        match self.connections {
+            1 => &[],
+            _ => &["multifd"],
+        }
+    }
+
+    fn parameters(self) -> Parameters {
+        let channels = (self.connections > 1).then(|| json!(self.connections));
+        let name = "multifd-channels".to_owned();
+        channels
+            .map(|channels| (name, channels))
+            .into_iter()
+            .collect()
+    }
+}
 
 /// A machine with a guest; each move makes it another machine.
 pub struct Traveller {
@@ -38,30 +74,24 @@ impl Traveller {
         })
     }
 
-    /// Moves it once.
+    /// Moves it once, watched.
     pub fn travel(
         &mut self,
-        channel: Channel,
+        way: Way,
         parameters: &Parameters,
         interrupts: &Interrupts,
     ) -> Result<MoveSeen> {
-        if interrupts.came() {
-            bail!("interrupted");
-        }
-        let mut here = self.machine.take().context("a guest that got lost")?;
-        let mut there = Machine::start(&self.options.awaiting())?;
-        let uri = there.listen(&channel)?;
-        let both = vec![here.progress().clone(), there.progress().clone()];
-        let watcher = Watcher::follow(both, MOST)?;
+        let mut both = self.both(way, interrupts)?;
+        let progress = [&both.here, &both.there].map(|machine| machine.progress().clone());
+        let watcher = Watcher::follow(progress.to_vec(), MOST)?;
         std::thread::sleep(BEFORE);
         let begin = now_ns();
-        here.begin_move(&uri, parameters, &[])?;
-        let report = here.wait_moved()?.context("nobody cancelled it")?;
+        let report = both.go(way, parameters)?;
         let seen_end = now_ns();
         std::thread::sleep(AFTER);
         let record = watcher.stop();
-        here.quit()?;
-        self.machine = Some(there);
+        both.here.quit()?;
+        self.machine = Some(both.there);
         let idle = record.longest_gap(begin - BEFORE.as_nanos() as u64 * 4 / 5, begin);
         let gap = record.gap_across(begin, seen_end);
         let before = record.rate_pages_per_s(begin - BEFORE.as_nanos() as u64 * 4 / 5, begin);
@@ -72,8 +102,50 @@ impl Traveller {
             blind_us: gap.blind_ns as f64 / 1e3,
             rate_before: before,
             rate_meanwhile: while_moving,
-            report: serde_json::from_value(numbers(report)).context("a report that is none")?,
+            report,
         })
+    }
+
+    /// Moves it once. Nobody watches: that takes its share of a core.
+    pub fn rush(
+        &mut self,
+        way: Way,
+        parameters: &Parameters,
+        interrupts: &Interrupts,
+    ) -> Result<Engine> {
+        let mut both = self.both(way, interrupts)?;
+        let report = both.go(way, parameters)?;
+        both.here.quit()?;
+        self.machine = Some(both.there);
+        Ok(report)
+    }
+
+    fn both(&mut self, way: Way, interrupts: &Interrupts) -> Result<Both> {
+        if interrupts.came() {
+            bail!("interrupted");
+        }
+        let here = self.machine.take().context("a guest that got lost")?;
+        let mut there = Machine::start(&self.options.awaiting())?;
+        there.agree(&way.parameters(), way.capabilities())?;
+        let uri = there.listen(&way.channel)?;
+        Ok(Both { here, there, uri })
+    }
+}
+
+/// The machine that the guest is in, and the one that it goes to.
+struct Both {
+    here: Machine,
+    there: Machine,
+    uri: String,
+}
+
+impl Both {
+    fn go(&mut self, way: Way, parameters: &Parameters) -> Result<Engine> {
+        let mut all = way.parameters();
+        all.extend(parameters.clone());
+        self.here.begin_move(&self.uri, &all, way.capabilities())?;
+        let report = self.here.wait_moved()?.context("nobody cancelled it")?;
+        serde_json::from_value(numbers(report)).context("a report that is none")
     }
 }
 

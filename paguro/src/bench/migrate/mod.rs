@@ -4,9 +4,10 @@
 //! | room | for |
 //! |---|---|
 //! | [`campaign`] | what is measured, in which order |
+//! | [`throughput`] | bytes a second |
 //! | [`journey`] | a guest that moves from machine to machine, watched from outside |
 //! | [`raw`] | sockets with no engine behind them |
-//! | [`codecs`] | zero pages, differences of pages |
+//! | [`codecs`] | zero pages, differences of pages, zstd |
 //! | [`figures`] | the numbers, and what JSON has of them |
 //! | [`aims`] | the aims, and whether they were reached |
 //! | [`table`] | the tables, with a definition over each |
@@ -18,6 +19,7 @@ mod figures;
 mod journey;
 mod raw;
 mod table;
+mod throughput;
 
 pub use aims::judge;
 pub use campaign::Campaign;

@@ -49,7 +49,8 @@ pub fn print(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
     )?;
     throughput(figures, out)?;
     moves(figures, out)?;
-    costs(figures, out)?;
+    tracking(figures, out)?;
+    pages(figures, out)?;
     writeln!(out, "Aims, judged by the median of the runs.\n")?;
     let mut table = Table::new(&["", "aim", "reached", ""]);
     for aim in &figures.aims {
@@ -66,9 +67,12 @@ pub fn print(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn throughput(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    if figures.throughput.is_empty() {
+        return Ok(());
+    }
     writeln!(
         out,
-        "Throughput: a guest that leaves its memory alone moves; from the first page until it is\n         stopped. Raw: as many bytes over raw sockets into memory that is there, or that the host must\n         hand out (fresh). Medians.\n"
+        "Throughput: a guest that leaves its memory alone moves; from the first page until it is\n         stopped. Raw: as many bytes over as many raw sockets into memory that is there, or that the\n         host must hand out (fresh). More connections than one are multifd channels. Medians.\n"
     )?;
     let mut table = Table::new(&[
         "",
@@ -82,7 +86,7 @@ fn throughput(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
     for there in &figures.throughput {
         let bytes = there.bytes as f64;
         table.row([
-            format!("{:?}, {} connection", there.channel, there.connections),
+            format!("{:?}, {}", there.channel, there.connections()),
             size(bytes),
             speed(bytes, there.moved_us.median),
             speed(bytes, there.raw_us.median),
@@ -95,9 +99,12 @@ fn throughput(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    if figures.moves.is_empty() {
+        return Ok(());
+    }
     writeln!(
         out,
-        "Moves: 512 MiB of RAM, 256 MiB of it written at random. Seen: the longest time without\n         progress, by a clock outside both machines; idle: the same shortly before. Forecast: by which\n         the guest was stopped. Limit: what was sent in the stop, at the rate of raw sockets. Kept:\n         writes a second until the stop, by those before. Median / maximum.\n"
+        "Moves: 512 MiB of RAM, 256 MiB of it written at random, one connection. Seen: the longest time\n         without progress, by a clock outside both machines; idle: the same shortly before. Forecast: by\n         which the guest was stopped. Dirty: the last dirty set by the bandwidth of the passes before.\n         Limit: what was sent in the stop, at the rate of raw sockets. In brackets: seen by that. Kept:\n         writes a second until the stop, by those before. Median / maximum.\n"
     )?;
     let mut table = Table::new(&[
         "",
@@ -105,6 +112,7 @@ fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
         "idle",
         "reported",
         "forecast",
+        "dirty",
         "sent in it",
         "limit",
         "total",
@@ -116,12 +124,18 @@ fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
             0 => "full".to_owned(),
             rate => format!("{}k/s", rate / 1000),
         };
+        // By next to nothing, anything is very much.
+        let against = |us: Spread, ratio: Spread| match us.median < 1.0 {
+            true => time(us.median),
+            false => format!("{} ({:.1}x)", time(us.median), ratio.median),
+        };
         table.row([
             format!("{:?} {rate}", moves.channel),
             both(moves.seen_us),
             time(moves.idle_us.median),
             both(moves.downtime_us),
-            both(moves.forecast_us),
+            against(moves.forecast_us, moves.seen_by_forecast),
+            against(moves.dirty_by_bandwidth_us, moves.seen_by_dirty),
             size(moves.downtime_bytes.median),
             time(moves.limit_us.median),
             both(moves.total_us),
@@ -132,7 +146,10 @@ fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
     table.print(out)
 }
 
-fn costs(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+fn tracking(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    if figures.tracking.is_empty() {
+        return Ok(());
+    }
     writeln!(
         out,
         "Tracking, all of RAM present and left alone: until it has begun, and the last sync.\n"
@@ -148,10 +165,16 @@ fn costs(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
             time(tracking.sync_us.median / gib),
         ]);
     }
-    table.print(out)?;
+    table.print(out)
+}
+
+fn pages(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    let (Some(scan), Some(zstd)) = (&figures.zero_scan, &figures.zstd) else {
+        return Ok(());
+    };
     writeln!(
         out,
-        "Pages on their way: looking for zero pages against reading as much memory; XBZRLE of pages\n         with so many changed bytes against copying them.\n"
+        "Pages on their way: looking for zero pages against reading as much memory; XBZRLE of pages\n         with so many changed bytes against copying them; zstd as a multifd channel has it, of pages of\n         which a third is noise, against its library.\n"
     )?;
     let mut table = Table::new(&["", "takes", "limit", "ratio"]);
     let mut row = |name: String, bytes: f64, takes: Spread, limit: Spread| {
@@ -162,7 +185,6 @@ fn costs(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
             format!("{:.2}x", takes.median / limit.median.max(1e-3)),
         ]);
     };
-    let scan = &figures.zero_scan;
     row(
         "zero pages".to_owned(),
         scan.bytes as f64,
@@ -178,5 +200,17 @@ fn costs(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
             delta.copy_us,
         );
     }
-    table.print(out)
+    let bytes = zstd.bytes as f64;
+    let level = zstd.level;
+    let (pack, unpack) = (format!("zstd, level {level}"), "zstd back".to_owned());
+    row(pack, bytes, zstd.pack_us, zstd.library_pack_us);
+    row(unpack, bytes, zstd.unpack_us, zstd.library_unpack_us);
+    table.print(out)?;
+    let share = |made: u64| made as f64 / bytes * 100.0;
+    writeln!(
+        out,
+        "zstd makes {:.1} % of them, its library {:.1} %.\n",
+        share(zstd.packed_bytes),
+        share(zstd.library_bytes)
+    )
 }

@@ -133,7 +133,7 @@ impl Journey<'_> {
         options.paused = waits;
         let mut there = Machine::start(&options).context("the destination")?;
         let (agreed, settings) = self.case.agreed()?;
-        there.agree(agreed, &settings)?;
+        there.agree(&settings, agreed.as_slice())?;
         let uri = there.listen(&self.case.listens())?;
         if paused {
             here.stop()?;
