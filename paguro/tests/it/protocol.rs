@@ -263,6 +263,7 @@ fn parameters_are_set_together_or_not_at_all() {
         "throttle-trigger-threshold": 70,
         "mode": "cpr-transfer",
         "multifd-compression": "zstd",
+        "multifd-zstd-level": 3,
         "xbzrle-cache-size": 1 << 20,
         "tls-creds": "/etc/pki",
         "tls-hostname": "there",
