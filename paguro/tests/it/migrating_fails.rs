@@ -152,7 +152,7 @@ fn the_rate_of_writes_can_be_measured_before() {
     let now = here.qmp.execute("query-dirty-rate", json!({}));
     assert_eq!(now["status"], "unstarted");
     for mode in ["dirty-bitmap", "page-sampling"] {
-        let how = json!({ "calc-time": 200, "calc-time-unit": "millisecond", "mode": mode });
+        let how = json!({ "calc-time": 500, "calc-time-unit": "millisecond", "mode": mode });
         here.qmp.execute("calc-dirty-rate", how);
         loop {
             let now = here.qmp.execute("query-dirty-rate", json!({}));
