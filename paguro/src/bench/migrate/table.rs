@@ -51,6 +51,14 @@ pub fn print(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
     moves(figures, out)?;
     tracking(figures, out)?;
     pages(figures, out)?;
+    aims(figures, out)?;
+    writeln!(out, "{PEERS}")
+}
+
+fn aims(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
+    if figures.aims.is_empty() {
+        return Ok(());
+    }
     writeln!(out, "Aims, judged by the median of the runs.\n")?;
     let mut table = Table::new(&["", "aim", "reached", ""]);
     for aim in &figures.aims {
@@ -62,8 +70,7 @@ pub fn print(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
         let cells = [&aim.what, &aim.aim, &aim.reached].map(Clone::clone);
         table.row(cells.into_iter().chain([verdict.to_owned()]));
     }
-    table.print(out)?;
-    writeln!(out, "{PEERS}")
+    table.print(out)
 }
 
 fn throughput(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
