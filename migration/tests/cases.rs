@@ -1,7 +1,7 @@
 //! What must hold, each on its own small machine.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_migration::restore::{
@@ -13,16 +13,9 @@ use paguro_migration::{
 };
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
+use paguro_testkit::{alone, skipped};
 
 use crate::machine::ThreadMachine;
-
-/// Writers that spin and copiers that copy: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// The host, or a printed reason why there is nothing to be tested here.
 fn host(forced: &Fallbacks) -> Option<Host> {
@@ -30,7 +23,7 @@ fn host(forced: &Fallbacks) -> Option<Host> {
     if host.can_freeze() {
         return Some(host);
     }
-    println!("SKIPPED: userfaultfd with write-protection is not available to this process");
+    skipped("userfaultfd with write-protection is not available to this process");
     None
 }
 
@@ -480,7 +473,7 @@ fn a_full_disk_costs_neither_the_guest_nor_the_old_file() {
         .arg(dir.path())
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
-        println!("SKIPPED: cannot mount a small tmpfs here");
+        skipped("cannot mount a small tmpfs here");
         return;
     }
     let layout = [config(0, 8192, Backing::Anonymous, PageKind::Small)];

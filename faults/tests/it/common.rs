@@ -1,22 +1,15 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paguro_faults::{Faults, MissingHandler, ProtectedHandler};
 use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
+pub use paguro_testkit::{HugePages, alone, skipped};
 
 pub const PAGE: usize = 4096;
-
-/// One test at a time: writers block, and addresses are mapped over.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// The host, or a printed reason why there is nothing to be tested here.
 pub fn host() -> Option<Host> {
@@ -24,7 +17,7 @@ pub fn host() -> Option<Host> {
     if host.can_freeze() && host.can_freeze_shared() {
         return Some(host);
     }
-    println!("SKIPPED: userfaultfd with write-protection is not available to this process");
+    skipped("userfaultfd with write-protection is not available to this process");
     None
 }
 
@@ -118,40 +111,4 @@ impl<F: Fn(&Faults, Located) + Send + Sync> ProtectedHandler for Does<F> {
     fn removed(&self, _: usize, _: Range<usize>) {}
 
     fn broken(&self, _: &Faults, _: Located) {}
-}
-
-/// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may
-/// take and give back theirs meanwhile, so it is a difference that is asked for and given back.
-pub struct HugePages(i64);
-
-impl HugePages {
-    pub fn take(count: i64) -> Option<Self> {
-        let taken = Self(change(count)?);
-        let pool = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let number = |name: &str| -> i64 {
-            let line = pool.lines().find(|line| line.starts_with(name));
-            let word = line.and_then(|line| line.split_whitespace().nth(1));
-            word.and_then(|word| word.parse().ok()).unwrap_or(0)
-        };
-        if number("HugePages_Free:") - number("HugePages_Rsvd:") >= count {
-            return Some(taken);
-        }
-        println!("SKIPPED: no {count} huge pages to be had");
-        None
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        change(-self.0);
-    }
-}
-
-/// Makes the pool larger or smaller; by how much it did.
-fn change(count: i64) -> Option<i64> {
-    const FILE: &str = "/proc/sys/vm/nr_hugepages";
-    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
-    let before = size()?;
-    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
-    Some(size()? - before)
 }

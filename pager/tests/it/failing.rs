@@ -102,7 +102,7 @@ fn a_page_without_room_is_a_failure_and_not_silently_zero() {
         .arg(dir.path())
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
-        println!("SKIPPED: cannot mount a small tmpfs here");
+        skipped("cannot mount a small tmpfs here");
         return;
     }
     let _mount = Mount(dir.path());

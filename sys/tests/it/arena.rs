@@ -1,6 +1,7 @@
 use paguro_sys::Unit;
+use paguro_testkit::alone;
 
-use crate::{alone, is_mapped};
+use crate::is_mapped;
 
 #[test]
 fn units_are_apart_zero_and_given_back_with_the_last() {

@@ -3,8 +3,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use paguro_sys::{BusErrors, Mapping, catch_bus_errors};
-
-use crate::alone;
+use paguro_testkit::alone;
 
 /// Ten pages of ones, mapped, of which the file keeps only the first four.
 fn cut_short() -> Arc<Mapping> {

@@ -1,6 +1,7 @@
 use paguro_sys::{Advice, HUGE_PAGE_BYTES, MapError, Mapping};
+use paguro_testkit::alone;
 
-use crate::{alone, is_mapped};
+use crate::is_mapped;
 
 #[test]
 fn every_mapping_starts_at_two_mebibytes_and_has_its_size() {

@@ -2,9 +2,8 @@ use std::os::fd::AsFd;
 
 use paguro_sys::presence::{Pagemap, Which, file_data, hugetlb};
 use paguro_sys::{Advice, Fallbacks, HUGE_PAGE_BYTES, Host, Mapping, RegisterMode};
+use paguro_testkit::{HugePages, alone, skipped};
 use proptest::prelude::*;
-
-use crate::{HugePages, alone};
 
 /// Pages that a scan reports.
 fn pages(
@@ -29,7 +28,7 @@ fn both() -> Option<[Pagemap; 2]> {
         ..Default::default()
     });
     if !fast.pagemap_scan {
-        println!("SKIPPED: no PAGEMAP_SCAN on this host");
+        skipped("no PAGEMAP_SCAN on this host");
         return None;
     }
     assert!(!slow.pagemap_scan);

@@ -1,43 +1,17 @@
 //! Machines for tests.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paguro_migration::machine::{Machine, Paused};
 use paguro_oracle::{DeviceWriter, Memory, Report};
 use paguro_ram::{GuestRam, RamBlock};
 use paguro_stage2::{InitialLog, LogMode, LogOptions, SplitPolicy};
+pub use paguro_testkit::turn;
 use paguro_vmm::{Accel, Config, DmaConfig, Stage2Config, Stage2Sabotage, Vm};
 use paguro_wire::device::DeviceSection;
 use paguro_workload::area::{DMA, DMA_DIRECT};
-
-static LOCK: Mutex<()> = Mutex::new(());
-
-/// The right to run vCPUs, of which this host has few: one test at a time, over all processes.
-pub struct Turn {
-    _file: File,
-    _lock: MutexGuard<'static, ()>,
-}
-
-pub fn turn() -> Turn {
-    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = std::env::temp_dir().join("paguro-tests.lock");
-    let mut options = File::options();
-    let file = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path);
-    // Another user's will do as well.
-    let file = file.or_else(|_| File::open(&path)).unwrap();
-    file.lock().unwrap();
-    Turn {
-        _file: file,
-        _lock: lock,
-    }
-}
 
 /// The accelerators that can be tested here; says so if one is left out.
 pub fn accels() -> Vec<Accel> {

@@ -7,10 +7,11 @@ use paguro_dirty::tracker::measure;
 use paguro_migration::machine::Machine;
 use paguro_ram::{Backing, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Fallbacks, Host};
+use paguro_testkit::HugePages;
 use paguro_vmm::{Accel, Config, Stage2Sabotage, Vm};
 
 use super::destination::Order;
-use super::memory::{HugePages, is_huge};
+use super::memory::is_huge;
 use super::walk::{Verdict, walk};
 use crate::common::*;
 
@@ -95,7 +96,7 @@ fn every_write_of_a_guest_is_reported() {
 #[test]
 fn so_is_that_of_one_in_any_kind_of_memory() {
     let _turn = turn();
-    let _pool = HugePages::reserve(8);
+    let _pool = HugePages::take(8);
     let mut ways = kvm_ways();
     // The others do not differ in how pages are protected.
     ways.retain(|(name, _)| ["manual protection, all set", "small ring"].contains(name));

@@ -33,32 +33,3 @@ pub fn is_watched(address: usize) -> bool {
     let flags = smaps(address, "VmFlags");
     flags.split(' ').any(|flag| flag == "uw")
 }
-
-/// Huge pages in the host's pool, given back at the end.
-pub struct HugePages(i64);
-
-impl HugePages {
-    /// Adds `count`, or says why not.
-    pub fn reserve(count: i64) -> Option<Self> {
-        let got = Self(change(count).unwrap_or(0));
-        if got.0 >= count {
-            return Some(got);
-        }
-        println!("skipped: this host does not give {count} huge pages");
-        None
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        change(-self.0);
-    }
-}
-
-fn change(count: i64) -> Option<i64> {
-    const FILE: &str = "/proc/sys/vm/nr_hugepages";
-    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
-    let before = size()?;
-    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
-    Some(size()? - before)
-}
