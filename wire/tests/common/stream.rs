@@ -1,14 +1,17 @@
 //! Small streams to test with.
 #![allow(dead_code)]
 
+use std::io::Read;
 use std::sync::Arc;
 
+use paguro_wire::DecodeError;
 use paguro_wire::globalstate;
+use paguro_wire::input::Input;
 use paguro_wire::stream::configuration::Configuration;
 use paguro_wire::stream::order::Order;
-use paguro_wire::stream::ram::{self, BlockTable, ListExtras, RamBlock, RamWriter};
+use paguro_wire::stream::ram::{self, BlockTable, ListExtras, RamBlock, RamRecord, RamWriter};
 use paguro_wire::stream::section::{self, SectionHeader};
-use paguro_wire::stream::{devices, header, xbzrle};
+use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader, devices, header, xbzrle};
 
 use super::{PAGE, cpu};
 
@@ -151,4 +154,39 @@ pub fn small_stream() -> Vec<u8> {
         .eof()
         .description();
     parts.out
+}
+
+/// All events, with what they announce read or not.
+pub fn events_of<R: Read>(reader: R, read_payloads: bool) -> Result<Vec<Event>, DecodeError> {
+    let input = ChannelInput::with_buffer(reader, 0);
+    let mut stream = StreamReader::new(input, Expected::machine(MACHINE));
+    let mut events = Vec::new();
+    loop {
+        let event = stream.next()?;
+        if event == Event::Closed {
+            return Ok(events);
+        }
+        if let (Event::Ram(record), true) = (&event, read_payloads) {
+            match *record {
+                RamRecord::Page { .. } => drop(stream.input().array::<PAGE>("page")?),
+                RamRecord::Xbzrle { bytes, .. } => {
+                    stream.input().fill("delta", &mut vec![0; bytes])?;
+                }
+                _ => {}
+            }
+        }
+        events.push(event);
+    }
+}
+
+pub fn events(bytes: &[u8]) -> Result<Vec<Event>, DecodeError> {
+    events_of(bytes, true)
+}
+
+pub fn refusal(parts: Parts) -> DecodeError {
+    events(&parts.out).expect_err("this stream is wrong")
+}
+
+pub fn started() -> Parts {
+    Parts::begin().start()
 }
