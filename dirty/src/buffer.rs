@@ -87,6 +87,12 @@ impl PageBuffer {
         self.lock().most_used * UNIT_PAGES * page_size()
     }
 
+    /// Bytes that it has room for by now.
+    #[cfg(test)]
+    pub(crate) fn made_bytes(&self) -> usize {
+        self.lock().made * UNIT_PAGES * page_size()
+    }
+
     /// Room for a fault's chunk; `None` once it is closed.
     pub(crate) fn take(&self, units: usize) -> Option<Vec<Unit>> {
         let mut state = self.lock();

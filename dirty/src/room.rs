@@ -78,3 +78,92 @@ impl Freeze {
         Ok((written.count() * step).min(granules))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use paguro_faults::Faults;
+    use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+    use paguro_sys::{Fallbacks, Host};
+    use paguro_testkit::skipped;
+
+    use super::*;
+    use crate::{FreezeOptions, HugePolicy, Sabotage};
+
+    /// Four granules for each sample.
+    const GRANULES: usize = 4 * SAMPLES;
+    const GRANULE_BYTES: usize = CHUNK * 4096;
+
+    /// RAM that exists, and the owner of its faults.
+    fn machine() -> Option<(Host, GuestRam, Arc<Faults>)> {
+        let host = Host::probe(&Fallbacks::default());
+        if !host.can_freeze() {
+            skipped("userfaultfd with write-protection is not available to this process");
+            return None;
+        }
+        let block = RamBlock::new(BlockConfig {
+            id: "ram".into(),
+            guest_address: 0,
+            bytes: GRANULES * GRANULE_BYTES,
+            backing: Backing::Anonymous,
+            pages: PageKind::Small,
+        });
+        let ram = GuestRam::new(vec![block.unwrap()]);
+        let mapping = ram.blocks()[0].mapping();
+        (0..GRANULES * CHUNK).for_each(|page| mapping.copy_in(page * 4096, &[1]));
+        let faults = Faults::open(&host, ram.clone(), 1).unwrap();
+        Some((host, ram, faults))
+    }
+
+    /// Bytes for which room is made, of at most `buffer_bytes`.
+    fn room(machine: &(Host, GuestRam, Arc<Faults>), buffer_bytes: usize) -> usize {
+        let (host, ram, faults) = machine;
+        let options = FreezeOptions {
+            host: *host,
+            chunk_pages: 64,
+            buffer_bytes,
+            huge: HugePolicy::Keep,
+            check: false,
+            sabotage: Sabotage::None,
+        };
+        let freeze = Freeze::new(Some(faults.clone()), ram.clone(), None, &[], options).unwrap();
+        freeze.make_room(&|| true).unwrap();
+        freeze.end();
+        freeze.buffer.made_bytes()
+    }
+
+    #[test]
+    fn the_buffer_is_made_as_large_as_what_the_guest_writes() {
+        let Some(machine) = machine() else { return };
+        let all = GRANULES * GRANULE_BYTES;
+        assert_eq!(room(&machine, 1 << 30), START_BYTES, "nobody writes");
+        let (ram, stop) = (machine.1.clone(), Arc::new(AtomicBool::new(false)));
+        let its = stop.clone();
+        // A word in each granule, as a guest does that writes everywhere.
+        let guest = std::thread::spawn(move || {
+            for granule in (0..GRANULES).cycle() {
+                let mapping = ram.blocks()[0].mapping();
+                mapping.copy_in(granule * GRANULE_BYTES, &[2]);
+                if its.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        // On a busy host it may get no core while it is watched.
+        let most = (0..50).map(|_| room(&machine, 1 << 30));
+        let most = most.inspect(|&bytes| assert!(bytes <= START_BYTES + all, "{bytes}"));
+        let enough = most.into_iter().any(|bytes| bytes >= START_BYTES + all / 2);
+        let limited = room(&machine, START_BYTES + (4 << 20));
+        stop.store(true, Ordering::Relaxed);
+        guest.join().unwrap();
+        assert!(enough, "all is written, and there is no room for it");
+        assert!(limited <= START_BYTES + (4 << 20), "{limited}");
+        assert_eq!(
+            room(&machine, 1 << 30),
+            START_BYTES,
+            "nobody writes any more"
+        );
+    }
+}

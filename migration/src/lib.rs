@@ -1,13 +1,18 @@
-//! Background snapshot and restore: how a machine's memory and devices leave and come back.
+//! How a machine's memory and devices leave and come back: into a file, or into another process.
 //!
 //! A VMM implements [`machine::Machine`] and keeps one [`Memory`] for it. Then
 //!
 //! * [`snapshot`] saves it to a file in QEMU's mapped-ram layout, while it runs
 //!   ([`SnapshotOptions::background`]) or stopped;
 //! * [`restore::RestoreFile`] and [`restore::restore_ram`] bring it back: all at once, by mapping
-//!   the file, or page by page while it runs already.
+//!   the file, or page by page while it runs already;
+//! * [`source::migrate`] moves it while it runs, over a [`channel`], to where [`destination::receive`]
+//!   brings it in: for a [`machine::Recipient`], which the machine is there. Who of both may run is
+//!   decided by [`switchover`], and by nobody else;
+//! * [`handover`] passes RAM itself on to another process of the same host, so that only devices move.
 //!
-//! What an operator sees of a running snapshot, and how he cancels it, is a [`Control`].
+//! What an operator sees of a running snapshot, and how he cancels it, is a [`Control`]; of a
+//! migration, a [`source::Migration`] on one side and a [`destination::Arrival`] on the other.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +27,7 @@ mod memory;
 pub mod multifd;
 pub mod options;
 mod outlet;
+mod reason;
 pub mod restore;
 mod save;
 mod snapshot;

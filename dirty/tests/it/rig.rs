@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions, HugePolicy, Sabotage, Unarrived};

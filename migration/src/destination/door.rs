@@ -1,9 +1,9 @@
 //! The door: what comes in, and what each of it is.
 //!
 //! The first four bytes of a connection say what it is: `QEVM` a stream, `PgOQ` a source that asks
-//! for the outcome of its migration, `11 22 33 44` a multifd channel. Anything else is shut out, and the door stays open: whoever
-//! scans ports must not cost anybody a migration. A connection that is the only one there can be
-//! (a pipe, a command, a file) is the stream, or nothing.
+//! for the outcome of its migration, `11 22 33 44` a multifd channel. Anything else is shut out, and
+//! the door stays open: whoever scans ports must not cost anybody a migration. A connection that is
+//! the only one there can be (a pipe, a command, a file) is the stream, or nothing.
 
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -95,7 +95,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
             drop(inner);
             let read = stream::read(arrival, recipient, stream::behind(first, &mut reader));
             match read {
-                Ok(()) => finish(arrival, reader),
+                Ok(()) => finish(reader),
                 Err(error) => arrival.fail(&error),
             }
         }
@@ -131,14 +131,13 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
 }
 
 /// The stream is whole; how a command ended is part of that.
-fn finish(arrival: &Arrival, reader: Reader) {
+fn finish(reader: Reader) {
     if let Err(error) = reader.finish()
         && !ChannelError::inside(&error).is_some_and(ChannelError::is_stop)
     {
         let error = crate::snapshot::chain(&error);
         tracing::warn!(%error, "the channel of a whole stream did not end well");
     }
-    let _ = arrival;
 }
 
 fn next(reader: &mut Reader) -> Option<[u8; 4]> {

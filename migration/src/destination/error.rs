@@ -7,6 +7,7 @@ use paguro_wire::DecodeError;
 
 use crate::channel::ChannelError;
 use crate::machine::MachineError;
+use crate::reason;
 use crate::switchover::Reason;
 
 /// No machine came in: what is here will never run.
@@ -72,18 +73,15 @@ pub enum ReceiveError {
 impl ReceiveError {
     /// What the control side is told of it.
     pub(super) fn reason(&self) -> Reason {
-        let of_io = |source: &io::Error| match ChannelError::inside(source) {
-            Some(ChannelError::Silent { .. }) => Reason::Silence,
-            _ if source.kind() == io::ErrorKind::TimedOut => Reason::Silence,
-            _ => Reason::Channel,
-        };
         match self {
             Self::Channel(_) => Reason::Channel,
             Self::MissingChannels { .. } | Self::SilentChannels(_) => Reason::Silence,
             Self::Stream(source) | Self::Channels { source, .. } => match source {
-                DecodeError::Read { source, .. } => of_io(source),
-                DecodeError::Truncated { .. } => Reason::Channel,
-                _ => Reason::OutOfTurn,
+                // A source that says next to nothing (`patience`) is silent, too.
+                DecodeError::Read { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                    Reason::Silence
+                }
+                source => reason::of_decoding(source),
             },
             Self::Unsupported { .. } => Reason::OutOfTurn,
             Self::Ended { why, .. } => *why,

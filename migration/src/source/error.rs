@@ -9,6 +9,7 @@ use paguro_wire::stream::ram::TableError;
 
 use crate::channel::ChannelError;
 use crate::machine::MachineError;
+use crate::reason;
 use crate::switchover::Reason;
 
 /// A migration did not come to its end. Unless it says otherwise the guest is as it was before.
@@ -110,17 +111,11 @@ impl MigrateError {
 
     /// What the control side is told of it.
     pub(super) fn reason(&self) -> Reason {
-        let silent = |source: &io::Error| match ChannelError::inside(source) {
-            Some(ChannelError::Silent { .. }) => Reason::Silence,
-            _ => Reason::Channel,
-        };
         match self {
-            Self::Broken { source, .. } => silent(source),
+            Self::Broken { source, .. } => reason::of_io(source),
             Self::Channel(ChannelError::Silent { .. }) => Reason::Silence,
             Self::Channel(_) => Reason::Channel,
-            Self::Answer(DecodeError::Read { source, .. }) => silent(source),
-            Self::Answer(DecodeError::Truncated { .. }) => Reason::Channel,
-            Self::Answer(_) => Reason::OutOfTurn,
+            Self::Answer(source) => reason::of_decoding(source),
             Self::GivenUp(why) | Self::Ended { why, .. } => *why,
             Self::Cancelled => Reason::Cancelled,
             _ => Reason::Here,

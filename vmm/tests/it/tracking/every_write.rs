@@ -64,6 +64,12 @@ fn thread_ways() -> Vec<(&'static str, Config)> {
     ways
 }
 
+fn all_ways() -> Vec<(&'static str, Config)> {
+    let mut ways = kvm_ways();
+    ways.extend(thread_ways());
+    ways
+}
+
 #[track_caller]
 fn assert_right(name: &str, vm: &Vm, rounds: usize, writes: u64) {
     let tracker = vm.tracker().unwrap();
@@ -71,25 +77,33 @@ fn assert_right(name: &str, vm: &Vm, rounds: usize, writes: u64) {
     assert_eq!(verdict, Ok(Verdict::default()), "{name}, {:?}", vm.config());
 }
 
+/// With one vCPU and with two, at each rate, so many rounds; and `then`.
+#[track_caller]
+fn assert_right_at_all_rates(name: &str, way: &Config, rounds: usize, then: impl Fn(&str, &Vm)) {
+    for cpus in [1, 2] {
+        for (rate, writes) in RATES {
+            let vm = start(&Config {
+                cpus,
+                workload: rate.parse().unwrap(),
+                ..way.clone()
+            });
+            assert_right(name, &vm, rounds, writes);
+            // And again, by a new one.
+            assert_right(name, &vm, 3, writes);
+            then(rate, &vm);
+        }
+    }
+}
+
 #[test]
 fn every_write_of_a_guest_is_reported() {
     let _turn = turn();
     for (name, way) in kvm_ways() {
-        for cpus in [1, 2] {
-            for (rate, writes) in RATES {
-                let vm = start(&Config {
-                    cpus,
-                    workload: rate.parse().unwrap(),
-                    ..way.clone()
-                });
-                assert_right(name, &vm, 9, writes);
-                // And again, by a new one.
-                assert_right(name, &vm, 3, writes);
-                if name == "small ring" && rate == "rate=unlimited" {
-                    assert!(vm.ring_full_exits() > 0, "the small ring was never full");
-                }
+        assert_right_at_all_rates(name, &way, 9, |rate, vm| {
+            if name == "small ring" && rate == "rate=unlimited" {
+                assert!(vm.ring_full_exits() > 0, "the small ring was never full");
             }
-        }
+        });
     }
 }
 
@@ -160,27 +174,14 @@ fn every_write_of_threads_is_reported() {
         ways.push(("async protection, user mode only", user_mode_only));
     }
     for (name, way) in ways {
-        for cpus in [1, 2] {
-            for (rate, writes) in RATES {
-                let vm = start(&Config {
-                    cpus,
-                    workload: rate.parse().unwrap(),
-                    ..way.clone()
-                });
-                assert_right(name, &vm, 15, writes);
-                // And again, by a new one.
-                assert_right(name, &vm, 3, writes);
-            }
-        }
+        assert_right_at_all_rates(name, &way, 15, |_, _| ());
     }
 }
 
 #[test]
 fn every_write_of_a_device_is_reported() {
     let _turn = turn();
-    let mut ways = kvm_ways();
-    ways.extend(thread_ways());
-    for (name, way) in ways {
+    for (name, way) in all_ways() {
         let vm = start(&with_dma(way, true));
         assert_right(name, &vm, 12, 10);
     }
@@ -211,9 +212,7 @@ impl Discards for Unplugged {
 #[test]
 fn nothing_discarded_is_reported() {
     let _turn = turn();
-    let mut ways = kvm_ways();
-    ways.extend(thread_ways());
-    for (name, way) in ways {
+    for (name, way) in all_ways() {
         let config = with_dma(way, false);
         let ram = ram(&config).with_discards(Arc::new(Unplugged));
         let vm = Vm::create(config, ram.clone()).unwrap();
@@ -284,9 +283,7 @@ fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
 #[test]
 fn the_rate_is_that_of_the_guest() {
     let _turn = turn();
-    let mut ways = kvm_ways();
-    ways.extend(thread_ways());
-    for (name, way) in ways {
+    for (name, way) in all_ways() {
         let vm = start(&Config {
             workload: "rate=20000".parse().unwrap(),
             ..way
