@@ -45,6 +45,19 @@ pub enum ReceiveError {
         #[source]
         source: DecodeError,
     },
+    /// The caller's, on one of the sides: packets went over channels that this side was not told of.
+    #[error(
+        "of {of} multifd packets {came} came over the {channels} multifd channels that this side was \
+         told of: the source may have been told of more"
+    )]
+    MissingPackets {
+        /// So many came.
+        came: u64,
+        /// So many there are by their numbers.
+        of: u64,
+        /// Channels that this side was told of.
+        channels: usize,
+    },
     /// The network's: the multifd channels bring nothing.
     #[error("the multifd channels are silent for {:.1} s", .0.as_secs_f64())]
     SilentChannels(Duration),
@@ -83,7 +96,7 @@ impl ReceiveError {
                 }
                 source => reason::of_decoding(source),
             },
-            Self::Unsupported { .. } => Reason::OutOfTurn,
+            Self::Unsupported { .. } | Self::MissingPackets { .. } => Reason::OutOfTurn,
             Self::Ended { why, .. } => *why,
             _ => Reason::Here,
         }

@@ -5,6 +5,11 @@
 //! main one waits until every channel is at its SYNC: so a page of the next pass is never
 //! overtaken by one of the pass before.
 //!
+//! **No packet is missed.** A source that was told of more channels than this side sends pages over
+//! some that are not let in here, and if all goes fast that is the only sign of them. But packets
+//! are numbered through all channels, so where every channel is at its SYNC there are as many as the
+//! highest number says. At the first mark, before any page, a channel may be ahead of the others.
+//!
 //! **Nobody waits for ever.** A channel may be idle for as long as the main one goes on: whether
 //! the source is well is seen there. Where the main channel waits, it waits only while the others
 //! bring something. A channel that breaks ends everything until all of RAM is here; from then on
@@ -49,12 +54,28 @@ struct Inner {
     began: Option<Instant>,
     /// Marks that the main channel came to.
     released: u64,
+    /// Packets that came over all channels, up to their SYNCs.
+    taken: Taken,
     /// All of RAM is here.
     closed: bool,
     /// The migration is over, one way or the other.
     ended: bool,
     /// A channel broke; the control side knows why.
     broken: bool,
+}
+
+/// Packets: how many, and how many there must be by their numbers.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    packets: u64,
+    numbered: u64,
+}
+
+impl Taken {
+    fn add(&mut self, more: Self) {
+        self.packets += more.packets;
+        self.numbered = self.numbered.max(more.numbered);
+    }
 }
 
 struct Lane {
@@ -113,6 +134,14 @@ impl Lanes {
             let behind = inner.released;
             let at_sync = |lane: &Option<Lane>| lane.as_ref().is_some_and(|l| l.syncs > behind);
             if inner.lanes.iter().all(at_sync) {
+                let Taken { packets, numbered } = inner.taken;
+                if behind > 0 && packets != numbered {
+                    return Err(ReceiveError::MissingPackets {
+                        came: packets,
+                        of: numbered,
+                        channels: self.count(),
+                    });
+                }
                 inner.released += 1;
                 self.changed.notify_all();
                 return Ok(());
@@ -189,9 +218,11 @@ impl Lanes {
         }
     }
 
-    /// A channel is at SYNC: waits for the main one. Whether it goes on.
-    fn sync(&self, channel: u8) -> bool {
+    /// A channel is at SYNC, and took so much since the last one: waits for the main one. Whether it
+    /// goes on.
+    fn sync(&self, channel: u8, taken: Taken) -> bool {
         let mut inner = self.lock();
+        inner.taken.add(taken);
         let Some(lane) = &mut inner.lanes[usize::from(channel)] else {
             return false;
         };
@@ -299,6 +330,7 @@ fn take_all<R: Read>(
     };
     let mut ahead = Ahead::default();
     let mut counted = 0;
+    let mut taken = Taken::default();
     loop {
         // However long that takes, as while an operator decides; the end is noticed by the read
         // that follows.
@@ -306,6 +338,10 @@ fn take_all<R: Read>(
         input.at_end(WHAT)?;
         clock.restart();
         let packet = packets.packet(&mut input)?;
+        taken.add(Taken {
+            packets: 1,
+            numbered: packet.number.saturating_add(1),
+        });
         if arrival.lanes.is_over() {
             return Ok(());
         }
@@ -349,7 +385,7 @@ fn take_all<R: Read>(
         let bytes = input.offset() - counted;
         counted += bytes;
         progress.multifd_bytes.fetch_add(bytes, Relaxed);
-        if packet.sync && !arrival.lanes.sync(channel) {
+        if packet.sync && !arrival.lanes.sync(channel, std::mem::take(&mut taken)) {
             return Ok(());
         }
     }

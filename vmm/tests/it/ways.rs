@@ -173,6 +173,9 @@ fn a_page_is_never_overtaken_by_an_older_one() {
     }
 }
 
+/// The connection stays, and nothing of it arrives.
+const SWALLOW: usize = usize::MAX;
+
 /// What becomes of a migration through a relay that cuts its `cut`th connection after so many
 /// bytes.
 fn cut(
@@ -196,6 +199,10 @@ fn cut(
                 return;
             };
             let number = count.fetch_add(1, Ordering::Relaxed);
+            if number == cut && after == SWALLOW {
+                std::thread::spawn(move || std::io::copy(&mut &source, &mut std::io::sink()));
+                continue;
+            }
             let limit = if number == cut { after } else { usize::MAX };
             let (a, b) = (
                 source.try_clone().unwrap(),
@@ -279,6 +286,19 @@ fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
         println!("{way:?} {told:?}: {sent}; {received}");
         assert!(received.contains(says), "{received}");
     }
+    take(&vm).assert_right();
+}
+
+/// A channel too many need not be met before all else is here; what went over it is missed.
+#[test]
+fn pages_on_a_channel_that_nobody_listens_to_are_missed() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    wait_writes(&vm, 5000);
+    let told = Some(Multifd::new(2));
+    let (sent, received) = cut(&vm, Way::Multifd(3), 3, SWALLOW, told);
+    assert!(received.contains("multifd packets"), "{received}");
+    assert!(sent.contains("destination"), "{sent}");
     take(&vm).assert_right();
 }
 
