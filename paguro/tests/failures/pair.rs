@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
 
+pub use paguro_testkit::turn;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -11,30 +11,6 @@ use crate::relay::{Marks, Place, Relay};
 use crate::rng::Rng;
 use crate::side::{Judged, Side};
 use crate::watch::Watch;
-
-static LOCK: Mutex<()> = Mutex::new(());
-
-/// The right to run vCPUs, of which a host has few: one test at a time, over all processes.
-pub struct Turn {
-    _file: File,
-    _lock: std::sync::MutexGuard<'static, ()>,
-}
-
-pub fn turn() -> Turn {
-    let lock = LOCK
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let path = std::env::temp_dir().join("paguro-tests.lock");
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    // A file of another user's can be locked all the same.
-    let file = options.open(&path).or_else(|_| File::open(&path)).unwrap();
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    Turn {
-        _file: file,
-        _lock: lock,
-    }
-}
 
 /// Two machines on their way.
 pub struct Pair {

@@ -1,5 +1,6 @@
 //! Guests that move to another process on this host, and their RAM with them.
 
+use paguro_testkit::HugePages;
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, Qmp, text, turn};
@@ -90,41 +91,6 @@ fn moves(accel: &str, more: &[&str]) {
         here.qmp.execute("cont", json!({}));
     }
     here.quit();
-}
-
-/// Some of the host's huge pages, given back when dropped; `None` with a printed reason. Others may
-/// take and give back theirs meanwhile, so it is a difference that is asked for and given back.
-struct HugePages(i64);
-
-impl HugePages {
-    fn take(count: i64) -> Option<Self> {
-        let taken = change(count).map(Self);
-        let pool = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let number = |name: &str| -> i64 {
-            let line = pool.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
-        };
-        if number("HugePages_Free:") - number("HugePages_Rsvd:") >= count {
-            return taken;
-        }
-        println!("skipped: no {count} huge pages to be had");
-        None
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        change(-self.0);
-    }
-}
-
-/// Makes the pool larger or smaller; by how much it did.
-fn change(count: i64) -> Option<i64> {
-    const FILE: &str = "/proc/sys/vm/nr_hugepages";
-    let size = || -> Option<i64> { std::fs::read_to_string(FILE).ok()?.trim().parse().ok() };
-    let before = size()?;
-    let _ = std::fs::write(FILE, (before + count).max(0).to_string());
-    Some(size()? - before)
 }
 
 #[test]

@@ -1,42 +1,19 @@
 //! A program that runs a machine, and a raw QMP connection to it.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
+pub use paguro_testkit::{Turn, turn};
 use serde_json::{Value, json};
 
 pub const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
 
 /// Long enough that only a test that fails gets there.
 const IN_VAIN: Duration = Duration::from_secs(60);
-
-static LOCK: Mutex<()> = Mutex::new(());
-
-/// The right to run vCPUs, of which a host has few: one test at a time, over all processes.
-pub struct Turn {
-    _file: File,
-    _lock: MutexGuard<'static, ()>,
-}
-
-pub fn turn() -> Turn {
-    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = std::env::temp_dir().join("paguro-tests.lock");
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    // A file of another user's can be locked all the same.
-    let file = options.open(&path).or_else(|_| File::open(&path)).unwrap();
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    Turn {
-        _file: file,
-        _lock: lock,
-    }
-}
 
 /// The program, in no environment that would change what it does.
 pub fn paguro<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
