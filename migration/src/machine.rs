@@ -88,9 +88,8 @@ pub trait Machine: Send + Sync {
     /// later, or not at all.
     fn throttle(&self, _percent: u8) {}
 
-    /// The same with a percentage for each vCPU, in the order of
-    /// [`Tracker::vcpu_rates`](paguro_dirty::tracker::Tracker::vcpu_rates). A machine that knows no
-    /// difference slows all down as the slowest.
+    /// The same with a percentage for each vCPU, in the order of [`Tracker::vcpu_rates`]. A machine
+    /// that knows no difference slows all down as the slowest.
     fn throttle_each(&self, percents: &[u8]) {
         self.throttle(percents.iter().copied().max().unwrap_or(0));
     }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use paguro_sys::{Fallbacks, Host};
 use rustix::process::Signal;
@@ -183,6 +184,22 @@ fn what_is_no_offer_ends_who_waits_for_one() {
 }
 
 /// The destination is stopped before it takes anything, so that the source surely waits for it.
+/// Waits until somebody has connected there, whether or not that was noticed.
+#[track_caller]
+fn offered(at: &str) {
+    let path = at.strip_prefix("unix:").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        // The one that listens, and the end of each connection on its side.
+        let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+        if all.lines().filter(|line| line.ends_with(path)).count() > 1 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "nobody comes to {at}");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn before_it_is_confirmed_either_side_may_be_killed() {
     let _turn = turn();
@@ -191,7 +208,7 @@ fn before_it_is_confirmed_either_side_may_be_killed() {
     let waiting = Waiting::start(&[]);
     waiting.machine.signal(Signal::STOP);
     here.qmp.execute("migrate", json!({ "uri": waiting.at }));
-    here.qmp.wait_migration("setup");
+    offered(&waiting.at);
     waiting.machine.signal(Signal::KILL);
     let failed = here.qmp.wait_migration("failed");
     let said = failed["error-desc"].as_str().unwrap();
@@ -200,7 +217,7 @@ fn before_it_is_confirmed_either_side_may_be_killed() {
     let waiting = Waiting::start(&[]);
     waiting.machine.signal(Signal::STOP);
     here.qmp.execute("migrate", json!({ "uri": waiting.at }));
-    here.qmp.wait_migration("setup");
+    offered(&waiting.at);
     here.qmp.execute("migrate_cancel", json!({}));
     here.qmp.wait_migration("cancelled");
     assert_eq!(here.status(), "running");
@@ -214,7 +231,7 @@ fn before_it_is_confirmed_either_side_may_be_killed() {
         machine, mut qmp, ..
     } = lost;
     qmp.execute("migrate", json!({ "uri": waiting.at }));
-    qmp.wait_migration("setup");
+    offered(&waiting.at);
     machine.signal(Signal::KILL);
     machine.wait();
     waiting.machine.signal(Signal::CONT);
