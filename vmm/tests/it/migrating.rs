@@ -117,6 +117,21 @@ pub fn assert_moved(moved: &Moved) {
     assert_eq!(moved.vm.run_state(), RunState::Running);
 }
 
+/// What is sent in a moment may be more than the limit lets through in many: the destination hears
+/// from its source all the same.
+#[test]
+fn a_source_that_may_send_little_is_not_taken_for_a_silent_one() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    wait_writes(&vm, 10_000);
+    let name = Name::new();
+    let moved = relocate_over(&vm, &name.address(), |source, destination| {
+        source.max_bandwidth = 2 << 20;
+        destination.silence = Some(Duration::from_secs(2));
+    });
+    assert_moved(&moved);
+}
+
 fn machines() -> Vec<Config> {
     let mut configs = Vec::new();
     for accel in accels() {
