@@ -219,10 +219,13 @@ impl Sender<'_> {
                     return Err(Stopped::Told);
                 }
                 let (start, before) = (Instant::now(), self.written_bytes());
+                let differences = self.differences();
                 self.send(block, chunk, &mut due)?;
                 let bytes = self.written_bytes() - before;
-                // A chunk of zeros says nothing about the channel.
-                if due.content.len() > super::outstanding::CHUNK / 4 {
+                // A chunk of zeros says nothing about the channel, nor does one of which next to
+                // nothing is sent.
+                let whole = due.content.len() as u64 - (self.differences() - differences);
+                if whole > super::outstanding::CHUNK as u64 / 4 {
                     self.stream.bandwidth.count(bytes, start.elapsed());
                 }
             }
@@ -297,6 +300,11 @@ impl Sender<'_> {
         Progress::add(&progress.normal_pages, total - zeros);
         Progress::add(&progress.zero_pages, zeros);
         Ok(())
+    }
+
+    /// Pages of which only the difference was sent, so far.
+    fn differences(&self) -> u64 {
+        Progress::get(&self.migration.progress().xbzrle_pages)
     }
 
     /// Bytes written to all channels.

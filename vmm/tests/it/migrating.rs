@@ -78,6 +78,16 @@ pub fn relocate_over(
     address: &Address,
     change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
 ) -> Moved {
+    relocate_while(source, address, change, |_| {})
+}
+
+/// The same while somebody watches, and changes what may be changed.
+pub fn relocate_while(
+    source: &Arc<Vm>,
+    address: &Address,
+    change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
+    watch: impl FnOnce(&Migration) + Send + 'static,
+) -> Moved {
     let destination = create(source.config());
     let mut options = options(address.clone());
     let mut receiving = ReceiveOptions::new(true, false);
@@ -99,7 +109,10 @@ pub fn relocate_over(
     };
     let host = Host::probe(&Fallbacks::default());
     let memory = Memory::new(host, source.guest_ram().clone());
+    let watched = migration.clone();
+    let watcher = std::thread::spawn(move || watch(&watched));
     let sent = migrate(&**source, &memory, &options, &migration);
+    watcher.join().unwrap();
     Moved {
         vm: destination,
         sent,
