@@ -455,12 +455,15 @@ fn shared_ram_is_handed_over_by_descriptor() {
                     std::thread::spawn(move || {
                         let taken = handover::take(listener.accept(None).unwrap()).unwrap();
                         let vm = Vm::create(config, taken.ram().clone()).unwrap();
-                        taken.confirm().unwrap();
+                        let way = taken.confirm().unwrap();
                         let mut options = ReceiveOptions::new(true, false);
                         options.hand_over = true;
                         options.linger = Duration::from_millis(200);
                         let arrival = Arrival::new(options, None);
-                        receive(&*vm, listener, &arrival).unwrap();
+                        std::thread::scope(|scope| {
+                            scope.spawn(|| arrival.watch(way));
+                            receive(&*vm, listener, &arrival).unwrap();
+                        });
                         vm
                     })
                 };
