@@ -180,6 +180,11 @@ impl<'s, 'e> Driver<'s, 'e> {
         if hand_over {
             stream.ignore_shared();
         }
+        let cache = self.options.xbzrle_cache_bytes.map(|bytes| {
+            let stale = self.options.sabotage == SourceSabotage::StaleDelta;
+            Deltas::new(&ram, bytes, stale)
+        });
+        let deltas = cache.transpose()?;
         let sender = Sender {
             machine: self.machine,
             migration: self.migration,
@@ -193,10 +198,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             began: self.began,
             devices: Vec::new(),
             brake: Brake::new(&self.options.convergence),
-            deltas: self.options.xbzrle_cache_bytes.map(|bytes| {
-                let stale = self.options.sabotage == SourceSabotage::StaleDelta;
-                Deltas::new(&self.machine.ram(), bytes, stale)
-            }),
+            deltas,
             lanes,
             batch: Box::new(Batch::new()),
             multifd_sync: false,
