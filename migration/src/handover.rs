@@ -9,7 +9,7 @@
 //! source                                             destination
 //! "PgRM", u32 count, count x block  + descriptors -->   maps them, makes its machine of them
 //!                                                 <--   "PgRA": it has them
-//! and then the stream, over another connection
+//! and then the stream, over another connection; this one stays until the source is through
 //!
 //! block: str8 id, u64 guest address, u64 used bytes, u64 bytes of the mapping, u64 offset in the
 //!        file, u8 1 if its pages are of 2 MiB
@@ -40,7 +40,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::channel::{Channel, ChannelError};
+use crate::channel::{Channel, ChannelError, Handle, Reader, Writer};
 
 const OFFER: [u8; 4] = *b"PgRM";
 const TAKEN: [u8; 4] = *b"PgRA";
@@ -102,12 +102,17 @@ fn nonsense(what: impl Into<String>) -> HandOverError {
     HandOverError::Nonsense { what: what.into() }
 }
 
+/// RAM that the other side has. While this is held the other side waits for the stream.
+pub(crate) struct Offered {
+    _way: (Reader, Writer),
+}
+
 /// Sends the descriptors of all of RAM and waits until the other side has them.
 ///
 /// # Errors
 ///
 /// [`HandOverError`].
-pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<(), HandOverError> {
+pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<Offered, HandOverError> {
     let blocks = ram.blocks();
     if blocks.len() > MOST {
         let found = blocks.len();
@@ -159,7 +164,9 @@ pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<(), HandOverErro
     let heard = reader.read_exact(&mut answer);
     heard.map_err(HandOverError::Broken)?;
     match answer {
-        TAKEN => Ok(()),
+        TAKEN => Ok(Offered {
+            _way: (reader, writer),
+        }),
         other => Err(nonsense(format!("its answer is {other:02x?}"))),
     }
 }
@@ -167,7 +174,29 @@ pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<(), HandOverErro
 /// RAM that was handed over; the other side waits for [`Taken::confirm`].
 pub struct Taken {
     ram: GuestRam,
-    writer: crate::channel::Writer,
+    way: Way,
+}
+
+/// The connection on which RAM was handed over. The source ends it when it is through, or is gone.
+pub struct Way {
+    reader: Reader,
+    writer: Writer,
+    handle: Handle,
+}
+
+impl std::fmt::Debug for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Way")
+    }
+}
+
+impl Way {
+    /// Waits until the source ends it, or it is stopped here, however long that takes.
+    pub(crate) fn wait_end(mut self) {
+        self.handle.set_silence(None);
+        let mut byte = [0];
+        while matches!(self.reader.read(&mut byte), Ok(1)) {}
+    }
 }
 
 impl std::fmt::Debug for Taken {
@@ -183,6 +212,7 @@ impl std::fmt::Debug for Taken {
 /// [`HandOverError`]; whatever was mapped is gone again.
 pub fn take(channel: Channel) -> Result<Taken, HandOverError> {
     let peer = channel.peer().to_owned();
+    let handle = channel.handle();
     let (reader, writer) = channel.split();
     let Some(socket) = reader.plain_fd() else {
         return Err(HandOverError::NotUnix { address: peer });
@@ -207,7 +237,12 @@ pub fn take(channel: Channel) -> Result<Taken, HandOverError> {
         }
     }
     let ram = map(&message[8..], files)?;
-    Ok(Taken { ram, writer })
+    let way = Way {
+        reader,
+        writer,
+        handle,
+    };
+    Ok(Taken { ram, way })
 }
 
 impl Taken {
@@ -216,16 +251,16 @@ impl Taken {
         &self.ram
     }
 
-    /// Tells the other side that a machine was made of it.
+    /// Tells the other side that a machine was made of it. What it gives is to be watched by
+    /// [`Arrival::watch`](crate::destination::Arrival::watch).
     ///
     /// # Errors
     ///
     /// [`HandOverError::Broken`].
-    pub fn confirm(mut self) -> Result<(), HandOverError> {
-        self.writer
-            .write_all(&TAKEN)
-            .and_then(|()| self.writer.finish())
-            .map_err(HandOverError::Broken)
+    pub fn confirm(mut self) -> Result<Way, HandOverError> {
+        let told = self.way.writer.write_all(&TAKEN);
+        told.map_err(HandOverError::Broken)?;
+        Ok(self.way)
     }
 }
 

@@ -16,7 +16,7 @@ use paguro_wire::device::DeviceSection;
 
 use crate::channel::{self, Address, Outgoing};
 use crate::control::add;
-use crate::source::{EofError, MigrateError, Stream, table_of};
+use crate::source::{BREATH, EofError, MigrateError, Pace, Stream, table_of};
 use crate::{Control, SnapshotError, SnapshotOptions};
 
 /// A stream that was begun.
@@ -74,7 +74,7 @@ impl StreamOutlet {
         options: &SnapshotOptions,
     ) -> Result<(), SnapshotError> {
         let priority = Priority::of_this_thread();
-        let mut pace = crate::source::Pace::new(self.stream.written_bytes());
+        let mut pace = Pace::new(self.stream.written_bytes(), options.max_bandwidth);
         while let Some(copied) = freeze.next().map_err(SnapshotError::Freeze)? {
             priority.background();
             if control.is_cancelled() {
@@ -95,6 +95,8 @@ impl StreamOutlet {
                     return Err(SnapshotError::Cancelled);
                 }
                 std::thread::sleep(rest.min(std::time::Duration::from_millis(20)));
+                // Whoever loads it would give a silent one up.
+                self.stream.idle(BREATH).map_err(of_stream)?;
             }
             priority.foreground();
         }

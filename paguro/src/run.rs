@@ -153,16 +153,20 @@ fn wait_for(monitor: &Monitor, from: Option<&Address>, paused: bool) -> Result<(
 
 /// Lets the rest of a machine in. Nothing of it runs here before the source permits that.
 fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) -> Result<()> {
-    match handed.taken.confirm() {
+    let way = match handed.taken.confirm() {
         // Its channel was ended with the waiting, and the machine ends, too.
         Err(_) if ending.asked() => return Ok(()),
         confirmed => confirmed.context("the source is gone that handed its RAM over")?,
-    }
+    };
     let manner = Manner {
         paused,
         exit_on_error: true,
     };
     let entry = monitor.arrivals.complete(monitor, handed.main, manner)?;
+    let watched = entry.clone();
+    std::thread::Builder::new()
+        .name("handed".to_owned())
+        .spawn(move || watched.arrival.watch(way))?;
     eprintln!(
         "paguro: RAM is here; waiting for the rest at {}",
         entry.local

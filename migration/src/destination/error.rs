@@ -67,6 +67,9 @@ pub enum ReceiveError {
     /// The machine's: RAM blocks that no stream can have.
     #[error("the machine's RAM does not fit the stream")]
     Blocks(#[source] crate::source::MigrateError),
+    /// The source's: it handed its RAM over, and ended before the rest.
+    #[error("the source that handed its RAM over is gone, or has given up")]
+    SourceGone,
     /// It ended for this reason.
     #[error("{text}")]
     Ended {
@@ -87,7 +90,7 @@ impl ReceiveError {
     /// What the control side is told of it.
     pub(super) fn reason(&self) -> Reason {
         match self {
-            Self::Channel(_) => Reason::Channel,
+            Self::Channel(_) | Self::SourceGone => Reason::Channel,
             Self::MissingChannels { .. } | Self::SilentChannels(_) => Reason::Silence,
             Self::Stream(source) | Self::Channels { source, .. } => match source {
                 // A source that says next to nothing (`patience`) is silent, too.

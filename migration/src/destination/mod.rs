@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use paguro_wire::device::DeviceSection;
 
 use crate::channel::{Handle, Writer};
+use crate::handover::Way;
 use crate::multifd::Multifd;
 use crate::source::Progress;
 use crate::switchover::{
@@ -182,6 +183,19 @@ impl Arrival {
         match self.on(DestinationEvent::Cont) {
             Ok(()) | Err(Unexpected::Late(_)) => Ok(()),
             Err(Unexpected::NotNow(why)) => Err(why),
+        }
+    }
+
+    /// Watches the connection on which RAM was handed over, to its end: without its source, which
+    /// said nothing on the main one yet, nothing will ever come. To be called in a thread of its own.
+    pub fn watch(&self, way: Way) {
+        way.wait_end();
+        let mut inner = self.lock();
+        if inner.destination.state() == DestinationState::Listening {
+            let error = ReceiveError::SourceGone;
+            inner.error = Some(error.to_string());
+            // Whoever listens can fail.
+            let _ = self.hand_over(&mut inner, DestinationEvent::Failed(error.reason()));
         }
     }
 

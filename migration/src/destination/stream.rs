@@ -68,6 +68,10 @@ pub(super) fn read<R: Read>(
                 let Some(memory) = &memory else {
                     return Err(ReceiveError::Bug);
                 };
+                // The source runs in this RAM.
+                if arrival.options.hand_over && record != RamRecord::Eos {
+                    return Err(unsupported("pages of RAM that was handed over"));
+                }
                 let content = memory.take(record, stream.input(), &mut ahead);
                 tally.count(content.map_err(ReceiveError::Stream)?, record);
                 if tally.records >= PUBLISH {
@@ -149,4 +153,101 @@ impl Tally {
 /// The first bytes of a stream that somebody else has looked at already.
 pub(super) fn behind<R: Read>(first: [u8; 4], rest: R) -> impl Read {
     std::io::Cursor::new(first).chain(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+    use paguro_wire::device::DeviceSection;
+    use paguro_wire::stream::configuration::Configuration;
+    use paguro_wire::stream::header;
+    use paguro_wire::stream::ram::{self, ListExtras, RamWriter};
+    use paguro_wire::stream::section::{self, SectionHeader};
+
+    use super::super::ReceiveOptions;
+    use super::*;
+    use crate::machine::MachineError;
+
+    /// A machine of nothing but RAM.
+    struct Bare(GuestRam);
+
+    impl Recipient for Bare {
+        fn ram(&self) -> GuestRam {
+            self.0.clone()
+        }
+
+        fn machine_name(&self) -> &str {
+            "bare"
+        }
+
+        fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
+            Ok(())
+        }
+
+        fn start(&self) -> Result<(), MachineError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn ram_that_was_handed_over_is_not_written_by_a_stream() {
+        let block = RamBlock::new(BlockConfig {
+            id: "ram".to_owned(),
+            guest_address: 0,
+            bytes: 2 << 20,
+            backing: Backing::Memfd,
+            pages: PageKind::Small,
+        });
+        let here = Bare(GuestRam::new(vec![block.unwrap()]));
+        let mapping = here.0.blocks()[0].mapping().clone();
+        mapping.copy_in(0, &[7]);
+        let table = table_of(&here.0).unwrap();
+        let stream = |zero: bool| {
+            let mut out = Vec::new();
+            header::encode(&mut out);
+            let configuration = Configuration {
+                machine: "bare".to_owned(),
+                capabilities: vec![IGNORE_SHARED.to_owned()],
+                ..Configuration::default()
+            };
+            configuration.encode(&mut out);
+            let section = SectionHeader {
+                id: 1,
+                name: ram::NAME.to_owned(),
+                instance: 0,
+                version: ram::VERSION,
+            };
+            section.encode(section::START, &mut out);
+            let extras = ListExtras {
+                guest_addresses: true,
+                ..ListExtras::default()
+            };
+            table.encode(extras, &mut out);
+            let mut records = RamWriter::new(table.clone());
+            records.eos(&mut out);
+            section::encode_footer(1, &mut out);
+            section::encode_continuation(section::PART, 1, &mut out);
+            match zero {
+                true => records.zero(0, 0, &mut out),
+                false => {
+                    records.page(0, 0, &mut out);
+                    out.resize(out.len() + 4096, 9);
+                }
+            }
+            records.eos(&mut out);
+            section::encode_footer(1, &mut out);
+            out
+        };
+        let mut options = ReceiveOptions::new(true, false);
+        options.hand_over = true;
+        for zero in [true, false] {
+            let arrival = Arrival::new(options.clone(), None);
+            let error = read(&arrival, &here, &stream(zero)[..]).unwrap_err();
+            let error = crate::snapshot::chain(&error);
+            assert!(error.contains("handed over"), "{zero}: {error}");
+            let mut byte = [0];
+            mapping.copy_out(0, &mut byte);
+            assert_eq!(byte, [7]);
+        }
+    }
 }

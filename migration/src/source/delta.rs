@@ -49,7 +49,15 @@ struct Period {
 
 impl Deltas {
     /// Of so many bytes, a power of two of at least a page; more than there is RAM would lie idle.
-    pub(super) fn new(ram: &GuestRam, cache_bytes: u64, hoards: bool) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`MigrateError::Cache`]: the host has no memory for it.
+    pub(super) fn new(
+        ram: &GuestRam,
+        cache_bytes: u64,
+        hoards: bool,
+    ) -> Result<Self, MigrateError> {
         let mut next = 0;
         let firsts = ram.blocks().iter().map(|block| {
             let first = next;
@@ -58,7 +66,12 @@ impl Deltas {
         });
         let firsts = firsts.collect();
         let places = (cache_bytes / PAGE_BYTES).min(next.next_power_of_two()) as usize;
-        Self {
+        // What cannot be had is asked for so that it is an error: memory that comes zeroed, and costs
+        // nothing before it is used, is had or ends the process, and the guest with it.
+        let bytes = places * (PAGE + size_of::<(u64, u32)>());
+        let asked = Vec::<u8>::new().try_reserve_exact(bytes);
+        asked.map_err(|source| MigrateError::Cache { bytes, source })?;
+        Ok(Self {
             tags: vec![(EMPTY, 0); places].into_boxed_slice(),
             pages: vec![0; places * PAGE],
             firsts,
@@ -67,7 +80,7 @@ impl Deltas {
             delta: Vec::with_capacity(PAGE),
             hoards,
             passed: Period::default(),
-        }
+        })
     }
 
     /// A pass begins. Before the second nothing is cached.
@@ -174,5 +187,28 @@ impl Deltas {
     fn place_of(&self, block: usize, page: usize) -> (usize, u64) {
         let tag = self.firsts[block] + page as u64;
         (tag as usize & (self.tags.len() - 1), tag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paguro_ram::{Backing, BlockConfig, PageKind, RamBlock};
+
+    use super::*;
+
+    #[test]
+    fn a_cache_for_which_there_is_no_memory_is_an_error() {
+        // More than any host has, and none of it is there.
+        let block = RamBlock::new(BlockConfig {
+            id: "ram".to_owned(),
+            guest_address: 0,
+            bytes: 1 << 46,
+            backing: Backing::Anonymous,
+            pages: PageKind::Small,
+        });
+        let ram = GuestRam::new(vec![block.unwrap()]);
+        let error = Deltas::new(&ram, 1 << 46, false).map(drop).unwrap_err();
+        assert!(matches!(error, MigrateError::Cache { .. }), "{error}");
+        assert!(Deltas::new(&ram, 1 << 20, false).is_ok());
     }
 }

@@ -22,7 +22,7 @@ use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
 use crate::Memory;
 use crate::channel::{self, Handle, Outgoing, Stop};
-use crate::handover::{self, HandOverError};
+use crate::handover::{self, HandOverError, Offered};
 use crate::machine::{Machine, Paused};
 use crate::switchover::{
     MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
@@ -77,6 +77,7 @@ pub fn migrate(
             asking: None,
             asked: Arc::default(),
             over: None,
+            offered: None,
         };
         driver.connect();
         driver.obey();
@@ -118,6 +119,8 @@ struct Driver<'s, 'e> {
     asked: Arc<Mutex<Option<Asked>>>,
     /// When it was given up.
     over: Option<Instant>,
+    /// Held to the end, which shows the destination that this side is there.
+    offered: Option<Offered>,
 }
 
 impl<'s, 'e> Driver<'s, 'e> {
@@ -162,7 +165,8 @@ impl<'s, 'e> Driver<'s, 'e> {
             }
             let way = Outgoing::connect(self.options.hand_over_address(), &connecting)
                 .map_err(MigrateError::Channel)?;
-            handover::offer(&ram, way).map_err(MigrateError::HandOver)?;
+            let offered = handover::offer(&ram, way).map_err(MigrateError::HandOver)?;
+            self.offered = Some(offered);
         }
         let connected =
             Outgoing::connect(&self.options.address, &connecting).map_err(MigrateError::Channel)?;
@@ -176,6 +180,11 @@ impl<'s, 'e> Driver<'s, 'e> {
         if hand_over {
             stream.ignore_shared();
         }
+        let cache = self.options.xbzrle_cache_bytes.map(|bytes| {
+            let stale = self.options.sabotage == SourceSabotage::StaleDelta;
+            Deltas::new(&ram, bytes, stale)
+        });
+        let deltas = cache.transpose()?;
         let sender = Sender {
             machine: self.machine,
             migration: self.migration,
@@ -189,10 +198,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             began: self.began,
             devices: Vec::new(),
             brake: Brake::new(&self.options.convergence),
-            deltas: self.options.xbzrle_cache_bytes.map(|bytes| {
-                let stale = self.options.sabotage == SourceSabotage::StaleDelta;
-                Deltas::new(&self.machine.ram(), bytes, stale)
-            }),
+            deltas,
             lanes,
             batch: Box::new(Batch::new()),
             multifd_sync: false,

@@ -56,6 +56,15 @@ pub enum MigrateError {
         #[source]
         source: io::Error,
     },
+    /// The host's: it has no memory for the cache that was asked for.
+    #[error("there is no memory for {bytes} bytes of the cache of xbzrle")]
+    Cache {
+        /// How much was asked for.
+        bytes: usize,
+        /// Why.
+        #[source]
+        source: std::collections::TryReserveError,
+    },
     /// The machine's.
     #[error("the machine could not be saved")]
     Machine(#[source] MachineError),

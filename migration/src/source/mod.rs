@@ -49,7 +49,7 @@ pub use drive::migrate;
 pub use error::MigrateError;
 pub use options::{AtTimeout, Convergence, DirtyLimit, MigrateOptions, SourceSabotage, Throttle};
 pub use progress::{MigrateReport, Progress};
-pub(crate) use stream::{EofError, Pace, Stream, table_of};
+pub(crate) use stream::{BREATH, EofError, Pace, Stream, table_of};
 
 type StatusHook = Box<dyn Fn(MigrationStatus) + Send + Sync>;
 type PassHook = Box<dyn Fn(u64) + Send + Sync>;

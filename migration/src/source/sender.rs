@@ -16,7 +16,7 @@ use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
 use super::outstanding::{Due, Outstanding, TakeError};
 use super::progress::Progress;
-use super::stream::{EofError, Pace, Stream, table_of};
+use super::stream::{BREATH, EofError, Pace, Stream, table_of};
 use super::throttle::Brake;
 use super::{MigrateError, Migration};
 use crate::channel::ChannelError;
@@ -28,8 +28,6 @@ use crate::switchover::{SourceEvent, Unexpected};
 const PART: Duration = Duration::from_millis(50);
 /// Waits are looked into that often.
 const LOOK: Duration = Duration::from_millis(20);
-/// The main channel is not silent for longer while the multifd channels are waited for.
-const BREATH: Duration = Duration::from_secs(1);
 /// Fewer bytes say nothing about the channels.
 const MEASURED_BYTES: u64 = 64 << 10;
 
@@ -143,7 +141,7 @@ impl Sender<'_> {
 
     /// Pass after pass, until the rest can be sent within the limit.
     fn precopy(&mut self) -> Result<(), Stopped> {
-        let mut pace = Pace::new(self.written_bytes());
+        let mut pace = Pace::new(self.written_bytes(), self.migration.max_bandwidth());
         let mut since = (Instant::now(), self.written_bytes());
         loop {
             self.pass(&mut pace)?;
@@ -221,10 +219,13 @@ impl Sender<'_> {
                     return Err(Stopped::Told);
                 }
                 let (start, before) = (Instant::now(), self.written_bytes());
+                let differences = self.differences();
                 self.send(block, chunk, &mut due)?;
                 let bytes = self.written_bytes() - before;
-                // A chunk of zeros says nothing about the channel.
-                if due.content.len() > super::outstanding::CHUNK / 4 {
+                // A chunk of zeros says nothing about the channel, nor does one of which next to
+                // nothing is sent.
+                let whole = due.content.len() as u64 - (self.differences() - differences);
+                if whole > super::outstanding::CHUNK as u64 / 4 {
                     self.stream.bandwidth.count(bytes, start.elapsed());
                 }
             }
@@ -248,6 +249,7 @@ impl Sender<'_> {
                     return Err(Stopped::Told);
                 }
                 std::thread::sleep(rest.min(LOOK));
+                self.stream.idle(BREATH)?;
                 self.look_at_vcpus();
             }
         }
@@ -298,6 +300,11 @@ impl Sender<'_> {
         Progress::add(&progress.normal_pages, total - zeros);
         Progress::add(&progress.zero_pages, zeros);
         Ok(())
+    }
+
+    /// Pages of which only the difference was sent, so far.
+    fn differences(&self) -> u64 {
+        Progress::get(&self.migration.progress().xbzrle_pages)
     }
 
     /// Bytes written to all channels.

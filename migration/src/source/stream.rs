@@ -21,6 +21,8 @@ use crate::channel::Writer;
 const RAM_SECTION: u32 = 1;
 /// What is collected before it is written.
 const BUFFER_BYTES: usize = 512 << 10;
+/// It is not silent for longer while the multifd channels, or the limit of bandwidth, are waited for.
+pub(crate) const BREATH: Duration = Duration::from_secs(1);
 
 /// A stream on its way out.
 pub(crate) struct Stream {
@@ -134,6 +136,16 @@ impl Stream {
             self.end_part()?;
             self.flush()?;
             self.begin_part(false);
+        }
+        Ok(())
+    }
+
+    /// As [`breathe`](Self::breathe), but between two PARTs.
+    pub(crate) fn idle(&mut self, after: Duration) -> Result<(), MigrateError> {
+        if self.written_at.elapsed() >= after {
+            self.begin_part(false);
+            self.end_part()?;
+            self.flush()?;
         }
         Ok(())
     }
@@ -285,24 +297,30 @@ pub(crate) enum EofError {
     Torn(MigrateError),
 }
 
-/// Keeps to a limit of bandwidth.
+/// Keeps to a limit of bandwidth, which may change at any time: what was sent before a change is
+/// not held against the new one, or a migration would stand still until it were.
 #[derive(Debug)]
 pub(crate) struct Pace {
     began: Instant,
     from_bytes: u64,
+    limit: u64,
 }
 
 impl Pace {
-    pub(crate) fn new(from_bytes: u64) -> Self {
+    pub(crate) fn new(from_bytes: u64, limit: u64) -> Self {
         Self {
             began: Instant::now(),
             from_bytes,
+            limit,
         }
     }
 
     /// How long to wait until so many bytes are due; a pace that is behind by more than a tenth of
     /// a second does not catch up later.
     pub(crate) fn due(&mut self, written_bytes: u64, limit: u64) -> Option<Duration> {
+        if limit != self.limit {
+            *self = Self::new(written_bytes, limit);
+        }
         if limit == 0 {
             return None;
         }
@@ -310,9 +328,31 @@ impl Pace {
         let due = Duration::from_secs_f64(bytes as f64 / limit as f64);
         let past = self.began.elapsed();
         if past > due + Duration::from_millis(100) {
-            *self = Self::new(written_bytes);
+            *self = Self::new(written_bytes, limit);
             return None;
         }
         due.checked_sub(past).filter(|rest| !rest.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_under_another_limit_is_not_waited_for() {
+        const MIB: u64 = 1 << 20;
+        let mut pace = Pace::new(0, 0);
+        assert_eq!(pace.due(1 << 40, 0), None);
+        // A limit comes: what follows counts, and nothing before.
+        assert_eq!(pace.due(1 << 40, MIB), None);
+        let rest = pace.due((1 << 40) + 60 * MIB, MIB).unwrap();
+        assert!(rest <= Duration::from_secs(60), "{rest:?}");
+        // Another one comes while one is waited for.
+        assert_eq!(pace.due((1 << 40) + 60 * MIB, 1), None);
+        // It goes, and comes again.
+        assert_eq!(pace.due((1 << 40) + 60 * MIB, 0), None);
+        assert_eq!(pace.due((1 << 40) + 999 * MIB, 0), None);
+        assert_eq!(pace.due((1 << 40) + 999 * MIB, 1), None);
     }
 }

@@ -262,6 +262,26 @@ fn before_the_permission_to_run_either_side_may_be_killed() {
     }
 }
 
+/// The source has nowhere to send the rest to, or nobody to send it: who has its RAM waits no more.
+#[test]
+fn who_has_ram_and_no_source_any_more_ends() {
+    let _turn = turn();
+    let mut here = source(&[]);
+    let waiting = Waiting::start(&[]);
+    let path = waiting.at.strip_prefix("unix:").unwrap();
+    let channel = |kind: &str, path: &str| {
+        let addr = json!({ "transport": "socket", "type": "unix", "path": path });
+        json!({ "channel-type": kind, "addr": addr })
+    };
+    let channels = [channel("main", "/nowhere"), channel("cpr", path)];
+    here.qmp.execute("migrate", json!({ "channels": channels }));
+    let failed = here.qmp.wait_migration("failed");
+    let said = failed["error-desc"].as_str().unwrap();
+    assert!(said.contains("/nowhere"), "{said}");
+    ends(waiting.machine, "handed its RAM over");
+    is_well(here);
+}
+
 /// What is absent would be zeros at the destination, for good.
 #[test]
 fn ram_that_is_still_arriving_is_not_handed_over() {

@@ -78,6 +78,16 @@ pub fn relocate_over(
     address: &Address,
     change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
 ) -> Moved {
+    relocate_while(source, address, change, |_| {})
+}
+
+/// The same while somebody watches, and changes what may be changed.
+pub fn relocate_while(
+    source: &Arc<Vm>,
+    address: &Address,
+    change: impl FnOnce(&mut MigrateOptions, &mut ReceiveOptions),
+    watch: impl FnOnce(&Migration) + Send + 'static,
+) -> Moved {
     let destination = create(source.config());
     let mut options = options(address.clone());
     let mut receiving = ReceiveOptions::new(true, false);
@@ -99,7 +109,10 @@ pub fn relocate_over(
     };
     let host = Host::probe(&Fallbacks::default());
     let memory = Memory::new(host, source.guest_ram().clone());
+    let watched = migration.clone();
+    let watcher = std::thread::spawn(move || watch(&watched));
     let sent = migrate(&**source, &memory, &options, &migration);
+    watcher.join().unwrap();
     Moved {
         vm: destination,
         sent,
@@ -115,6 +128,21 @@ pub fn assert_moved(moved: &Moved) {
     assert_eq!(moved.migration.status(), MigrationStatus::Completed);
     assert!(report.downtime_us > 0 && report.transferred_bytes > 0);
     assert_eq!(moved.vm.run_state(), RunState::Running);
+}
+
+/// What is sent in a moment may be more than the limit lets through in many: the destination hears
+/// from its source all the same.
+#[test]
+fn a_source_that_may_send_little_is_not_taken_for_a_silent_one() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    wait_writes(&vm, 10_000);
+    let name = Name::new();
+    let moved = relocate_over(&vm, &name.address(), |source, destination| {
+        source.max_bandwidth = 2 << 20;
+        destination.silence = Some(Duration::from_secs(2));
+    });
+    assert_moved(&moved);
 }
 
 fn machines() -> Vec<Config> {
@@ -427,12 +455,15 @@ fn shared_ram_is_handed_over_by_descriptor() {
                     std::thread::spawn(move || {
                         let taken = handover::take(listener.accept(None).unwrap()).unwrap();
                         let vm = Vm::create(config, taken.ram().clone()).unwrap();
-                        taken.confirm().unwrap();
+                        let way = taken.confirm().unwrap();
                         let mut options = ReceiveOptions::new(true, false);
                         options.hand_over = true;
                         options.linger = Duration::from_millis(200);
                         let arrival = Arrival::new(options, None);
-                        receive(&*vm, listener, &arrival).unwrap();
+                        std::thread::scope(|scope| {
+                            scope.spawn(|| arrival.watch(way));
+                            receive(&*vm, listener, &arrival).unwrap();
+                        });
                         vm
                     })
                 };
