@@ -210,11 +210,13 @@ fn capabilities_are_all_off_and_set_together_or_not_at_all() {
     let off = json!([
         { "capability": "auto-converge", "state": false },
         { "capability": "background-snapshot", "state": false },
+        { "capability": "dirty-limit", "state": false },
         { "capability": "events", "state": false },
         { "capability": "mapped-ram", "state": false },
         { "capability": "multifd", "state": false },
         { "capability": "pause-before-switchover", "state": false },
         { "capability": "return-path", "state": false },
+        { "capability": "xbzrle", "state": false },
     ]);
     assert_eq!(qmp.execute("query-migrate-capabilities", json!({})), off);
     let both = json!({ "capabilities": [
@@ -231,7 +233,7 @@ fn capabilities_are_all_off_and_set_together_or_not_at_all() {
     assert_eq!(qmp.execute("query-migrate-capabilities", json!({})), off);
     qmp.set(&[("events", true)]);
     let now = qmp.execute("query-migrate-capabilities", json!({}));
-    assert_eq!(now[2], json!({ "capability": "events", "state": true }));
+    assert_eq!(now[3], json!({ "capability": "events", "state": true }));
 }
 
 #[test]
@@ -262,6 +264,8 @@ fn parameters_are_set_together_or_not_at_all() {
         "cpu-throttle-tailslow": true,
         "throttle-trigger-threshold": 70,
         "mode": "cpr-transfer",
+        "vcpu-dirty-limit": 7,
+        "x-vcpu-dirty-limit-period": 500,
         "multifd-compression": "zstd",
         "multifd-zstd-level": 3,
         "xbzrle-cache-size": 1 << 20,

@@ -217,14 +217,10 @@ fn the_command_prints_json_and_puts_capabilities_back() {
     let now = machine
         .connect()
         .execute("query-migrate-capabilities", json!({}));
-    let states: Vec<_> = now
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|entry| entry["state"].clone())
-        .collect();
-    let set = [false, false, true, true, false, false, false];
-    assert_eq!(states, set, "{now}");
+    let on = now.as_array().unwrap().iter();
+    let on = on.filter(|entry| entry["state"] == true);
+    let on: Vec<_> = on.map(|entry| &entry["capability"]).collect();
+    assert_eq!(on, ["events", "mapped-ram"]);
 }
 
 #[test]
