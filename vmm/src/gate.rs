@@ -66,7 +66,10 @@ impl Gate {
 
     /// Lets the thread through, when it looks.
     pub(crate) fn open(&self) {
-        self.lock().open = true;
+        let mut state = self.lock();
+        // Of a nap that was ordered before the thread was held nobody wants anything any more.
+        self.nap_us.store(0, Ordering::Release);
+        state.open = true;
     }
 
     /// Makes the thread look.
@@ -143,9 +146,9 @@ impl Gate {
     /// kicked.
     pub(crate) fn nap(&self, length: Duration) {
         let us = u32::try_from(length.as_micros()).unwrap_or(u32::MAX);
-        self.nap_us.store(us, Ordering::Release);
         let state = self.lock();
         if state.open {
+            self.nap_us.store(us, Ordering::Release);
             self.kick(&state);
         }
     }

@@ -251,6 +251,11 @@ impl Sender<'_> {
                 std::thread::sleep(rest.min(LOOK));
                 self.stream.idle(BREATH)?;
                 self.look_at_vcpus();
+                let timeout = self.options.convergence.timeout;
+                if timeout.is_some_and(|time| self.began.elapsed() >= time) {
+                    // What happens now is decided behind the next PART.
+                    break;
+                }
             }
         }
         self.stream.flush()?;
