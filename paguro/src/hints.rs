@@ -146,14 +146,26 @@ fn of_migration(error: &MigrateError) -> Option<String> {
         MigrateError::Ended { why, text } => match why {
             // The engine keeps its first error as text.
             Reason::Here if text.starts_with("it did not converge") => {
-                "slow the guest down (`auto-converge`, --auto-converge), allow more \
+                "give it more time (`x-paguro-convergence-timeout`, --timeout) or bandwidth, slow \
+                 the guest down (`auto-converge`, --auto-converge) if nothing does, allow more \
                  `downtime-limit`, or stop it for as long as it takes (`x-paguro-at-timeout` \
                  `switchover`, --at-timeout switchover)"
             }
-            Reason::Here if text.contains("filled by a restore") => {
-                "wait until `x-paguro-query-restore` says that it is done, and try again"
+            Reason::Here
+                if text.contains("filled by a restore") || text.contains("still being filled") =>
+            {
+                "wait until `x-paguro-query-restore` says that it is done (`x-paguro-touch` makes \
+                 all of RAM come), or until the snapshot is, and try again"
             }
             Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
+            Reason::Channel if text.starts_with("the channel to the destination failed") => {
+                return of_no_channel(text).map(str::to_owned);
+            }
+            // A TLS alert is read as an answer.
+            Reason::OutOfTurn if text.starts_with("the destination's answer makes no sense") => {
+                "see what the destination says on its standard error; if it speaks TLS, give \
+                 --tls-creds here too"
+            }
             Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned => {
                 "see what the destination says on its standard error; start it again, with the \
                  options of this machine and --incoming, and try again"
@@ -165,6 +177,28 @@ fn of_migration(error: &MigrateError) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// There was no channel yet, and the destination waits as before if it ever did.
+fn of_no_channel(text: &str) -> Option<&'static str> {
+    let has = |part: &str| text.contains(part);
+    if has("the peer has a certificate for other names") {
+        Some("name what its certificate is for: `tls-hostname`, --tls-hostname")
+    } else if has("cannot agree on TLS") {
+        Some(
+            "see what the destination says on its standard error: both sides must be given \
+             --tls-creds, or neither",
+        )
+    } else if has("TLS with") {
+        Some(CERTIFICATES)
+    } else if has(": cannot connect to") || has(": cannot find") || has(": could not connect to") {
+        Some(
+            "start the destination first, with the options of this machine and --incoming, and \
+             give the address where it waits",
+        )
+    } else {
+        None
+    }
+}
+
 const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` says more; start \
      this machine again, and move the guest with the source's `mode` set to cpr-transfer \
      (`paguro migrate --mode cpr-transfer`)";
@@ -172,7 +206,15 @@ const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` 
 /// This machine never ran: what to do before it is tried again.
 fn of_arrival(error: &ReceiveError) -> Option<String> {
     let hint = match error {
-        ReceiveError::Ended { why, .. } => match why {
+        ReceiveError::Ended { why, text } => match why {
+            _ if is_snapshot(text) => "it is a snapshot, which `paguro restore FILE` brings back",
+            Reason::OutOfTurn | Reason::Here | Reason::Channel | Reason::Silence
+                if text.contains("multifd") =>
+            {
+                "the guest is at its source; start this machine again, with as many \
+                 --multifd-channels and the --multifd-compression that the source is given, and \
+                 try again"
+            }
             Reason::OutOfTurn | Reason::Here => {
                 "the guest runs on at its source; start this machine with the same options as \
                  the source (--memory, --cpus, --accel, --x-ram-split, --x-dma), and try again"
@@ -191,16 +233,36 @@ fn of_arrival(error: &ReceiveError) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// What is read of a snapshot file as of a stream.
+fn is_snapshot(text: &str) -> bool {
+    text.contains("in the stream [\"mapped-ram\"]")
+}
+
+/// Of a machine that was to come out of a command or a file: no source is there to be asked.
+pub fn of_stored(error: ReceiveError) -> anyhow::Error {
+    let known = matches!(&error, ReceiveError::Ended { text, .. } if is_snapshot(text));
+    let error = anyhow::Error::from(error);
+    match known {
+        true => error,
+        false => Advised::error(format!("{error:#}"), STORED),
+    }
+}
+
+const STORED: &str = "look at the command or the file: it must give all that one source sent, and \
+     this machine must have the options of that one (--memory, --cpus, --accel, --x-ram-split, \
+     --x-dma)";
+
+const CERTIFICATES: &str = "the directory of certificates needs ca-cert.pem, and server-cert.pem \
+     with server-key.pem where it is listened, client-cert.pem with client-key.pem where it is \
+     connected";
+
 fn of_channel(error: &ChannelError) -> Option<String> {
     let hint = match error {
         ChannelError::Io { source, .. } if source.kind() == ErrorKind::AddrInUse => {
-            "name another port (0 lets the kernel choose one) or path, or end who listens there"
+            "name another port (0 lets the kernel choose one) or path, or end who listens there; a \
+             machine that came in listens for a minute more"
         }
-        ChannelError::Tls { .. } => {
-            "the directory of certificates needs ca-cert.pem, and server-cert.pem with \
-             server-key.pem where it is listened, client-cert.pem with client-key.pem where it is \
-             connected"
-        }
+        ChannelError::Tls { .. } => CERTIFICATES,
         _ => return None,
     };
     Some(hint.to_owned())
@@ -252,6 +314,13 @@ fn of_ram(error: &RamError) -> Option<String> {
 
 fn of_file(error: &DecodeError) -> Option<String> {
     let hint = match error.fault() {
+        _ if error
+            .to_string()
+            .contains("whose pages have no fixed places") =>
+        {
+            "it is a machine that was migrated to a file: `paguro run --incoming file:FILE`, with \
+             the options of that machine, brings it back"
+        }
         Fault::NotASnapshot => "name a file that `paguro snapshot` or QEMU (mapped-ram) wrote",
         Fault::Truncated => "copy the file again, or take a new snapshot: its end is missing",
         Fault::Corrupt => "copy the file again; `paguro inspect --verify` checks all of it",
@@ -288,6 +357,67 @@ mod tests {
             Some("do this")
         );
         assert_eq!(hint(&anyhow::anyhow!("no idea")), None);
+    }
+
+    fn of_source(why: Reason, text: &str) -> Option<String> {
+        let text = text.to_owned();
+        hint(&MigrateError::Ended { why, text }.into())
+    }
+
+    #[test]
+    fn what_failed_here_is_not_looked_for_at_the_destination() {
+        let failed = "the channel to the destination failed: ";
+        for (text, expected) in [
+            (
+                "cannot connect to tcp:h:1: refused",
+                Some("start the destination first"),
+            ),
+            (
+                "TLS with tcp:h:1 failed: cannot read /x/ca-cert.pem: no",
+                Some("ca-cert.pem"),
+            ),
+            (
+                "TLS with tcp:h:1 failed: the peer has a certificate for other names: x",
+                Some("--tls-hostname"),
+            ),
+            (
+                "cannot agree on TLS with tcp:h:1: reset",
+                Some("or neither"),
+            ),
+            ("cannot create /nosuch/x: no", None),
+        ] {
+            let hint = of_source(Reason::Channel, &format!("{failed}{text}"));
+            let right = match (&hint, expected) {
+                (Some(hint), Some(part)) => hint.contains(part),
+                (None, None) => true,
+                _ => false,
+            };
+            assert!(right, "{text}: {hint:?}");
+        }
+    }
+
+    #[test]
+    fn a_destination_is_told_which_options_differ() {
+        let of = |why, text: &str| {
+            let text = text.to_owned();
+            hint(&ReceiveError::Ended { why, text }.into()).unwrap()
+        };
+        let channels = of(
+            Reason::Channel,
+            "4 of 6 multifd channels came within 10.0 s",
+        );
+        assert!(channels.contains("--multifd-channels"), "{channels}");
+        let there = "capabilities at 0x8: here [], in the stream [\"mapped-ram\"]";
+        let snapshot = of(Reason::OutOfTurn, there);
+        assert!(snapshot.contains("paguro restore"), "{snapshot}");
+        let size = of(Reason::OutOfTurn, "the two sides differ: RAM block");
+        assert!(size.contains("--memory"), "{size}");
+        let (why, text) = (
+            Reason::OutOfTurn,
+            "the two sides differ: RAM block".to_owned(),
+        );
+        let stored = hint(&of_stored(ReceiveError::Ended { why, text })).unwrap();
+        assert!(!stored.contains("at its source"), "{stored}");
     }
 
     #[test]

@@ -300,7 +300,8 @@ fn failure(ended: &Value) -> anyhow::Error {
     let text = format!("{doubt}{text}; {is}");
     let mut next = Vec::new();
     next.extend(ended["hint"].as_str().map(str::to_owned));
-    if !may.is_empty() {
+    // That alone is nothing to do.
+    if !matches!(may[..], [] | ["wait"]) {
         next.push(format!("over QMP you may: {}", may.join("; or ")));
     }
     match next.is_empty() {
@@ -355,8 +356,28 @@ fn print_report(report: &Value) -> Result<()> {
         number("normal_pages"),
         number("zero_pages")
     )?;
+    if number("xbzrle_pages") > 0 || number("xbzrle_cache_misses") > 0 {
+        writeln!(
+            out,
+            "  differences {:>12}   pages, in {}; {} were not in the cache",
+            number("xbzrle_pages"),
+            size("xbzrle_bytes"),
+            number("xbzrle_cache_misses")
+        )?;
+    }
     writeln!(out, "  passes      {:>12}", number("dirty_sync_count"))?;
-    writeln!(out, "  bandwidth   {:>10}/s", size("bandwidth"))?;
+    match number("bandwidth") {
+        0 => writeln!(
+            out,
+            "  bandwidth   {:>12}   too little was sent to measure it",
+            "-"
+        )?,
+        _ => writeln!(
+            out,
+            "  bandwidth   {:>10}/s   of the channel, without --max-bandwidth",
+            size("bandwidth")
+        )?,
+    }
     writeln!(
         out,
         "  slowed down {:>10} %   at the end",

@@ -187,7 +187,7 @@ impl FromStr for Address {
             "unix" => Self::Unix(rest.into()).checked(),
             "vsock" => match rest.split_once(':') {
                 Some((cid, port)) => Self::vsock(cid, port),
-                None => Err(wrong("vsock", "port", "", "given, as CID:PORT")),
+                None => Err(wrong("vsock", "port", "", "it must be given, as CID:PORT")),
             },
             "fd" => Self::fd(rest),
             "exec" if rest.is_empty() => Err(wrong("exec", "command", "", "not empty")),
@@ -236,7 +236,7 @@ impl fmt::Display for Address {
 }
 
 fn host_and_port(text: &str) -> Result<(&str, &str), AddressError> {
-    let missing = || wrong("tcp", "port", "", "given, as HOST:PORT");
+    let missing = || wrong("tcp", "port", "", "it must be given, as HOST:PORT");
     if let Some(rest) = text.strip_prefix('[') {
         let (host, after) = rest
             .split_once(']')

@@ -36,7 +36,7 @@ fn the_bad_part_is_named() {
         ("rdma:h:1", format!("{unknown}rdma:h:1")),
         (
             "tcp:host",
-            "port of tcp address is \"\": given, as HOST:PORT".into(),
+            "port of tcp address is \"\": it must be given, as HOST:PORT".into(),
         ),
         (
             "tcp:h:65536",
@@ -60,7 +60,7 @@ fn the_bad_part_is_named() {
         ),
         (
             "vsock:3",
-            "port of vsock address is \"\": given, as CID:PORT".into(),
+            "port of vsock address is \"\": it must be given, as CID:PORT".into(),
         ),
         (
             "vsock:x:1",

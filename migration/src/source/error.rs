@@ -3,9 +3,9 @@
 use std::io;
 
 use paguro_dirty::tracker::TrackerError;
-use paguro_wire::DecodeError;
 use paguro_wire::stream::devices::EncodeError;
 use paguro_wire::stream::ram::TableError;
+use paguro_wire::{DecodeError, Fault};
 
 use crate::channel::ChannelError;
 use crate::machine::MachineError;
@@ -41,8 +41,9 @@ pub enum MigrateError {
         #[source]
         source: io::Error,
     },
-    /// The destination's: what it says on the return path makes no sense.
-    #[error("the destination's answer makes no sense")]
+    /// The destination's, or the network's: what it says on the return path makes no sense, or
+    /// does not come.
+    #[error("{}", of_answer(.0))]
     Answer(#[source] DecodeError),
     /// The host's: writes cannot be tracked.
     #[error("writes to guest RAM cannot be tracked")]
@@ -110,6 +111,15 @@ pub enum MigrateError {
     /// Cancelled.
     #[error("the migration was cancelled")]
     Cancelled,
+}
+
+/// A destination that died has said nothing wrong.
+fn of_answer(error: &DecodeError) -> &'static str {
+    match error.fault() {
+        Fault::Truncated => "the destination closed the channel",
+        Fault::Host => "no answer came from the destination",
+        _ => "the destination's answer makes no sense",
+    }
 }
 
 impl MigrateError {

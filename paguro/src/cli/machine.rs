@@ -47,10 +47,12 @@ pub struct MachineArgs {
     #[arg(long, value_name = "kvm[,dirty-ring-size=N]|threads[,dirty-log=LOG]", value_parser = accel)]
     pub accel: Option<AccelOption>,
     /// What the built-in guest does: pattern=sequential|random|zipf|hotset, rate=PAGES/S|unlimited,
-    /// hot=SIZE, seed=N, bytes=8|64|page, op=write|read, set=SIZE, separated by commas
+    /// hot=SIZE (of the hot part of hotset, of the hottest of zipf), seed=N, bytes=8|64|page (that
+    /// one write stores), op=write|read, set=SIZE (of the part of RAM that is written), separated by
+    /// commas
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub workload: Option<Spec>,
-    /// Control socket: unix:PATH
+    /// Control socket: unix:PATH; one client at a time, others wait until it has gone
     #[arg(long, value_name = "ADDRESS")]
     pub qmp: Option<QmpAddress>,
     /// Where the serial line goes: stdio, file:PATH or none

@@ -29,6 +29,10 @@ When it returns with status 0 the guest runs at the destination, and the machine
 whole (`postmigrate`): end it with `quit`. Otherwise the status is 1, and it says where the guest is
 and what to do; in nearly all cases it runs on here. Ctrl-C cancels.
 
+Options count for this migration; afterwards what was set over QMP before is set again. Meanwhile this
+command is the only client of the control socket: to look at a migration, or to change
+`max-bandwidth` while it runs, start it over QMP.
+
 With --mode cpr-transfer, from one process to another on one host, RAM (--backing memfd) is handed over
 by descriptor, and only the state of devices is sent: for replacing this program while its guest
 lives. The machine here cannot run again afterwards: there is one RAM, which the guest writes there.
@@ -43,9 +47,11 @@ the engine's report, times in microseconds, sizes in bytes, pages of the host:
   last_dirty_bytes (what was left then), sync_us (the last look for written pages)
   total_bytes (RAM), transferred_bytes, precopy_bytes and downtime_bytes (of that, before and after
   the guest was stopped), multifd_bytes, xbzrle_pages and xbzrle_bytes (of differences), normal_pages, zero_pages, dirty_sync_count (passes),
-  bandwidth (bytes a second), throttle_percent (how much the guest was slowed down at the end)
+  bandwidth (bytes a second that the channel takes unlimited, 0: not measured),
+  throttle_percent (how much the guest was slowed down at the end)
 and more that may change. On failure: `status` (`failed`, `cancelled` or `x-paguro-in-doubt`), `uri`,
-`error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done.";
+`error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done;
+null if it never began.";
 
 /// `paguro migrate`
 #[derive(Debug, Args)]
@@ -62,7 +68,8 @@ pub struct MigrateArgs {
     /// How long the guest may stand still, by the forecast [default: as set, at first 300]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=2_000_000))]
     pub downtime_limit: Option<u64>,
-    /// Bytes a second sent at most while the guest runs, for example 100M; 0: no limit
+    /// Bytes a second sent at most while the guest runs, for example 100M; 0: no limit [default: as
+    /// set, at first 0]
     #[arg(long, value_name = "SIZE")]
     pub max_bandwidth: Option<Size>,
     /// Bytes a second that the forecast reckons with, instead of what was measured

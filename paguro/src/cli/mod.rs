@@ -76,7 +76,8 @@ Examples:
 
 With --incoming the other options describe the machine that will come in, which must be the same;
 nothing is loaded. It runs once the source has permitted that; with --paused it waits for `cont`.
-If it does not come, the status is 1, and nothing has run here.
+If it does not come, the status is 1, and nothing has run here. Its address stays in use for a minute
+after it came, as a source in doubt may ask there.
 
 With --mode cpr-transfer RAM is handed over, not copied: --memory may be left out, --backing and
 whether pages are of 2 MiB is as at the source. There is no machine before RAM is here: the control

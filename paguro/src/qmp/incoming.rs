@@ -12,6 +12,7 @@ use super::commands::Answer;
 use super::jobs::Outcome;
 use super::settings::Mode;
 use super::{Args, Monitor, QmpError, address};
+use crate::hints;
 
 /// What this process waits for.
 #[derive(Default)]
@@ -213,6 +214,7 @@ impl Entry {
             | Err(ReceiveError::Ended {
                 why: Reason::Quit, ..
             }) => None,
+            Err(error) if !can_return(&self.local) => Some(hints::of_stored(error)),
             Err(error) => Some(error.into()),
         }
     }

@@ -28,6 +28,10 @@
 //! and one status, `x-paguro-in-doubt`: the permission to run was sent and not confirmed, or waited
 //! for and not received. `query-status` has `x-paguro-reason` when the machine failed.
 //!
+//! Otherwise than in QEMU, `mbps` and `expected-downtime` of a migration are of what the channel takes:
+//! `max-bandwidth`, which does not count while the guest is stopped, is not in them. `precopy-bytes`
+//! is 0 until the guest is stopped.
+//!
 //! | room | for |
 //! |---|---|
 //! | [`server`] | the socket: one client at a time |
