@@ -7,10 +7,13 @@
 //!
 //! ```text
 //! source                                             destination
-//! "PgRM", u32 count, count x block  + descriptors -->   maps them, makes its machine of them
+//! "PgRM", u32 count, 16 bytes id,
+//!         count x block  + descriptors           -->   maps them, makes its machine of them
 //!                                                 <--   "PgRA": it has them
 //! and then the stream, over another connection; this one stays until the source is through
 //!
+//! id:    that of the migration, which the stream has in its PINGs: RAM and devices of two machines
+//!        that are moved at once do not get mixed up
 //! block: str8 id, u64 guest address, u64 used bytes, u64 bytes of the mapping, u64 offset in the
 //!        file, u8 1 if its pages are of 2 MiB
 //! ```
@@ -41,8 +44,11 @@ use rustix::net::{
 };
 
 use crate::channel::{Channel, ChannelError, Handle, Reader, Writer};
+use crate::switchover::MigrationId;
 
 const OFFER: [u8; 4] = *b"PgRM";
+/// What stands before the blocks.
+const HEAD_BYTES: usize = 24;
 const TAKEN: [u8; 4] = *b"PgRA";
 /// Blocks that are handed over at most: as many descriptors as the kernel takes in one message.
 const MOST: usize = 250;
@@ -112,7 +118,11 @@ pub(crate) struct Offered {
 /// # Errors
 ///
 /// [`HandOverError`].
-pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<Offered, HandOverError> {
+pub(crate) fn offer(
+    ram: &GuestRam,
+    id: MigrationId,
+    channel: Channel,
+) -> Result<Offered, HandOverError> {
     let blocks = ram.blocks();
     if blocks.len() > MOST {
         let found = blocks.len();
@@ -120,6 +130,7 @@ pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<Offered, HandOve
     }
     let mut message = OFFER.to_vec();
     message.extend((blocks.len() as u32).to_be_bytes());
+    message.extend(id.bytes());
     let mut files: Vec<BorrowedFd<'_>> = Vec::new();
     for block in blocks {
         let shared = block.file().filter(|_| block.backing() == Backing::Memfd);
@@ -174,6 +185,7 @@ pub(crate) fn offer(ram: &GuestRam, channel: Channel) -> Result<Offered, HandOve
 /// RAM that was handed over; the other side waits for [`Taken::confirm`].
 pub struct Taken {
     ram: GuestRam,
+    id: MigrationId,
     way: Way,
 }
 
@@ -219,7 +231,7 @@ pub fn take(channel: Channel) -> Result<Taken, HandOverError> {
     };
     let mut message = Vec::new();
     let mut files: Vec<OwnedFd> = Vec::new();
-    let mut wanted = 8;
+    let mut wanted = HEAD_BYTES;
     while message.len() < wanted {
         receive(
             &reader,
@@ -228,27 +240,33 @@ pub fn take(channel: Channel) -> Result<Taken, HandOverError> {
             &mut message,
             &mut files,
         )?;
-        if message.len() >= 8 && wanted == 8 {
-            wanted = 8 + least_bytes(&message)?;
+        if message.len() >= HEAD_BYTES && wanted == HEAD_BYTES {
+            wanted = HEAD_BYTES + least_bytes(&message)?;
         }
         // Names make it longer; no more than is announced is ever read.
-        if message.len() == wanted && wanted > 8 {
-            wanted = 8 + whole_bytes(&message)?;
+        if message.len() == wanted && wanted > HEAD_BYTES {
+            wanted = HEAD_BYTES + whole_bytes(&message)?;
         }
     }
-    let ram = map(&message[8..], files)?;
+    let ram = map(&message[HEAD_BYTES..], files)?;
+    let id = MigrationId::new(std::array::from_fn(|byte| message[8 + byte]));
     let way = Way {
         reader,
         writer,
         handle,
     };
-    Ok(Taken { ram, way })
+    Ok(Taken { ram, id, way })
 }
 
 impl Taken {
     /// What was handed over.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Whose stream belongs to it: for [`ReceiveOptions`](crate::destination::ReceiveOptions).
+    pub fn id(&self) -> MigrationId {
+        self.id
     }
 
     /// Tells the other side that a machine was made of it. What it gives is to be watched by
@@ -319,7 +337,7 @@ fn least_bytes(message: &[u8]) -> Result<usize, HandOverError> {
 /// The bytes that the blocks have by what is known of their names.
 fn whole_bytes(message: &[u8]) -> Result<usize, HandOverError> {
     let count = u32::from_be_bytes([message[4], message[5], message[6], message[7]]) as usize;
-    let (mut at, mut bytes) = (8, 0);
+    let (mut at, mut bytes) = (HEAD_BYTES, 0);
     for _ in 0..count {
         // What is not here yet has no name so far; it is looked at again.
         let name = message.get(at).copied().map_or(0, usize::from);

@@ -153,6 +153,7 @@ fn wait_for(monitor: &Monitor, from: Option<&Address>, paused: bool) -> Result<(
 
 /// Lets the rest of a machine in. Nothing of it runs here before the source permits that.
 fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) -> Result<()> {
+    let whose = handed.taken.id();
     let way = match handed.taken.confirm() {
         // Its channel was ended with the waiting, and the machine ends, too.
         Err(_) if ending.asked() => return Ok(()),
@@ -162,7 +163,9 @@ fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) ->
         paused,
         exit_on_error: true,
     };
-    let entry = monitor.arrivals.complete(monitor, handed.main, manner)?;
+    let entry = monitor
+        .arrivals
+        .complete(monitor, whose, handed.main, manner)?;
     let watched = entry.clone();
     std::thread::Builder::new()
         .name("handed".to_owned())

@@ -35,7 +35,7 @@ use crate::multifd::Multifd;
 use crate::source::Progress;
 use crate::switchover::{
     Advice, Answer, Destination, DestinationAction, DestinationConfig, DestinationEvent,
-    DestinationState, HeldState, MigrationStatus, Query, Unexpected,
+    DestinationState, HeldState, MigrationId, MigrationStatus, Query, Unexpected,
 };
 
 use lanes::Lanes;
@@ -53,8 +53,9 @@ pub struct ReceiveOptions {
     /// How long the source may be silent, and three times as long an element of the stream may take;
     /// none: for ever.
     pub silence: Option<Duration>,
-    /// RAM was [handed over](crate::handover) and is not in the stream.
-    pub hand_over: bool,
+    /// RAM was [handed over](crate::handover) and is not in the stream, which is that of this
+    /// migration and no other.
+    pub hand_over: Option<MigrationId>,
     /// For how long a source that may be in doubt is listened for, once the decision fell.
     pub linger: Duration,
     /// Pages come over connections of their own, as many as the source was told of.
@@ -70,7 +71,7 @@ impl ReceiveOptions {
             return_path,
             paused,
             silence: Some(Duration::from_secs(10)),
-            hand_over: false,
+            hand_over: None,
             linger: Duration::from_secs(60),
             multifd: None,
             connect_timeout: Duration::from_secs(10),

@@ -34,7 +34,7 @@ pub(super) fn read<R: Read>(
     let (reader, clock) = Patience::new(reader, limit);
     let input = ChannelInput::new(reader);
     let mut expected = Expected::machine(recipient.machine_name());
-    if arrival.options.hand_over {
+    if arrival.options.hand_over.is_some() {
         expected.capabilities = &[IGNORE_SHARED];
         expected.list.guest_addresses = true;
     }
@@ -69,7 +69,7 @@ pub(super) fn read<R: Read>(
                     return Err(ReceiveError::Bug);
                 };
                 // The source runs in this RAM.
-                if arrival.options.hand_over && record != RamRecord::Eos {
+                if arrival.options.hand_over.is_some() && record != RamRecord::Eos {
                     return Err(unsupported("pages of RAM that was handed over"));
                 }
                 let content = memory.take(record, stream.input(), &mut ahead);
@@ -90,10 +90,12 @@ pub(super) fn read<R: Read>(
             Event::RamEnd => at_end = true,
             Event::Order(order) => obey(arrival, &order)?,
             Event::Device(device) => {
+                check_owner(arrival)?;
                 tally.publish(arrival, stream.input().offset());
                 arrival.lock().devices.push(device);
             }
             Event::Eof => {
+                check_owner(arrival)?;
                 tally.publish(arrival, stream.input().offset());
                 permitted = true;
                 let _ = arrival.on(DestinationEvent::Eof);
@@ -102,6 +104,16 @@ pub(super) fn read<R: Read>(
             Event::Closed => return Ok(()),
             _ => return Err(unsupported("something this version does not know")),
         }
+    }
+}
+
+/// What was handed over is RAM of the machine whose stream this is. Somebody else's may come to the
+/// same door, and devices over RAM of a machine that still runs would be the end of both.
+fn check_owner(arrival: &Arrival) -> Result<(), ReceiveError> {
+    let whose = arrival.options.hand_over;
+    match whose.is_some() && arrival.lock().destination.id() != whose {
+        true => Err(unsupported("a machine in RAM that another one handed over")),
+        false => Ok(()),
     }
 }
 
@@ -239,7 +251,7 @@ mod tests {
             out
         };
         let mut options = ReceiveOptions::new(true, false);
-        options.hand_over = true;
+        options.hand_over = Some(crate::switchover::MigrationId::new([7; 16]));
         for zero in [true, false] {
             let arrival = Arrival::new(options.clone(), None);
             let error = read(&arrival, &here, &stream(zero)[..]).unwrap_err();

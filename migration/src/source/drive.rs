@@ -165,7 +165,8 @@ impl<'s, 'e> Driver<'s, 'e> {
             }
             let way = Outgoing::connect(self.options.hand_over_address(), &connecting)
                 .map_err(MigrateError::Channel)?;
-            let offered = handover::offer(&ram, way).map_err(MigrateError::HandOver)?;
+            let offered =
+                handover::offer(&ram, self.migration.id(), way).map_err(MigrateError::HandOver)?;
             self.offered = Some(offered);
         }
         let connected =

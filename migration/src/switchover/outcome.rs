@@ -88,6 +88,11 @@ impl MigrationId {
         Self(id)
     }
 
+    /// As the offer of RAM carries it.
+    pub(crate) fn bytes(self) -> [u8; 16] {
+        self.0
+    }
+
     /// The values of the PINGs that carry it, in order.
     pub fn pings(self) -> [u32; 5] {
         let word = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| self.0[at + i]));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paguro_migration::channel::{Address, Incoming, Listener};
 use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions};
-use paguro_migration::switchover::{HeldState, MigrationStatus, Reason};
+use paguro_migration::switchover::{HeldState, MigrationId, MigrationStatus, Reason};
 use paguro_vmm::ShutdownCause;
 use serde_json::{Value, json};
 
@@ -88,13 +88,14 @@ impl Arrivals {
     pub fn complete(
         &self,
         monitor: &Monitor,
+        whose: MigrationId,
         listener: Listener,
         manner: Manner,
     ) -> Result<Arc<Entry>, anyhow::Error> {
         let silence = monitor.migrations.lock().settings.silence();
         let options = ReceiveOptions {
             silence,
-            hand_over: true,
+            hand_over: Some(whose),
             ..ReceiveOptions::new(true, manner.paused)
         };
         self.admit(monitor, listener, options, manner)

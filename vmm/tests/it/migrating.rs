@@ -13,7 +13,7 @@ use paguro_migration::source::{
     AtTimeout, DirtyLimit, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage,
     Throttle, migrate,
 };
-use paguro_migration::switchover::{Choice, MigrationStatus};
+use paguro_migration::switchover::{Choice, MigrationId, MigrationStatus};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, PageKind};
 use paguro_sys::{Fallbacks, Host};
@@ -455,9 +455,10 @@ fn shared_ram_is_handed_over_by_descriptor() {
                     std::thread::spawn(move || {
                         let taken = handover::take(listener.accept(None).unwrap()).unwrap();
                         let vm = Vm::create(config, taken.ram().clone()).unwrap();
+                        let whose = taken.id();
                         let way = taken.confirm().unwrap();
                         let mut options = ReceiveOptions::new(true, false);
-                        options.hand_over = true;
+                        options.hand_over = Some(whose);
                         options.linger = Duration::from_millis(200);
                         let arrival = Arrival::new(options, None);
                         std::thread::scope(|scope| {
@@ -491,6 +492,40 @@ fn shared_ram_is_handed_over_by_descriptor() {
             }
         }
     }
+}
+
+/// Two machines are handed over at once, and their streams come to each other's door.
+#[test]
+fn devices_of_one_machine_do_not_come_into_ram_of_another() {
+    let _turn = turn();
+    let config = Config {
+        backing: Backing::Memfd,
+        ..config(accels()[0], 1)
+    };
+    let vm = start(&config);
+    wait_writes(&vm, 100);
+    let name = Name::new();
+    let channel = channel::Options::new(Stop::new().unwrap());
+    let listener = Incoming::listen(&name.address(), &channel).unwrap();
+    let received = std::thread::spawn(move || {
+        let taken = handover::take(listener.accept(None).unwrap()).unwrap();
+        let vm = Vm::create(config, taken.ram().clone()).unwrap();
+        let _way = taken.confirm().unwrap();
+        let mut options = ReceiveOptions::new(true, false);
+        options.hand_over = Some(MigrationId::new([7; 16]));
+        let arrival = Arrival::new(options, None);
+        receive(&*vm, listener, &arrival).unwrap_err().to_string()
+    });
+    let mut options = options(name.address());
+    options.hand_over = true;
+    let migration = Migration::new(&options, None).unwrap();
+    let memory = Memory::new(Host::probe(&Fallbacks::default()), vm.guest_ram().clone());
+    migrate(&*vm, &memory, &options, &migration).unwrap_err();
+    let error = received.join().unwrap();
+    assert!(error.contains("another one handed over"), "{error}");
+    assert_eq!(vm.run_state(), RunState::Running);
+    wait_writes(&vm, 100);
+    take(&vm).assert_right();
 }
 
 #[test]
