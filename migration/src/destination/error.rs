@@ -58,6 +58,12 @@ pub enum ReceiveError {
         /// Channels that this side was told of.
         channels: usize,
     },
+    /// The caller's, on one of the sides: there are channels of which this side was not told.
+    #[error("the source has more multifd channels than the {channels} that this side was told of")]
+    MoreChannels {
+        /// Channels that this side was told of.
+        channels: usize,
+    },
     /// The network's: the multifd channels bring nothing.
     #[error("the multifd channels are silent for {:.1} s", .0.as_secs_f64())]
     SilentChannels(Duration),
@@ -99,7 +105,9 @@ impl ReceiveError {
                 }
                 source => reason::of_decoding(source),
             },
-            Self::Unsupported { .. } | Self::MissingPackets { .. } => Reason::OutOfTurn,
+            Self::Unsupported { .. } | Self::MissingPackets { .. } | Self::MoreChannels { .. } => {
+                Reason::OutOfTurn
+            }
             Self::Ended { why, .. } => *why,
             _ => Reason::Here,
         }

@@ -56,6 +56,8 @@ struct Inner {
     released: u64,
     /// Packets that came over all channels, up to their SYNCs.
     taken: Taken,
+    /// One came that this side was not told of.
+    excess: bool,
     /// All of RAM is here.
     closed: bool,
     /// The migration is over, one way or the other.
@@ -131,6 +133,11 @@ impl Lanes {
                     text: "a multifd channel broke".to_owned(),
                 });
             }
+            if inner.excess {
+                return Err(ReceiveError::MoreChannels {
+                    channels: self.count(),
+                });
+            }
             let behind = inner.released;
             let at_sync = |lane: &Option<Lane>| lane.as_ref().is_some_and(|l| l.syncs > behind);
             if inner.lanes.iter().all(at_sync) {
@@ -197,6 +204,16 @@ impl Lanes {
             }
         });
         entered
+    }
+
+    /// Holds a channel of which this side was not told, until the main one has seen to it.
+    fn exceed(&self) {
+        self.change(|inner| inner.excess = true);
+        let since = Instant::now();
+        let mut inner = self.lock();
+        while !inner.is_over() && since.elapsed() < self.connect_timeout {
+            inner = self.wait(inner);
+        }
     }
 
     fn leave(&self, channel: u8) {
@@ -271,8 +288,14 @@ pub(super) fn receive<R: Read>(arrival: &Arrival, reader: R, handle: Handle, pee
     let channel = match Init::decode(&mut input, &[0; 16], multifd.channels) {
         Ok(init) => init.channel,
         Err(error) => {
+            let number = matches!(&error, DecodeError::Corrupt { .. });
             let error = crate::snapshot::chain(&error);
-            return tracing::warn!(%peer, %error, "a multifd channel was not let in");
+            tracing::warn!(%peer, %error, "a multifd channel was not let in");
+            if number {
+                // Closed, it would make the source give up before anybody could say why.
+                lanes.exceed();
+            }
+            return;
         }
     };
     // From here on it is the main channel that tells whether the source is well.

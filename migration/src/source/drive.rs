@@ -198,6 +198,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             returns,
             began: self.began,
             devices: Vec::new(),
+            is_stopped: false,
             brake: Brake::new(&self.options.convergence),
             deltas,
             lanes,

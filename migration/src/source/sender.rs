@@ -72,6 +72,8 @@ pub(super) struct Sender<'a> {
     pub(super) returns: bool,
     pub(super) began: Instant,
     pub(super) devices: Vec<DeviceSection>,
+    /// The guest was stopped, and what is left is sent.
+    pub(super) is_stopped: bool,
     /// What slows the guest down.
     pub(super) brake: Brake,
     /// The cache of XBZRLE.
@@ -210,9 +212,11 @@ impl Sender<'_> {
         let mut due = Due::default();
         let mut chunks = chunks.into_iter().peekable();
         while chunks.peek().is_some() {
-            let part = Instant::now();
+            let (part, at) = (Instant::now(), self.written_bytes());
+            let most = pace.bytes_in(PART).unwrap_or(u64::MAX);
             self.stream.begin_part(false);
             while part.elapsed() < PART
+                && self.written_bytes() - at < most
                 && let Some((block, chunk)) = chunks.next()
             {
                 if self.is_told_to_stop() {
@@ -434,6 +438,9 @@ impl Sender<'_> {
         let written = self.written_bytes();
         Progress::set(&progress.remaining_bytes, self.pages.bytes());
         Progress::set(&progress.transferred_bytes, written);
+        if !self.is_stopped {
+            Progress::set(&progress.precopy_bytes, written);
+        }
     }
 
     /// Does what the control side commands, until it lets go of the channel.
@@ -456,6 +463,7 @@ impl Sender<'_> {
                     let before = self.written_bytes();
                     let progress = self.migration.progress();
                     Progress::set(&progress.precopy_bytes, before);
+                    self.is_stopped = true;
                     self.rest(devices)?;
                     let downtime_bytes = self.written_bytes() - before;
                     Progress::set(&progress.downtime_bytes, downtime_bytes);

@@ -315,6 +315,11 @@ impl Pace {
         }
     }
 
+    /// What may be sent in such a time; without a limit anything.
+    pub(crate) fn bytes_in(&self, time: Duration) -> Option<u64> {
+        (self.limit > 0).then_some((self.limit as f64 * time.as_secs_f64()) as u64)
+    }
+
     /// How long to wait until so many bytes are due; a pace that is behind by more than a tenth of
     /// a second does not catch up later.
     pub(crate) fn due(&mut self, written_bytes: u64, limit: u64) -> Option<Duration> {

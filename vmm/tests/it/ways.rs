@@ -324,7 +324,7 @@ fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
             Multifd::new(3),
             "2 of 3 multifd channels came",
         ),
-        (Way::Multifd(3), Multifd::new(2), "multifd"),
+        (Way::Multifd(3), Multifd::new(2), "more multifd channels"),
         (Way::Multifd(2), zstd, "compression"),
     ] {
         wait_writes(&vm, 100);
