@@ -103,13 +103,13 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
         pair.migrate(0)?;
         pair.source.wait_for(&["pre-switchover"])?;
         // All that was sent has come through here.
+        // On a busy host it may take its time.
         let mut before = pair.relay.marks().forward_bytes;
-        loop {
+        let mut quiet = 0;
+        while quiet < 20 {
             std::thread::sleep(10 * POLL);
             let now = pair.relay.marks().forward_bytes;
-            if now == before {
-                break;
-            }
+            quiet = if now == before { quiet + 1 } else { 0 };
             before = now;
         }
         // The last dirty set has some pages at least, the devices have some KiB.
