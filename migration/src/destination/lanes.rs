@@ -56,8 +56,8 @@ struct Inner {
     released: u64,
     /// Packets that came over all channels, up to their SYNCs.
     taken: Taken,
-    /// One came that this side was not told of.
-    excess: bool,
+    /// There are so many now of which this side was not told.
+    excess: usize,
     /// All of RAM is here.
     closed: bool,
     /// The migration is over, one way or the other.
@@ -133,7 +133,7 @@ impl Lanes {
                     text: "a multifd channel broke".to_owned(),
                 });
             }
-            if inner.excess {
+            if inner.excess > 0 {
                 return Err(ReceiveError::MoreChannels {
                     channels: self.count(),
                 });
@@ -208,12 +208,14 @@ impl Lanes {
 
     /// Holds a channel of which this side was not told, until the main one has seen to it.
     fn exceed(&self) {
-        self.change(|inner| inner.excess = true);
+        self.change(|inner| inner.excess += 1);
         let since = Instant::now();
         let mut inner = self.lock();
         while !inner.is_over() && since.elapsed() < self.connect_timeout {
             inner = self.wait(inner);
         }
+        // A stranger's, with which no main channel came: the next source has nothing to do with it.
+        inner.excess -= 1;
     }
 
     fn leave(&self, channel: u8) {

@@ -160,9 +160,8 @@ impl Sender<'_> {
             let forecast = self.forecast(sync);
             let nothing_left = self.pages.pages() == 0;
             if forecast <= self.migration.downtime_limit() || nothing_left {
-                let timeout = self.options.convergence.timeout;
-                let over = timeout.is_some_and(|time| self.began.elapsed() >= time);
-                if over || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes()) {
+                if self.is_time_over() || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes())
+                {
                     return Ok(());
                 }
                 continue;
@@ -187,6 +186,11 @@ impl Sender<'_> {
             let progress = self.migration.progress();
             Progress::set(&progress.throttle_percent, u64::from(percent));
         }
+    }
+
+    fn is_time_over(&self) -> bool {
+        let timeout = self.options.convergence.timeout;
+        timeout.is_some_and(|time| self.began.elapsed() >= time)
     }
 
     /// Whether the time to converge is over and the guest is to be stopped all the same.
@@ -255,8 +259,7 @@ impl Sender<'_> {
                 std::thread::sleep(rest.min(LOOK));
                 self.stream.idle(BREATH)?;
                 self.look_at_vcpus();
-                let timeout = self.options.convergence.timeout;
-                if timeout.is_some_and(|time| self.began.elapsed() >= time) {
+                if self.is_time_over() {
                     // What happens now is decided behind the next PART.
                     break;
                 }

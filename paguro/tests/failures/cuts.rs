@@ -10,6 +10,12 @@ use crate::relay::{Act, At};
 use crate::rng::Rng;
 use crate::side::{Judged, POLL, SILENCE_MS};
 
+const PAGE: u64 = 4096;
+/// A page of zeros: where it is, and that it is one.
+const SHORTEST_PAGE: u64 = 9;
+/// The devices of a machine of threads, in bytes of the stream, at least.
+const DEVICES: u64 = 200;
+
 /// A phase of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -112,8 +118,13 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
             quiet = if now == before { quiet + 1 } else { 0 };
             before = now;
         }
-        // The last dirty set has some pages at least, the devices have some KiB.
-        pair.relay.plan(At::Forward(before + rng.below(4096)), act);
+        // What is certain to come: something of each page that is dirty by now (a guest that gets
+        // no time may have left none), and of devices the few that even threads have.
+        let now = pair.source.must("query-migrate", json!({}))?;
+        let pages = now["ram"]["remaining"].as_u64().unwrap_or(0) / PAGE;
+        let certain = (SHORTEST_PAGE * pages).min(4096) + DEVICES;
+        pair.relay
+            .plan(At::Forward(before + rng.below(certain)), act);
         pair.source
             .must("migrate-continue", json!({ "state": "pre-switchover" }))?;
     } else {

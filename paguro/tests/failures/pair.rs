@@ -35,16 +35,7 @@ impl Pair {
         let source = Side::source(dir.path(), None, rate);
         let destination = Side::destination(dir.path(), None, &direct.uri());
         let relay = Relay::start(&place, &direct, || {});
-        let watch = Watch::start(&source.progress, &destination.progress);
-        Self {
-            source,
-            destination,
-            relay,
-            watch,
-            place,
-            direct,
-            _dir: dir,
-        }
+        Self::joined(source, destination, relay, (place, direct), dir)
     }
 
     /// Two in network namespaces; the relay is with the source.
@@ -58,6 +49,16 @@ impl Pair {
             let kind = Some(rustix::thread::LinkNameSpaceType::Network);
             rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
         });
+        Self::joined(source, destination, relay, (place, direct), dir)
+    }
+
+    fn joined(
+        source: Side,
+        destination: Side,
+        relay: Relay,
+        (place, direct): (Place, Place),
+        dir: TempDir,
+    ) -> Self {
         let watch = Watch::start(&source.progress, &destination.progress);
         Self {
             source,

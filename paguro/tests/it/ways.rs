@@ -99,7 +99,6 @@ fn limits_can_be_changed_while_it_runs() {
     let _turn = turn();
     let mut here = Side::run(&["--workload", "rate=50000"]);
     here.runs_on(20_000);
-    here.qmp.set(&[("events", true)]);
     let (mut there, at) = Side::incoming("unix", &[]);
     let slow = json!({ "max-bandwidth": 200_000, "downtime-limit": 1 });
     here.qmp.execute("migrate-set-parameters", slow);
