@@ -104,6 +104,8 @@ pub enum Choice {
     RunAgain,
     /// `quit`, as nothing here is needed any more.
     Quit,
+    /// `quit` at a source in doubt that cannot ask.
+    QuitMoved,
     /// `quit` on one of two sides that both have the right to run.
     QuitOne,
 }
@@ -140,6 +142,9 @@ impl Choice {
                  as it was when it left"
             }
             Self::Quit => "`quit`: nothing here is needed any more",
+            Self::QuitMoved => {
+                "`quit`, only if you have made sure that the guest runs at the destination"
+            }
             Self::QuitOne => {
                 "`quit` on one of the two sides at once: the guest may be running on both"
             }
@@ -215,6 +220,11 @@ impl Source {
             SourceState::Permitted { .. } => (
                 "the destination was permitted to run and has not confirmed yet",
                 &[Choice::Wait],
+            ),
+            SourceState::InDoubt { .. } if !self.reconnects() => (
+                "the destination was permitted to run, and whether it does is not known, nor can it \
+                 be asked over such a channel; the guest is stopped here, whole",
+                &[Choice::RunHere, Choice::QuitMoved],
             ),
             SourceState::InDoubt {
                 wanted: Wanted::Run,
@@ -337,6 +347,33 @@ impl Destination {
 mod tests {
     use super::*;
     use crate::switchover::{SourceConfig, SourceEvent};
+
+    /// Nobody is told to do what changes nothing.
+    #[test]
+    fn in_doubt_over_a_channel_of_one_use_only_the_operator_can_decide() {
+        for reconnects in [false, true] {
+            let mut source = Source::new(SourceConfig {
+                return_path: true,
+                reconnects,
+                pause_before_switchover: false,
+            });
+            for event in [
+                SourceEvent::Ready,
+                SourceEvent::Converged,
+                SourceEvent::Stopped,
+                SourceEvent::Sent,
+                SourceEvent::Pong(2),
+                SourceEvent::EofWritten,
+                SourceEvent::Failed(Reason::Silence),
+            ] {
+                source.on(event).unwrap();
+            }
+            assert_eq!(source.status(), MigrationStatus::InDoubt);
+            let may = source.advice().may;
+            assert!(may.contains(&Choice::RunHere), "{may:?}");
+            assert_eq!(may.contains(&Choice::TakeBack), reconnects, "{may:?}");
+        }
+    }
 
     #[test]
     fn a_source_goes_through_the_states_by_qemus_names() {

@@ -34,6 +34,11 @@ impl Source {
         self.state
     }
 
+    /// Whether the destination can be asked once more.
+    pub(super) fn reconnects(&self) -> bool {
+        self.config.reconnects
+    }
+
     /// Takes an event; says what is to be done, in this order. The state has changed already: what
     /// is asked for meanwhile is answered as if it were done.
     ///
