@@ -7,6 +7,7 @@ use paguro_workload::Spec;
 use serde_json::{Value, json};
 
 use super::figures::{Engine, MoveSeen};
+use super::raw;
 use crate::bench::fill::{Part, fill};
 use crate::interrupt::Interrupts;
 use crate::lab::machine::Parameters;
@@ -124,6 +125,7 @@ impl Traveller {
         if interrupts.came() {
             bail!("interrupted");
         }
+        raw::warm_host();
         let here = self.machine.take().context("a guest that got lost")?;
         let mut there = Machine::start(&self.options.awaiting())?;
         there.agree(&way.parameters(), way.capabilities())?;
