@@ -384,7 +384,7 @@ impl Mapping {
         self.addr() + offset..self.addr() + offset + len
     }
 
-    fn check(&self, offset: usize, len: usize) {
+    pub(crate) fn check(&self, offset: usize, len: usize) {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(
             inside,

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use paguro_sys::{Mapping, Places};
 use rustix::event::PollFlags;
 
 use super::Stop;
@@ -216,6 +217,23 @@ impl Reader {
         plain_fd(self.core.as_deref())
     }
 
+    /// Whether bytes can come straight to where they belong: it is a socket, without TLS.
+    pub(crate) fn is_direct(&self) -> bool {
+        is_direct(self.core.as_deref())
+    }
+
+    /// As a read, straight to places in `mapping`, and to `rest` what comes behind; only if it
+    /// [`is_direct`](Self::is_direct).
+    pub(crate) fn receive(
+        &mut self,
+        mapping: &Mapping,
+        places: &mut Places,
+        rest: &mut [u8],
+    ) -> io::Result<usize> {
+        let (link, _) = link(self.core.as_deref())?;
+        link.receive(mapping, places, rest)
+    }
+
     /// Waits until there is something to read, as a read does.
     ///
     /// # Errors
@@ -274,6 +292,23 @@ impl Writer {
         plain_fd(self.core.as_deref())
     }
 
+    /// Whether bytes can go straight from where they lie: it is a socket, without TLS.
+    pub(crate) fn is_direct(&self) -> bool {
+        is_direct(self.core.as_deref())
+    }
+
+    /// As a write of `head` and the places behind it, which are shortened by what went; only if it
+    /// [`is_direct`](Self::is_direct).
+    pub(crate) fn send(
+        &mut self,
+        mapping: &Mapping,
+        places: &mut Places,
+        head: &mut &[u8],
+    ) -> io::Result<usize> {
+        let (link, _) = link(self.core.as_deref())?;
+        link.send(mapping, places, head)
+    }
+
     /// Waits until something can be written, as a write does.
     ///
     /// # Errors
@@ -319,6 +354,12 @@ fn plain_fd(core: Option<&Core>) -> Option<BorrowedFd<'_>> {
         core if core.session.is_some() => None,
         core => Some(core.link.as_ref()?.as_fd()),
     }
+}
+
+fn is_direct(core: Option<&Core>) -> bool {
+    core.is_some_and(|core| {
+        core.session.is_none() && core.link.as_ref().is_some_and(Link::is_socket)
+    })
 }
 
 fn one_way() -> io::Error {

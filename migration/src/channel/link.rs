@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use paguro_sys::{Mapping, Places};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
@@ -115,6 +116,64 @@ impl Link {
                     self.wait(PollFlags::OUT, started)?;
                 }
                 done => return done,
+            }
+        }
+    }
+
+    /// Whether bytes can go to and from places in a mapping.
+    pub(super) fn is_socket(&self) -> bool {
+        self.kind == LinkKind::Socket
+    }
+
+    /// As [`Places::receive`], but waits for the first byte.
+    pub(super) fn receive(
+        &self,
+        mapping: &Mapping,
+        places: &mut Places,
+        rest: &mut [u8],
+    ) -> io::Result<usize> {
+        let got = self.transfer(PollFlags::IN, || {
+            places.receive(mapping, self.fd.as_fd(), rest)
+        })?;
+        // The end that a shutdown makes is none of the peer's.
+        if got == 0 {
+            self.check_stop()?;
+        }
+        Ok(got)
+    }
+
+    /// As [`Places::send`], but waits until the first byte goes.
+    pub(super) fn send(
+        &self,
+        mapping: &Mapping,
+        places: &mut Places,
+        head: &mut &[u8],
+    ) -> io::Result<usize> {
+        self.transfer(PollFlags::OUT, || {
+            places.send(mapping, self.fd.as_fd(), head)
+        })
+    }
+
+    fn transfer(
+        &self,
+        flags: PollFlags,
+        mut call: impl FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            self.check_stop()?;
+            match call() {
+                Ok(bytes) => {
+                    self.moved(bytes);
+                    return Ok(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(flags, started)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(Errno::from_io_error(&error).map_or(error, |it| self.ended(it)));
+                }
             }
         }
     }

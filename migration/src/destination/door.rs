@@ -100,7 +100,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
             }
         }
         Ok(MULTIFD_MAGIC) if arrival.lanes.count() > 0 => {
-            lanes::receive(arrival, stream::behind(first, reader), handle, &peer);
+            lanes::receive(arrival, first, reader, handle, &peer);
         }
         Ok(QUERY_MAGIC) if !only_one => {
             let asker = Arc::new(Mutex::new(writer));

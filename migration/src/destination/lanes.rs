@@ -15,7 +15,6 @@
 //! bring something. A channel that breaks ends everything until all of RAM is here; from then on
 //! nothing of what comes is looked at. When the main channel ends, all end.
 
-use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,12 +25,16 @@ use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::multifd::{Init, PacketReader};
 use paguro_wire::stream::ram::BlockTable;
 
+use super::direct::Direct;
 use super::memory::{Ahead, Arriving};
 use super::patience::{Clock, Patience};
 use super::{Arrival, ReceiveError, ReceiveOptions};
 use crate::channel::Handle;
 use crate::multifd::{Compression, Multifd, Unpacker};
 use crate::switchover::Reason;
+
+/// The buffer of a channel whose pages go past it: a packet's head has room.
+const HEAD_BYTES: usize = 4096;
 
 /// How often a wait is looked into.
 const LOOK: Duration = Duration::from_millis(200);
@@ -280,13 +283,25 @@ impl Inner {
 }
 
 /// Sees to a connection that began like a multifd channel, to its end.
-pub(super) fn receive<R: Read>(arrival: &Arrival, reader: R, handle: Handle, peer: &str) {
+pub(super) fn receive<R: Direct>(
+    arrival: &Arrival,
+    first: [u8; 4],
+    reader: R,
+    handle: Handle,
+    peer: &str,
+) {
     let (lanes, Some(multifd)) = (&arrival.lanes, arrival.options.multifd) else {
         return;
     };
     let limit = arrival.options.silence.map(|silence| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
-    let mut input = ChannelInput::new(reader);
+    // What is put straight to its place is better not read before that is known.
+    let is_plain = multifd.compression == Compression::None;
+    let mut input = match is_plain && reader.is_direct() {
+        true => ChannelInput::with_buffer(reader, HEAD_BYTES),
+        false => ChannelInput::new(reader),
+    }
+    .behind(&first);
     let channel = match Init::decode(&mut input, &[0; 16], multifd.channels) {
         Ok(init) => init.channel,
         Err(error) => {
@@ -331,7 +346,7 @@ impl Drop for Broken<'_> {
 }
 
 /// Packet after packet, until all is here.
-fn take_all<R: Read>(
+fn take_all<R: Direct>(
     arrival: &Arrival,
     channel: u8,
     compression: Compression,
@@ -393,6 +408,10 @@ fn take_all<R: Read>(
                 for (&offset, page) in packet.normal.iter().zip(pages) {
                     memory.page(packet.block, offset, page);
                 }
+            }
+            _ if input.reader().is_direct() => {
+                let mut into = memory.places(packet.block, packet.normal);
+                input.pour(WHAT, &mut into)?;
             }
             _ => {
                 for &offset in packet.normal {

@@ -4,11 +4,13 @@ use std::io::Read;
 use std::ops::Range;
 
 use paguro_ram::{GuestRam, PageSet};
-use paguro_sys::{Advice, page_size};
+use paguro_sys::{Advice, Places, page_size};
 use paguro_wire::input::Input;
 use paguro_wire::stream::ram::{BlockTable, RamRecord, run_ahead};
 use paguro_wire::stream::{ChannelInput, xbzrle};
 use paguro_wire::{DecodeError, PAGE_BYTES};
+
+use super::direct::Into;
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -60,6 +62,23 @@ impl Arriving {
     pub(super) fn page(&self, block: usize, offset: u64, page: &[u8]) {
         let (block, offset) = self.place(block, offset);
         self.ram.blocks()[block].mapping().copy_in(offset, page);
+        self.note(block, offset);
+    }
+
+    /// Where these pages, no more of them than a packet has, belong; all of them are about to come.
+    pub(super) fn places(&self, block: usize, offsets: &[u64]) -> Into<'_> {
+        let mut places = Places::new();
+        for &offset in offsets {
+            let (block, offset) = self.place(block, offset);
+            self.note(block, offset);
+            places.push(offset, PAGE);
+        }
+        let mapping = self.ram.blocks()[self.blocks[block]].mapping();
+        Into { mapping, places }
+    }
+
+    /// A page has content now.
+    fn note(&self, block: usize, offset: usize) {
         // An atomic write waits until all of the page has left the core, a look does not.
         let received = &self.received[block];
         if !received.contains(offset / page_size()) {

@@ -15,6 +15,7 @@
 //! the door stays open while anything is in doubt, for a source that asks over a connection of its
 //! own.
 
+mod direct;
 mod door;
 mod drive;
 mod error;

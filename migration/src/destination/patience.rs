@@ -5,6 +5,10 @@ use std::io::{self, Read};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use paguro_sys::{Mapping, Places};
+
+use super::direct::Direct;
+
 /// A reader whose reads fail when an element takes too long to come.
 pub(super) struct Patience<R> {
     reader: R,
@@ -66,10 +70,11 @@ impl Clock {
     }
 }
 
-impl<R: Read> Read for Patience<R> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+impl<R> Patience<R> {
+    /// Reads, unless the element takes too long to come.
+    fn patiently(&mut self, read: impl FnOnce(&mut R) -> io::Result<usize>) -> io::Result<usize> {
         let bounds = self.clock.limit.zip(self.clock.since());
-        let count = self.reader.read(to)?;
+        let count = read(&mut self.reader)?;
         match bounds.filter(|(limit, since)| since.elapsed() > *limit) {
             None => Ok(count),
             Some((limit, _)) => Err(io::Error::new(
@@ -80,6 +85,27 @@ impl<R: Read> Read for Patience<R> {
                 ),
             )),
         }
+    }
+}
+
+impl<R: Read> Read for Patience<R> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.patiently(|reader| reader.read(to))
+    }
+}
+
+impl<R: Direct> Direct for Patience<R> {
+    fn is_direct(&self) -> bool {
+        self.reader.is_direct()
+    }
+
+    fn receive(
+        &mut self,
+        mapping: &Mapping,
+        places: &mut Places,
+        rest: &mut [u8],
+    ) -> io::Result<usize> {
+        self.patiently(|reader| reader.receive(mapping, places, rest))
     }
 }
 

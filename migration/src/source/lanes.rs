@@ -19,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use paguro_ram::GuestRam;
-use paguro_sys::page_size;
+use paguro_sys::{Places, page_size};
 use paguro_wire::stream::multifd::{self, PACKET_BYTES, PAGES_MAX, Packet};
 use paguro_wire::stream::ram::BlockTable;
 
@@ -292,35 +292,33 @@ impl Lane<'_> {
             Compression::None => None,
             Compression::Zstd { level } => Some(Packer::new(level).map_err(codec)?),
         };
-        let mut packet = Assembly::new();
+        let mut packet = Sorted::new();
+        let mut copies = Copies::default();
         let mut head = Vec::with_capacity(PACKET_BYTES);
         let mut synced = 0;
         let mut holds = self.queue.unordered && self.channel == 0;
         loop {
             match self.queue.next(synced) {
                 Work::Batch(batch, number) => {
-                    packet.collect(&batch, &self.ram);
+                    packet.sort(&batch, &self.ram);
                     let progress = self.migration.progress();
                     Progress::add(&progress.normal_pages, packet.normal);
                     Progress::add(&progress.zero_pages, packet.zero);
-                    let pages = &packet.bytes[..packet.normal * page_size()];
-                    let payload = match &mut packer {
-                        Some(packer) if packet.normal > 0 => packer.pack(pages).map_err(codec)?,
-                        _ => pages,
-                    };
-                    let (normal, zero) = packet.offsets();
-                    let packet = Packet {
-                        sync: false,
-                        number,
-                        block: batch.block,
-                        normal,
-                        zero,
-                        payload_bytes: payload.len() as u32,
-                    };
                     if holds && number >= HELD {
                         holds = false;
                         self.queue.hold();
                     }
+                    if packer.is_none() && self.writer.is_direct() {
+                        self.send_pages(&mut head, (batch.block, number), &packet)
+                            .map_err(broken)?;
+                        continue;
+                    }
+                    let pages = copies.of(&packet, batch.block, &self.ram);
+                    let payload = match &mut packer {
+                        Some(packer) if packet.normal > 0 => packer.pack(pages).map_err(codec)?,
+                        _ => pages,
+                    };
+                    let packet = packet.at(batch.block, number, payload.len());
                     self.write(&mut head, &packet, payload).map_err(broken)?;
                 }
                 Work::Sync(number) => {
@@ -344,6 +342,30 @@ impl Lane<'_> {
                 }
             }
         }
+    }
+
+    /// Writes a packet, and its pages from where they lie. A page that is written to meanwhile goes
+    /// in part as it was and in part as it is; it is dirty, and goes again.
+    fn send_pages(
+        &mut self,
+        head: &mut Vec<u8>,
+        (block, number): (usize, u64),
+        packet: &Sorted,
+    ) -> io::Result<()> {
+        head.clear();
+        let whole = packet.at(block, number, packet.content_bytes());
+        whole.encode(&self.table, self.compression.on_wire(), head);
+        let mut places = Places::new();
+        for &offset in whole.normal {
+            places.push(offset as usize, page_size());
+        }
+        let mapping = self.ram.blocks()[block].mapping();
+        let mut head = &head[..];
+        while !head.is_empty() || places.left_bytes() > 0 {
+            let sent = self.writer.send(mapping, &mut places, &mut head)?;
+            Progress::add(&self.migration.progress().multifd_bytes, sent);
+        }
+        Ok(())
     }
 
     /// Writes a packet and its payload together.
@@ -370,43 +392,38 @@ impl Lane<'_> {
     }
 }
 
-/// A packet while it is put together.
-struct Assembly {
-    bytes: Box<[u8]>,
+/// The pages of a packet, by whether they have content.
+struct Sorted {
     /// Offsets of pages with content at the front, of zero pages behind them.
     offsets: [u64; PAGES_MAX],
     normal: usize,
     zero: usize,
 }
 
-impl Assembly {
+impl Sorted {
     fn new() -> Self {
         Self {
-            bytes: vec![0; PAGES_MAX * page_size()].into_boxed_slice(),
             offsets: [0; PAGES_MAX],
             normal: 0,
             zero: 0,
         }
     }
 
-    /// Copies the pages as they are now. The guest may write meanwhile: then what was copied is
-    /// sent again later.
-    fn collect(&mut self, batch: &Batch, ram: &GuestRam) {
+    /// Looks at the pages as they are now. The guest may write meanwhile: then what was found is looked
+    /// at again later.
+    fn sort(&mut self, batch: &Batch, ram: &GuestRam) {
         let page_bytes = page_size();
         let mapping = ram.blocks()[batch.block].mapping();
         let mut zeros = [0; PAGES_MAX];
         (self.normal, self.zero) = (0, 0);
         for &page in &batch.pages[..batch.content] {
             let offset = page * page_bytes;
-            if mapping.is_zero(offset, page_bytes) {
-                zeros[self.zero] = offset as u64;
-                self.zero += 1;
-            } else {
-                let at = self.normal * page_bytes;
-                mapping.copy_out(offset, &mut self.bytes[at..at + page_bytes]);
-                self.offsets[self.normal] = offset as u64;
-                self.normal += 1;
-            }
+            let (list, count) = match mapping.is_zero(offset, page_bytes) {
+                true => (&mut zeros, &mut self.zero),
+                false => (&mut self.offsets, &mut self.normal),
+            };
+            list[*count] = offset as u64;
+            *count += 1;
         }
         for &page in &batch.pages[PAGES_MAX - batch.gone..] {
             zeros[self.zero] = (page * page_bytes) as u64;
@@ -415,9 +432,38 @@ impl Assembly {
         self.offsets[self.normal..][..self.zero].copy_from_slice(&zeros[..self.zero]);
     }
 
-    /// Of pages with content, and of zero pages.
-    fn offsets(&self) -> (&[u64], &[u64]) {
-        self.offsets[..self.normal + self.zero].split_at(self.normal)
+    /// As a packet.
+    fn at(&self, block: usize, number: u64, payload_bytes: usize) -> Packet<'_> {
+        let (normal, zero) = self.offsets[..self.normal + self.zero].split_at(self.normal);
+        Packet {
+            sync: false,
+            number,
+            block,
+            normal,
+            zero,
+            payload_bytes: payload_bytes as u32,
+        }
+    }
+
+    fn content_bytes(&self) -> usize {
+        self.normal * page_size()
+    }
+}
+
+/// Copies of pages, for what must not change while it is worked on.
+#[derive(Default)]
+struct Copies(Vec<u8>);
+
+impl Copies {
+    /// The pages of a packet that have content.
+    fn of(&mut self, packet: &Sorted, block: usize, ram: &GuestRam) -> &[u8] {
+        self.0.resize(PAGES_MAX * page_size(), 0);
+        let mapping = ram.blocks()[block].mapping();
+        let places = self.0.chunks_mut(page_size());
+        for (&offset, to) in packet.offsets[..packet.normal].iter().zip(places) {
+            mapping.copy_out(offset as usize, to);
+        }
+        &self.0[..packet.content_bytes()]
     }
 }
 

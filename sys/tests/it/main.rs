@@ -3,6 +3,7 @@
 mod arena;
 mod bus_error;
 mod mapping;
+mod places;
 mod presence;
 
 /// Whether anything is mapped at an address.

@@ -3,7 +3,8 @@
 //! Small elements come out of a buffer, which is filled with as much as there is and no more: a
 //! read is only made when a byte is wanted that is not here yet, so nobody waits for bytes that
 //! the peer has no reason to send. Large ones go past the buffer. A page can be looked at where
-//! it lies in the buffer ([`ChannelInput::page`]) and be copied from there to its place once.
+//! it lies in the buffer ([`ChannelInput::page`]) and be copied from there to its place once; where
+//! many come in a row, whoever knows how to read to their places can do that ([`Sink`]).
 //!
 //! After an error the place in the stream is lost: nothing read afterwards means anything.
 
@@ -13,6 +14,22 @@ use crate::input::Input;
 use crate::{DecodeError, Medium, PAGE_BYTES};
 
 const PAGE: usize = PAGE_BYTES as usize;
+
+/// Where bytes go past the buffer.
+pub trait Sink<R> {
+    /// How many bytes it still wants.
+    fn left_bytes(&self) -> usize;
+
+    /// Takes `bytes`, which were in the buffer already; never more than it wants.
+    fn put(&mut self, bytes: &[u8]);
+
+    /// Reads once from `reader`: what it wants, and what there is behind that into `rest`. Bytes read,
+    /// in both; nothing is the end.
+    ///
+    /// # Errors
+    /// The reader's.
+    fn read(&mut self, reader: &mut R, rest: &mut [u8]) -> std::io::Result<usize>;
+}
 
 /// Bytes of a peer, in order, through a buffer.
 #[derive(Debug)]
@@ -44,6 +61,18 @@ impl<R: Read> ChannelInput<R> {
             end: 0,
             offset: 0,
         }
+    }
+
+    /// The first bytes of the stream, of which somebody else has read them already.
+    ///
+    /// # Panics
+    /// If they are more than a page, or if something was read before.
+    #[must_use]
+    pub fn behind(mut self, first: &[u8]) -> Self {
+        assert_eq!((self.offset, self.end), (0, 0));
+        self.buffer[..first.len()].copy_from_slice(first);
+        self.end = first.len();
+        self
     }
 
     /// What was read and not taken yet: so much can be had without waiting.
@@ -96,6 +125,37 @@ impl<R: Read> ChannelInput<R> {
         let bytes = most.min(self.end - start);
         self.take(bytes);
         Ok(&self.buffer[start..start + bytes])
+    }
+
+    /// Gives the next bytes to `sink`, as many as it wants.
+    ///
+    /// # Errors
+    /// As [`Input::fill`].
+    pub fn pour<S: Sink<R>>(
+        &mut self,
+        what: &'static str,
+        sink: &mut S,
+    ) -> Result<(), DecodeError> {
+        let (begin, needed_bytes) = (self.offset, sink.left_bytes());
+        let here = needed_bytes.min(self.end - self.start);
+        sink.put(&self.buffer[self.start..self.start + here]);
+        self.take(here);
+        loop {
+            let wanted = sink.left_bytes();
+            if wanted == 0 {
+                return Ok(());
+            }
+            // It wanted more than was in the buffer.
+            (self.start, self.end) = (0, 0);
+            let (reader, rest) = (&mut self.reader, &mut self.buffer[..]);
+            let got = once(|| sink.read(reader, rest), what, self.offset)?;
+            if got == 0 {
+                return Err(self.truncated(what, begin, needed_bytes));
+            }
+            let placed = got.min(wanted);
+            self.offset += placed as u64;
+            self.end = got - placed;
+        }
     }
 
     fn take(&mut self, bytes: usize) {
@@ -192,8 +252,17 @@ fn read_once<R: Read>(
     what: &'static str,
     offset: u64,
 ) -> Result<usize, DecodeError> {
+    once(|| reader.read(buffer), what, offset)
+}
+
+/// Reads until it was not interrupted.
+fn once(
+    mut read: impl FnMut() -> std::io::Result<usize>,
+    what: &'static str,
+    offset: u64,
+) -> Result<usize, DecodeError> {
     loop {
-        match reader.read(buffer) {
+        match read() {
             Ok(bytes) => return Ok(bytes),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(source) => {
@@ -288,6 +357,59 @@ mod tests {
             }
             assert_eq!(found, expected);
         }
+    }
+
+    /// Wants `left_bytes` bytes and keeps them.
+    struct Kept {
+        left_bytes: usize,
+        bytes: Vec<u8>,
+    }
+
+    impl Sink<Steps> for Kept {
+        fn left_bytes(&self) -> usize {
+            self.left_bytes
+        }
+
+        fn put(&mut self, bytes: &[u8]) {
+            self.left_bytes -= bytes.len();
+            self.bytes.extend_from_slice(bytes);
+        }
+
+        fn read(&mut self, reader: &mut Steps, rest: &mut [u8]) -> io::Result<usize> {
+            let mut all = vec![0; self.left_bytes + rest.len()];
+            let got = reader.read(&mut all)?;
+            let placed = got.min(self.left_bytes);
+            self.put(&all[..placed]);
+            rest[..got - placed].copy_from_slice(&all[placed..got]);
+            Ok(got)
+        }
+    }
+
+    #[test]
+    fn what_is_poured_are_the_next_bytes_and_those_behind_stay() {
+        for step in [1, 3, 4095, 5000, usize::MAX] {
+            for (before, left_bytes) in [(0, 1), (1, 0), (5, 4090), (5, 4096), (9, 20_000)] {
+                let mut input = input(30_000, step, End::Forbidden).behind(b"abc");
+                let mut expected = b"abc".to_vec();
+                expected.extend(&input.reader.bytes);
+                let mut found = vec![0; before];
+                input.fill("x", &mut found).unwrap();
+                let bytes = Vec::new();
+                let mut kept = Kept { left_bytes, bytes };
+                input.pour("x", &mut kept).unwrap();
+                found.extend(&kept.bytes);
+                assert_eq!(input.offset(), found.len() as u64);
+                found.extend(input.array::<7>("x").unwrap());
+                assert_eq!(found, expected[..before + left_bytes + 7]);
+            }
+        }
+        let mut short = input(11, 4, End::Closed);
+        let (left_bytes, bytes) = (12, Vec::new());
+        let error = short.pour("pages", &mut Kept { left_bytes, bytes });
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "truncated: pages at 0x0 needs 12 bytes, but the peer closed the channel at 0xb"
+        );
     }
 
     #[test]

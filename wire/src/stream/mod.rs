@@ -54,7 +54,7 @@ pub mod return_path;
 pub mod section;
 pub mod xbzrle;
 
-pub use channel_input::ChannelInput;
+pub use channel_input::{ChannelInput, Sink};
 pub use reader::{Event, Expected, StreamReader};
 
 /// Appends a string with its length byte. The caller has checked its length.

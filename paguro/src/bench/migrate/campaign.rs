@@ -150,7 +150,7 @@ impl<'a> Campaign<'a> {
         let path = dir.path().join("snapshot");
         let mut read = |variant: Variant| -> Result<Spread> {
             let mut all = Vec::new();
-            for _ in 0..3 {
+            for _ in 0..5 {
                 let most = std::time::Duration::from_secs(10);
                 let watcher = Watcher::start(machine.progress().clone(), most)?;
                 let report = machine.snapshot(&path, &variant.parameters(), true)?;
