@@ -16,7 +16,9 @@ use super::limits::{self, MEMORY_BYTES, SET_BYTES, full_speed};
 use super::plan::{GuestLoad, MIB, Plan};
 use super::report::{Report, Resident, RulerTest, Throughput};
 use super::series::{Series, What, measure};
-use super::setup::{IDLE_SET, SPARE, files_in, pages_name, room_for, room_in, snapshot, warm};
+use super::setup::{
+    IDLE_SET, SPARE, files_in, pages_name, room_for, room_in, snapshot, warm, warm_host,
+};
 use super::stats::Spread;
 use super::variant::{SLEEP_US, Variant};
 use crate::cli::{AccelArg, BackingArg, PagesArg};
@@ -279,18 +281,19 @@ impl<'a> Campaign<'a> {
             let dir = files_in(parent)?;
             let (mut plain, mut saved) = (Vec::new(), Vec::new());
             let mut page_bytes = bytes;
-            // Memory for the file that the host must hand out first would be what is measured.
-            write_plain(dir.path(), bytes, threads)?;
             for run in 0..self.plan.other_runs {
                 // Each kind comes first as often as the other.
                 if run.is_multiple_of(2) {
+                    warm_host(2 * bytes);
                     plain.push(write_plain(dir.path(), page_bytes, threads)?);
                 }
+                warm_host(2 * bytes);
                 let report = snapshot(&mut machine, dir.path(), true)?;
                 let number = |field: &str| report[field].as_f64().unwrap_or(0.0);
                 page_bytes = number("normal_pages") as u64 * paguro_sys::page_size() as u64;
                 saved.push((number("save_us"), number("total_us")));
                 if !run.is_multiple_of(2) {
+                    warm_host(2 * bytes);
                     plain.push(write_plain(dir.path(), page_bytes, threads)?);
                 }
                 self.step()?;

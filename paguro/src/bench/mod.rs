@@ -10,7 +10,7 @@
 //! | [`ruler`] | the clock outside the machine: gaps, stills, time lost |
 //! | [`limits`], [`rig`], [`disk`] | the host's limits: bare faults, bare protection, plain writes |
 //! | [`setup`], [`fill`] | machines that are warm before they are measured |
-//! | [`load`] | who else used the cores meanwhile |
+//! | [`load`], [`noise`] | who else used the cores meanwhile, and what the host takes itself |
 //! | [`report`], [`stats`] | the numbers, and what JSON has of them |
 //! | [`aims`] | the aims, and whether they were reached |
 //! | [`table`], [`text`] | the tables, with a definition over each |
@@ -26,6 +26,7 @@ mod fill;
 mod limits;
 mod load;
 mod migrate;
+mod noise;
 mod plan;
 mod report;
 mod rig;
@@ -52,6 +53,7 @@ use crate::interrupt::Interrupts;
 use crate::lab::host;
 use campaign::Campaign;
 use load::Load;
+use noise::Noise;
 use report::HostFacts;
 
 /// `paguro bench snapshot`
@@ -59,13 +61,14 @@ pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
     refuse_forced(forced)?;
     let interrupts = Interrupts::catch()?;
     let begin = Instant::now();
+    let noise = Noise::measure();
     let load = Load::begin();
     let probed = Host::probe(&forced.fallbacks);
     let accel = accel();
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let campaign = Campaign::new(args.quick, accel, probed, &dir, &interrupts);
     let mut report = campaign.run()?;
-    report.host = facts(&load);
+    report.host = facts(&load, noise);
     report.aims = aims::judge(&report);
     report.took_s = begin.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
@@ -83,9 +86,10 @@ pub fn migrate(args: &BenchMigrateArgs, forced: &Forced) -> Result<ExitCode> {
     refuse_forced(forced)?;
     let interrupts = Interrupts::catch()?;
     let begin = Instant::now();
+    let noise = Noise::measure();
     let load = Load::begin();
     let mut figures = migrate::Campaign::new(args.quick, args.only, accel(), &interrupts).run()?;
-    figures.host = facts(&load);
+    figures.host = facts(&load, noise);
     figures.aims = migrate::judge(&figures);
     figures.took_s = begin.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
@@ -118,8 +122,9 @@ fn accel() -> AccelArg {
     }
 }
 
-fn facts(load: &Load) -> HostFacts {
+fn facts(load: &Load, noise: Noise) -> HostFacts {
     HostFacts {
+        noise: noise.and(Noise::measure()),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_or_else(|_| "?".to_owned(), |text| text.trim().to_owned()),
         others_share: load.others_share(),

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::limits::{BareFault, ProtectOnce};
+use super::noise::Noise;
 use super::series::Series;
 use super::stats::Spread;
 
@@ -47,6 +48,8 @@ pub struct HostFacts {
     pub cores: usize,
     /// Share of all cores that was taken meanwhile by others than this program and its machines.
     pub others_share: f64,
+    /// What it takes from whoever is busy.
+    pub noise: Noise,
     /// Where snapshots were written in the measurements of gaps and of lost time.
     pub files_in: String,
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::fill;
 use super::ruler::{Record, Ruler, Window};
+use super::setup::warm_host;
 use super::variant::Variant;
 use crate::lab::{Machine, now_ns};
 
@@ -99,6 +100,8 @@ pub struct Run {
 impl Run {
     pub fn take(machine: &mut Machine, variant: Variant, dir: &Path) -> Result<Self> {
         let path = dir.join("snapshot");
+        // For the file, and for copies of pages.
+        warm_host(2 * machine.options().memory_bytes);
         fill::reset_peak(machine)?;
         let before = machine.process_memory()?;
         let ruler = Ruler::lay(machine.progress().path())?;

@@ -56,6 +56,7 @@ pub fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             host.others_share * 100.0
         )?;
     }
+    writeln!(out, "{}", host.noise.text())?;
     ruler(report, out)?;
     longest_gaps(report, out)?;
     lost(report, out)?;

@@ -85,7 +85,8 @@ does not read 20 ms as 20 ms.
 
 Fields of --json; times in _us, sizes in _bytes; where several runs were made {min, median, max}:
   quick, accel, took_s, skipped (what was not measured, and why)
-  host: kernel, cores, others_share (of all cores, by other programs), files_in
+  host: kernel, cores, others_share (of all cores, by other programs), files_in, noise
+    (longest_us and over_1ms_per_s: what threads missed that only read the clock)
   ruler: sleep_us, with_us, without_us, reads_us, outside_reads_us, is_right
   gaps, lost: for each machine (memory_bytes, set_bytes, pages, load, page_buffer_bytes, huge_bytes)
     and variant (default, arm-in-pause, page-chunks):

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use paguro_workload::Spec;
 use serde_json::{Value, json};
 
+use super::campaign::MEMORY_BYTES;
 use super::figures::{Engine, MoveSeen};
-use super::raw;
 use crate::bench::fill::{Part, fill};
+use crate::bench::setup::warm_host;
 use crate::interrupt::Interrupts;
 use crate::lab::machine::Parameters;
 use crate::lab::{Channel, Machine, MachineOptions, Watcher, now_ns};
@@ -125,7 +126,7 @@ impl Traveller {
         if interrupts.came() {
             bail!("interrupted");
         }
-        raw::warm_host();
+        warm_host(MEMORY_BYTES);
         let here = self.machine.take().context("a guest that got lost")?;
         let mut there = Machine::start(&self.options.awaiting())?;
         there.agree(&way.parameters(), way.capabilities())?;

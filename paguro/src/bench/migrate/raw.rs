@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use paguro_sys::{Mapping, page_size};
 
 use super::campaign::MEMORY_BYTES;
+use crate::bench::setup::warm_host;
 use crate::lab::Channel;
 
 const PIECE_BYTES: usize = 512 << 10;
@@ -72,7 +73,7 @@ fn connect(channel: Channel) -> Result<(End, End)> {
 
 /// How long `bytes` bytes take over so many connections at once.
 pub fn send(channel: Channel, bytes: usize, connections: usize, into: Into) -> Result<Duration> {
-    warm_host();
+    warm_host(MEMORY_BYTES);
     let share = (bytes / connections).next_multiple_of(page_size());
     let from = filled(share);
     let mut ways = Vec::new();
@@ -119,15 +120,6 @@ pub fn send(channel: Channel, bytes: usize, connections: usize, into: Into) -> R
 fn filled(bytes: usize) -> Vec<u8> {
     // Nothing that it takes long to make: runs are many.
     vec![0x55; bytes]
-}
-
-/// Takes as much of the host's memory as a machine has, touches it, and gives it back.
-///
-/// What is free in a host that is itself a guest need not be there: to touch it for the first time
-/// costs ten times of what it costs later. Memory given back last is handed out first, so that after
-/// this what a machine or a raw socket fills is memory of the same kind.
-pub fn warm_host() {
-    drop(filled(MEMORY_BYTES as usize));
 }
 
 /// Memory of its own that is there and zero.

@@ -39,6 +39,7 @@ pub fn print(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
     for skipped in &figures.skipped {
         writeln!(out, "not measured: {skipped}")?;
     }
+    writeln!(out, "\n{}", host.noise.text().trim_end())?;
     let ruler = &figures.ruler;
     let verdict = if ruler.is_right { "right" } else { "WRONG" };
     writeln!(

@@ -1,0 +1,79 @@
+//! What the host takes from whoever is busy.
+//!
+//! A thread on each core reads the clock and does nothing else. What one of them misses is none of
+//! its own doing, nor the scheduler's, which has a core for each: interrupts, and on a host that is
+//! itself a guest whoever else uses the machine below. A snapshot or a migration keeps all cores of a
+//! small host busy, so that its guest loses that, too, whatever the engine does.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::text::time;
+
+/// Shorter times are not counted.
+const FROM: Duration = Duration::from_millis(1);
+
+/// For so long.
+const WATCH: Duration = Duration::from_millis(1500);
+
+/// What threads missed that were busy on all cores.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Noise {
+    /// The longest time that one of them stood still.
+    pub longest_us: f64,
+    /// How often any of them did so for over 1 ms, in a second.
+    pub over_1ms_per_s: f64,
+}
+
+impl Noise {
+    /// Keeps all cores busy for a while.
+    pub fn measure() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let seen = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(watch)).collect();
+            let seen = threads.into_iter().flat_map(|thread| thread.join());
+            seen.fold((Duration::ZERO, 0), |all, one| {
+                (all.0.max(one.0), all.1 + one.1)
+            })
+        });
+        Self {
+            longest_us: seen.0.as_secs_f64() * 1e6,
+            over_1ms_per_s: f64::from(seen.1) / WATCH.as_secs_f64(),
+        }
+    }
+
+    /// Of two times when it was measured.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            longest_us: self.longest_us.max(other.longest_us),
+            over_1ms_per_s: (self.over_1ms_per_s + other.over_1ms_per_s) / 2.0,
+        }
+    }
+}
+
+impl Noise {
+    /// For people.
+    pub fn text(&self) -> String {
+        format!(
+            "Noise: a thread on each core that only reads the clock stood still for {} at most, and for\n\
+             over 1 ms {:.1} times a second. That is the host's, and in every gap below.\n",
+            time(self.longest_us),
+            self.over_1ms_per_s
+        )
+    }
+}
+
+/// The longest gap between two looks at the clock, and how many were long.
+fn watch() -> (Duration, u32) {
+    let begin = Instant::now();
+    let (mut last, mut longest, mut count) = (begin, Duration::ZERO, 0);
+    while last - begin < WATCH {
+        let now = Instant::now();
+        let gap = now - last;
+        longest = longest.max(gap);
+        count += u32::from(gap > FROM);
+        last = now;
+    }
+    (longest, count)
+}
