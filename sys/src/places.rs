@@ -10,22 +10,26 @@ use crate::Mapping;
 ///
 /// A stream gives up its bytes in pieces: what is done is taken off the front.
 #[derive(Debug)]
-pub struct Places {
+pub struct Places<'a> {
+    mapping: &'a Mapping,
     /// Offset and length in bytes; those from `first` to `end` are left.
-    ranges: [(usize, usize); Places::MOST],
+    ranges: [(usize, usize); MOST],
     first: usize,
     end: usize,
     left_bytes: usize,
 }
 
-impl Places {
-    /// So many ranges fit.
+const MOST: usize = Places::MOST;
+
+impl<'a> Places<'a> {
+    /// So many ranges fit, those that are done included.
     pub const MOST: usize = 128;
 
     /// None yet.
-    pub const fn new() -> Self {
+    pub const fn new(mapping: &'a Mapping) -> Self {
         Self {
-            ranges: [(0, 0); Self::MOST],
+            mapping,
+            ranges: [(0, 0); MOST],
             first: 0,
             end: 0,
             left_bytes: 0,
@@ -36,8 +40,12 @@ impl Places {
     ///
     /// # Panics
     ///
-    /// If there are [`MOST`](Self::MOST) already: a bug of the caller.
+    /// If it is outside the mapping, or if there are [`MOST`](Self::MOST) already: a bug of the caller.
     pub fn push(&mut self, offset: usize, len: usize) {
+        self.mapping.check(offset, len);
+        if len == 0 {
+            return;
+        }
         self.left_bytes += len;
         if let Some((at, before)) = self.ranges[self.first..self.end].last_mut()
             && *at + *before == offset
@@ -45,6 +53,7 @@ impl Places {
             *before += len;
             return;
         }
+        assert!(self.end < MOST, "more than {MOST} places");
         self.ranges[self.end] = (offset, len);
         self.end += 1;
     }
@@ -70,40 +79,31 @@ impl Places {
     ///
     /// # Panics
     ///
-    /// If a range is outside the mapping, or `bytes` are too many: a bug of the caller.
-    pub fn copy_in(&mut self, mapping: &Mapping, mut bytes: &[u8]) {
+    /// If `bytes` are too many: a bug of the caller.
+    pub fn copy_in(&mut self, mut bytes: &[u8]) {
         assert!(bytes.len() <= self.left_bytes);
         while !bytes.is_empty() {
             let (offset, len) = self.ranges[self.first];
             let (here, rest) = bytes.split_at(len.min(bytes.len()));
-            mapping.copy_in(offset, here);
+            self.mapping.copy_in(offset, here);
             self.advance(here.len());
             bytes = rest;
         }
     }
 
     /// Receives what there is, without waiting; when all places are full, what comes behind goes to
-    /// `rest`. Bytes received, in both.
+    /// `rest`. Bytes received, in both; 0 is the end (or that nothing was left to receive).
     ///
     /// # Errors
     ///
-    /// The socket's; `WouldBlock` if there is nothing.
-    ///
-    /// # Panics
-    ///
-    /// If a range is outside the mapping: a bug of the caller.
-    pub fn receive(
-        &mut self,
-        mapping: &Mapping,
-        socket: BorrowedFd<'_>,
-        rest: &mut [u8],
-    ) -> io::Result<usize> {
+    /// The socket's; `WouldBlock` if there is nothing. `EFAULT` if memory could not be made present.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, rest: &mut [u8]) -> io::Result<usize> {
         let mut vectors = Vectors::new();
-        self.add_to(&mut vectors, mapping);
+        self.add_to(&mut vectors);
         vectors.add(rest.as_mut_ptr(), rest.len());
         let mut message = vectors.message();
         // SAFETY: all that the message points to is alive until the call returns: the vectors, the
-        // ranges (inside the mapping, which is only written to as raw memory), and `rest`, which is
+        // ranges (inside the mapping, as `push` saw to, and only written to as raw memory), and `rest`, which is
         // ours alone.
         let got =
             unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
@@ -118,19 +118,11 @@ impl Places {
     /// # Errors
     ///
     /// The socket's; `WouldBlock` if nothing goes. A peer that is gone is an error, never a signal.
-    ///
-    /// # Panics
-    ///
-    /// As [`receive`](Self::receive).
-    pub fn send(
-        &mut self,
-        mapping: &Mapping,
-        socket: BorrowedFd<'_>,
-        head: &mut &[u8],
-    ) -> io::Result<usize> {
+    /// `EFAULT` if the kernel cannot read a place: [`touch`](Self::touch) says more.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, head: &mut &[u8]) -> io::Result<usize> {
         let mut vectors = Vectors::new();
         vectors.add(head.as_ptr().cast_mut(), head.len());
-        self.add_to(&mut vectors, mapping);
+        self.add_to(&mut vectors);
         let message = vectors.message();
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: as in `receive`; sending only reads.
@@ -142,23 +134,24 @@ impl Places {
         Ok(sent)
     }
 
-    fn add_to(&self, vectors: &mut Vectors, mapping: &Mapping) {
+    /// Reads one byte of each page that is left, as a program does and not as the kernel does: a page
+    /// that a pager serves to programs only comes, and memory that is lost is a `SIGBUS`.
+    pub fn touch(&self) {
         for &(offset, len) in &self.ranges[self.first..self.end] {
-            mapping.check(offset, len);
-            vectors.add(mapping.as_ptr().wrapping_add(offset), len);
+            self.mapping.touch(offset, len);
         }
     }
-}
 
-impl Default for Places {
-    fn default() -> Self {
-        Self::new()
+    fn add_to(&self, vectors: &mut Vectors) {
+        for &(offset, len) in &self.ranges[self.first..self.end] {
+            vectors.add(self.mapping.as_ptr().wrapping_add(offset), len);
+        }
     }
 }
 
 /// As the kernel wants them: all places, and one more.
 struct Vectors {
-    all: [libc::iovec; Places::MOST + 1],
+    all: [libc::iovec; MOST + 1],
     count: usize,
 }
 
@@ -169,7 +162,7 @@ impl Vectors {
             iov_len: 0,
         };
         Self {
-            all: [none; Places::MOST + 1],
+            all: [none; MOST + 1],
             count: 0,
         }
     }

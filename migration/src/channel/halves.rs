@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use paguro_sys::{Mapping, Places};
+use paguro_sys::Places;
 use rustix::event::PollFlags;
 
 use super::Stop;
@@ -222,16 +222,14 @@ impl Reader {
         is_direct(self.core.as_deref())
     }
 
-    /// As a read, straight to places in `mapping`, and to `rest` what comes behind; only if it
+    /// As a read, straight to `places`, and to `rest` what comes behind; only if it
     /// [`is_direct`](Self::is_direct).
     pub(crate) fn receive(
         &mut self,
-        mapping: &Mapping,
-        places: &mut Places,
+        places: &mut Places<'_>,
         rest: &mut [u8],
     ) -> io::Result<usize> {
-        let (link, _) = link(self.core.as_deref())?;
-        link.receive(mapping, places, rest)
+        bare_link(self.core.as_deref())?.receive(places, rest)
     }
 
     /// Waits until there is something to read, as a read does.
@@ -299,14 +297,8 @@ impl Writer {
 
     /// As a write of `head` and the places behind it, which are shortened by what went; only if it
     /// [`is_direct`](Self::is_direct).
-    pub(crate) fn send(
-        &mut self,
-        mapping: &Mapping,
-        places: &mut Places,
-        head: &mut &[u8],
-    ) -> io::Result<usize> {
-        let (link, _) = link(self.core.as_deref())?;
-        link.send(mapping, places, head)
+    pub(crate) fn send(&mut self, places: &mut Places<'_>, head: &mut &[u8]) -> io::Result<usize> {
+        bare_link(self.core.as_deref())?.send(places, head)
     }
 
     /// Waits until something can be written, as a write does.
@@ -357,9 +349,15 @@ fn plain_fd(core: Option<&Core>) -> Option<BorrowedFd<'_>> {
 }
 
 fn is_direct(core: Option<&Core>) -> bool {
-    core.is_some_and(|core| {
-        core.session.is_none() && core.link.as_ref().is_some_and(Link::is_socket)
-    })
+    bare_link(core).is_ok()
+}
+
+/// The socket, where nothing is between it and the stream.
+fn bare_link(core: Option<&Core>) -> io::Result<&Link> {
+    match link(core)? {
+        (link, None) if link.is_socket() => Ok(link),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
 }
 
 fn one_way() -> io::Error {

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use paguro_sys::{Mapping, Places};
+use paguro_sys::Places;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
@@ -126,15 +126,8 @@ impl Link {
     }
 
     /// As [`Places::receive`], but waits for the first byte.
-    pub(super) fn receive(
-        &self,
-        mapping: &Mapping,
-        places: &mut Places,
-        rest: &mut [u8],
-    ) -> io::Result<usize> {
-        let got = self.transfer(PollFlags::IN, || {
-            places.receive(mapping, self.fd.as_fd(), rest)
-        })?;
+    pub(super) fn receive(&self, places: &mut Places<'_>, rest: &mut [u8]) -> io::Result<usize> {
+        let got = self.transfer(PollFlags::IN, || places.receive(self.fd.as_fd(), rest))?;
         // The end that a shutdown makes is none of the peer's.
         if got == 0 {
             self.check_stop()?;
@@ -143,14 +136,21 @@ impl Link {
     }
 
     /// As [`Places::send`], but waits until the first byte goes.
-    pub(super) fn send(
-        &self,
-        mapping: &Mapping,
-        places: &mut Places,
-        head: &mut &[u8],
-    ) -> io::Result<usize> {
+    ///
+    /// What the kernel cannot read is touched first: that waits for a page that is served to programs
+    /// only, and of memory that is lost it makes the signal that such memory is known by.
+    pub(super) fn send(&self, places: &mut Places<'_>, head: &mut &[u8]) -> io::Result<usize> {
+        let mut touched = false;
         self.transfer(PollFlags::OUT, || {
-            places.send(mapping, self.fd.as_fd(), head)
+            loop {
+                match places.send(self.fd.as_fd(), head) {
+                    Err(error) if is_fault(&error) && !touched => {
+                        places.touch();
+                        touched = true;
+                    }
+                    done => return done,
+                }
+            }
         })
     }
 
@@ -288,9 +288,14 @@ impl Link {
                 let silence = self.silence_ms.load(Ordering::Relaxed);
                 self.silent(Duration::from_millis(silence)).into_io()
             }
+            Errno::FAULT => io::Error::other("guest memory could not be made present there"),
             other => other.into(),
         }
     }
+}
+
+fn is_fault(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::FAULT)
 }
 
 /// Most pieces that the kernel takes at once.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use paguro_sys::{Mapping, Places};
+use paguro_sys::Places;
 use paguro_wire::stream::Sink;
 
 use crate::channel::Reader;
@@ -13,12 +13,7 @@ pub(super) trait Direct: Read {
     fn is_direct(&self) -> bool;
 
     /// As [`Places::receive`], but waits for the first byte. Only if it [can](Self::is_direct).
-    fn receive(
-        &mut self,
-        mapping: &Mapping,
-        places: &mut Places,
-        rest: &mut [u8],
-    ) -> io::Result<usize>;
+    fn receive(&mut self, places: &mut Places<'_>, rest: &mut [u8]) -> io::Result<usize>;
 }
 
 impl Direct for Reader {
@@ -26,32 +21,24 @@ impl Direct for Reader {
         Reader::is_direct(self)
     }
 
-    fn receive(
-        &mut self,
-        mapping: &Mapping,
-        places: &mut Places,
-        rest: &mut [u8],
-    ) -> io::Result<usize> {
-        Reader::receive(self, mapping, places, rest)
+    fn receive(&mut self, places: &mut Places<'_>, rest: &mut [u8]) -> io::Result<usize> {
+        Reader::receive(self, places, rest)
     }
 }
 
 /// Places that are to be filled, as a stream sees them.
-pub(super) struct Into<'a> {
-    pub(super) mapping: &'a Mapping,
-    pub(super) places: Places,
-}
+pub(super) struct Landing<'a>(pub(super) Places<'a>);
 
-impl<R: Direct> Sink<R> for Into<'_> {
+impl<R: Direct> Sink<R> for Landing<'_> {
     fn left_bytes(&self) -> usize {
-        self.places.left_bytes()
+        self.0.left_bytes()
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        self.places.copy_in(self.mapping, bytes);
+        self.0.copy_in(bytes);
     }
 
     fn read(&mut self, reader: &mut R, rest: &mut [u8]) -> io::Result<usize> {
-        reader.receive(self.mapping, &mut self.places, rest)
+        reader.receive(&mut self.0, rest)
     }
 }

@@ -93,7 +93,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
             inner.channel = Some(handle);
             inner.back = Some(writer);
             drop(inner);
-            let read = stream::read(arrival, recipient, stream::behind(first, &mut reader));
+            let read = stream::read(arrival, recipient, &first, &mut reader);
             match read {
                 Ok(()) => finish(reader),
                 Err(error) => arrival.fail(&error),

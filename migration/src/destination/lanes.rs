@@ -33,7 +33,8 @@ use crate::channel::Handle;
 use crate::multifd::{Compression, Multifd, Unpacker};
 use crate::switchover::Reason;
 
-/// The buffer of a channel whose pages go past it: a packet's head has room.
+/// The buffer of a channel whose pages go past it. A packet's head has room; what it holds of the
+/// pages behind that is copied, so it is not larger than it must be.
 const HEAD_BYTES: usize = 4096;
 
 /// How often a wait is looked into.
@@ -217,8 +218,10 @@ impl Lanes {
         while !inner.is_over() && since.elapsed() < self.connect_timeout {
             inner = self.wait(inner);
         }
-        // A stranger's, with which no main channel came: the next source has nothing to do with it.
-        inner.excess -= 1;
+        if inner.place.is_none() {
+            // A stranger's, with which no main channel came: the next source has nothing to do with it.
+            inner.excess -= 1;
+        }
     }
 
     fn leave(&self, channel: u8) {
@@ -410,8 +413,8 @@ fn take_all<R: Direct>(
                 }
             }
             _ if input.reader().is_direct() => {
-                let mut into = memory.places(packet.block, packet.normal);
-                input.pour(WHAT, &mut into)?;
+                let mut landing = memory.places(packet.block, packet.normal);
+                input.pour(WHAT, &mut landing)?;
             }
             _ => {
                 for &offset in packet.normal {

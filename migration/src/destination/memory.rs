@@ -10,7 +10,7 @@ use paguro_wire::stream::ram::{BlockTable, RamRecord, run_ahead};
 use paguro_wire::stream::{ChannelInput, xbzrle};
 use paguro_wire::{DecodeError, PAGE_BYTES};
 
-use super::direct::Into;
+use super::direct::Landing;
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -66,18 +66,17 @@ impl Arriving {
     }
 
     /// Where these pages, no more of them than a packet has, belong; all of them are about to come.
-    pub(super) fn places(&self, block: usize, offsets: &[u64]) -> Into<'_> {
-        let mut places = Places::new();
+    pub(super) fn places(&self, block: usize, offsets: &[u64]) -> Landing<'_> {
+        let mut places = Places::new(self.ram.blocks()[self.blocks[block]].mapping());
         for &offset in offsets {
             let (block, offset) = self.place(block, offset);
             self.note(block, offset);
             places.push(offset, PAGE);
         }
-        let mapping = self.ram.blocks()[self.blocks[block]].mapping();
-        Into { mapping, places }
+        Landing(places)
     }
 
-    /// A page has content now.
+    /// A page has content now, or is about to: should it not come, all of this is thrown away.
     fn note(&self, block: usize, offset: usize) {
         // An atomic write waits until all of the page has left the core, a look does not.
         let received = &self.received[block];

@@ -8,6 +8,7 @@
 //! | `stream` | reads the stream and hands over what it says |
 //! | `lanes` | the multifd channels |
 //! | `memory` | puts pages in their place |
+//! | `direct` | pages that go there straight from a socket |
 //! | `patience` | a source that sends a byte a second is not waited for |
 //!
 //! Until the source has permitted it, and this side has loaded everything, nothing runs here. What

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use paguro_sys::{Mapping, Places};
+use paguro_sys::Places;
 
 use super::direct::Direct;
 
@@ -99,13 +99,8 @@ impl<R: Direct> Direct for Patience<R> {
         self.reader.is_direct()
     }
 
-    fn receive(
-        &mut self,
-        mapping: &Mapping,
-        places: &mut Places,
-        rest: &mut [u8],
-    ) -> io::Result<usize> {
-        self.patiently(|reader| reader.receive(mapping, places, rest))
+    fn receive(&mut self, places: &mut Places<'_>, rest: &mut [u8]) -> io::Result<usize> {
+        self.patiently(|reader| reader.receive(places, rest))
     }
 }
 

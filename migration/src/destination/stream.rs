@@ -20,10 +20,12 @@ use crate::switchover::DestinationEvent;
 /// Numbers are published after so many records.
 const PUBLISH: usize = 256;
 
-/// Reads a whole stream. Everything but its end is handed over as it comes.
+/// Reads a whole stream, whose `first` bytes somebody else has read already. Everything but its end is
+/// handed over as it comes.
 pub(super) fn read<R: Read>(
     arrival: &Arrival,
     recipient: &dyn Recipient,
+    first: &[u8],
     reader: R,
 ) -> Result<(), ReceiveError> {
     let ram = recipient.ram();
@@ -32,7 +34,7 @@ pub(super) fn read<R: Read>(
     let mut ahead = Ahead::default();
     let limit = arrival.options.silence.map(|silence: Duration| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
-    let input = ChannelInput::new(reader);
+    let input = ChannelInput::new(reader).behind(first);
     let mut expected = Expected::machine(recipient.machine_name());
     if arrival.options.hand_over.is_some() {
         expected.capabilities = &[IGNORE_SHARED];
@@ -162,11 +164,6 @@ impl Tally {
     }
 }
 
-/// The first bytes of a stream that somebody else has looked at already.
-pub(super) fn behind<R: Read>(first: [u8; 4], rest: R) -> impl Read {
-    std::io::Cursor::new(first).chain(rest)
-}
-
 #[cfg(test)]
 mod tests {
     use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
@@ -254,7 +251,7 @@ mod tests {
         options.hand_over = Some(crate::switchover::MigrationId::new([7; 16]));
         for zero in [true, false] {
             let arrival = Arrival::new(options.clone(), None);
-            let error = read(&arrival, &here, &stream(zero)[..]).unwrap_err();
+            let error = read(&arrival, &here, &[], &stream(zero)[..]).unwrap_err();
             let error = crate::snapshot::chain(&error);
             assert!(error.contains("handed over"), "{zero}: {error}");
             let mut byte = [0];

@@ -31,6 +31,9 @@ use crate::multifd::{Compression, Packer};
 /// Batches that wait, for each channel.
 const WAITING: usize = 2;
 
+/// A packet's pages may lie all apart.
+const _: () = assert!(PAGES_MAX <= Places::MOST);
+
 /// What is broken on purpose holds the first packet from this one on: those before it are of memory
 /// that guests seldom write.
 const HELD: u64 = 10;
@@ -304,16 +307,17 @@ impl Lane<'_> {
                     let progress = self.migration.progress();
                     Progress::add(&progress.normal_pages, packet.normal);
                     Progress::add(&progress.zero_pages, packet.zero);
-                    if holds && number >= HELD {
-                        holds = false;
-                        self.queue.hold();
-                    }
-                    if packer.is_none() && self.writer.is_direct() {
+                    let late = holds && number >= HELD;
+                    if packer.is_none() && self.writer.is_direct() && !late {
                         self.send_pages(&mut head, (batch.block, number), &packet)
                             .map_err(broken)?;
                         continue;
                     }
                     let pages = copies.of(&packet, batch.block, &self.ram);
+                    if late {
+                        holds = false;
+                        self.queue.hold();
+                    }
                     let payload = match &mut packer {
                         Some(packer) if packet.normal > 0 => packer.pack(pages).map_err(codec)?,
                         _ => pages,
@@ -355,14 +359,16 @@ impl Lane<'_> {
         head.clear();
         let whole = packet.at(block, number, packet.content_bytes());
         whole.encode(&self.table, self.compression.on_wire(), head);
-        let mut places = Places::new();
+        let mut places = Places::new(self.ram.blocks()[block].mapping());
         for &offset in whole.normal {
             places.push(offset as usize, page_size());
         }
-        let mapping = self.ram.blocks()[block].mapping();
         let mut head = &head[..];
         while !head.is_empty() || places.left_bytes() > 0 {
-            let sent = self.writer.send(mapping, &mut places, &mut head)?;
+            let sent = self.writer.send(&mut places, &mut head)?;
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
             Progress::add(&self.migration.progress().multifd_bytes, sent);
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! What the host takes from whoever is busy.
 //!
 //! A thread on each core reads the clock and does nothing else. What one of them misses is none of
-//! its own doing, nor the scheduler's, which has a core for each: interrupts, and on a host that is
-//! itself a guest whoever else uses the machine below. A snapshot or a migration keeps all cores of a
-//! small host busy, so that its guest loses that, too, whatever the engine does.
+//! its own doing: other programs, interrupts, and on a host that is itself a guest whoever else uses
+//! the machine below. A snapshot or a migration keeps all cores of a small host busy, so that its guest
+//! loses that, too, whatever the engine does. It is looked at before and after all else.
 
 use std::time::{Duration, Instant};
 
@@ -50,14 +50,12 @@ impl Noise {
             over_1ms_per_s: (self.over_1ms_per_s + other.over_1ms_per_s) / 2.0,
         }
     }
-}
 
-impl Noise {
     /// For people.
     pub fn text(&self) -> String {
         format!(
-            "Noise: a thread on each core that only reads the clock stood still for {} at most, and for\n\
-             over 1 ms {:.1} times a second. That is the host's, and in every gap below.\n",
+            "Noise: of threads on all cores that only read the clock, before and after, one stood still for {}\n\
+             at most, and any for over 1 ms {:.1} times a second. No engine was running then.\n",
             time(self.longest_us),
             self.over_1ms_per_s
         )

@@ -63,7 +63,7 @@ impl<R: Read> ChannelInput<R> {
         }
     }
 
-    /// The first bytes of the stream, of which somebody else has read them already.
+    /// Puts back the first bytes of the stream, which somebody else has read to see what it is.
     ///
     /// # Panics
     /// If they are more than a page, or if something was read before.
