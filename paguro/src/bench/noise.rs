@@ -14,6 +14,9 @@ use super::text::time;
 /// Shorter times are not counted.
 const FROM: Duration = Duration::from_millis(1);
 
+/// From here on it is worth a word: it is more than any aim for a gap.
+const MUCH_US: f64 = 5e3;
+
 /// For so long.
 const WATCH: Duration = Duration::from_millis(1500);
 
@@ -53,12 +56,18 @@ impl Noise {
 
     /// For people.
     pub fn text(&self) -> String {
-        format!(
+        let seen = format!(
             "Noise: of threads on all cores that only read the clock, before and after, one stood still for {}\n\
              at most, and any for over 1 ms {:.1} times a second. No engine was running then.\n",
             time(self.longest_us),
             self.over_1ms_per_s
-        )
+        );
+        match self.longest_us > MUCH_US {
+            true => format!(
+                "{seen}*** Gaps of that length below are the host's. Measure again when it is left alone.\n"
+            ),
+            false => seen,
+        }
     }
 }
 
