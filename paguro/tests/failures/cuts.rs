@@ -11,6 +11,8 @@ use crate::rng::Rng;
 use crate::side::{Judged, POLL, SILENCE_MS};
 
 const PAGE: u64 = 4096;
+/// By these a destination knows what a connection is.
+const MAGIC_BYTES: u64 = 4;
 /// A page of zeros: where it is, and that it is one.
 const SHORTEST_PAGE: u64 = 9;
 /// The devices of a machine of threads, in bytes of the stream, at least.
@@ -137,7 +139,22 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
         pair.moved()?;
         return Ok("moved all the same");
     }
+    if let At::Forward(0..MAGIC_BYTES) = at {
+        return met_nobody(&mut pair);
+    }
     judge(&mut pair, phase, fired, rng, &|pair| pair.relay.mend())
+}
+
+/// What came was too little to be known for a stream: whoever knocks does not end the waiting.
+fn met_nobody(pair: &mut Pair) -> Judged<&'static str> {
+    let now = pair.source.wait_for(&["failed", "completed"])?;
+    let marks = pair.relay.marks();
+    pair.source_ran_on(&now, &marks)?;
+    pair.destination.must_stand_empty()?;
+    match pair.watch.destination_ran() {
+        true => Err("the destination ran".to_owned()),
+        false => Ok("source ran on, destination waits for a stream"),
+    }
 }
 
 /// What must be so after nothing came through from there on, and when it does again.
