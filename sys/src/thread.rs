@@ -1,5 +1,8 @@
 //! What a thread says about itself.
 
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+
 /// Lowers the priority of the calling thread for good, so that work in the background leaves vCPUs
 /// and fault handling their cores. A host that refuses is left as it is.
 pub fn lower_priority() {
@@ -55,4 +58,28 @@ pub fn boost_timer() {
 /// it stays as it is.
 pub fn raise_priority() {
     set_nice(-10);
+}
+
+/// Does something while the signals of the calling thread wait, all that can.
+pub(crate) fn without_signals<T>(what: impl FnOnce() -> T) -> T {
+    /// Puts back what was there, after a panic too.
+    struct Before(libc::sigset_t);
+
+    impl Drop for Before {
+        fn drop(&mut self) {
+            // SAFETY: a set that was filled, of this thread.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, null_mut()) };
+        }
+    }
+
+    let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    // SAFETY: both are filled before they are used; sets concern this thread only.
+    let before = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+        Before(before.assume_init())
+    };
+    let done = what();
+    drop(before);
+    done
 }

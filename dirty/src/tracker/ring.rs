@@ -9,8 +9,10 @@
 //! until the reset has protected it. Were it handed on before that, its reader could miss a write.
 //!
 //! A reset may stop half-way for a signal that waits for its thread, and then says how far it came
-//! instead of failing (Linux 6.16). vCPUs are stopped by signals, and reset rings: so entries read
-//! and entries reset are counted, and a reset is over when both are the same.
+//! instead of failing (Linux 6.16). What is worse, it may have left pages unprotected that it counts
+//! ([`reset_rings`]). vCPUs are stopped by signals, and reset rings: so signals are held off, entries
+//! read and entries reset are counted, and if one reset was not enough, whoever tracks is told that
+//! writes may have been missed.
 
 use std::io;
 use std::ops::Range;
@@ -45,6 +47,8 @@ struct Inner {
     /// Written pages of each block, while somebody tracks.
     written: Vec<PageSet>,
     full: u64,
+    /// A reset was cut short since somebody tracks: pages may be written unseen.
+    torn: bool,
 }
 
 impl KvmRings {
@@ -104,6 +108,7 @@ impl KvmRings {
                 done => done?,
             };
             inner.unreset = inner.unreset.saturating_sub(reset);
+            inner.torn |= inner.unreset > 0;
             idle = if reset == 0 { idle + 1 } else { 0 };
             if idle > MAX_IDLE_RESETS {
                 return Err(io::Error::other("dirty rings are not reset"));
@@ -162,6 +167,7 @@ impl KvmRing {
         let mut inner = self.rings.lock();
         self.rings.drain(&mut inner).map_err(drained)?;
         inner.written = sets(&self.ram);
+        inner.torn = false;
         let read = inner.read.clone();
         drop(inner);
         // Not under the lock: it takes time, and vCPUs may want room meanwhile.
@@ -204,6 +210,11 @@ impl Tracker for KvmRing {
         }
         let mut inner = self.rings.lock();
         self.rings.drain(&mut inner).map_err(drained)?;
+        if inner.torn {
+            return Err(drained(io::Error::other(
+                "it was interrupted, and pages may have been written unseen",
+            )));
+        }
         let mut new = 0;
         for (block, (written, dirty)) in inner.written.iter().zip(dirty).enumerate() {
             let all = 0..written.pages();

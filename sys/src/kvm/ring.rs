@@ -11,6 +11,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{answer, check_extension, enable_cap};
+use crate::thread::without_signals;
 use crate::{Fallbacks, page_size};
 
 /// Order of the entries' flags is x86-64's, or is kept by whoever uses acquire and release.
@@ -70,12 +71,18 @@ impl RingCap {
 /// Protects all pages of collected entries again, in all rings of the VM; how many they were.
 /// Nobody may read a ring meanwhile.
 ///
+/// **A reset that ends early has lost something.** KVM (from Linux 6.16 on) looks for signals between
+/// entries, and leaves at once if there is one; the last few entries, up to 64 pages that lie close to
+/// each other, are given back and counted by then, and their pages never protected. So signals wait
+/// meanwhile. Those that cannot (a debugger's, SIGSTOP) are told by a number that is too small.
+///
 /// # Errors
 ///
 /// KVM's.
 pub fn reset_rings(vm: BorrowedFd<'_>) -> io::Result<usize> {
     // SAFETY: takes no argument, and returns a number.
-    let reset = answer(unsafe { libc::ioctl(vm.as_raw_fd(), RESET_DIRTY_RINGS, 0) })?;
+    let reset = || answer(unsafe { libc::ioctl(vm.as_raw_fd(), RESET_DIRTY_RINGS, 0) });
+    let reset = without_signals(reset)?;
     Ok(reset as usize)
 }
 
