@@ -62,6 +62,19 @@ struct Vcpu {
     paused: Arc<AtomicBool>,
 }
 
+/// Making a VM takes some milliseconds and gives up for any signal, a profiler's for one.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+    const TRIES: usize = 20;
+    let mut made = kvm.create_vm();
+    for _ in 1..TRIES {
+        match made {
+            Err(error) if error.errno() == libc::EINTR => made = kvm.create_vm(),
+            _ => break,
+        }
+    }
+    made
+}
+
 impl KvmCpus {
     /// Makes the VM over `ram`, with its vCPU threads waiting at their gates.
     pub(crate) fn new(
@@ -73,7 +86,7 @@ impl KvmCpus {
     ) -> Result<Self, VmError> {
         let start = Instant::now();
         let kvm = Kvm::new().map_err(|error| VmError::NoKvm(error.into()))?;
-        let vm = kvm.create_vm().map_err(refused("make a VM"))?;
+        let vm = create_vm(&kvm).map_err(refused("make a VM"))?;
         timings.vm_us = us_since(start);
 
         let start = Instant::now();
