@@ -133,7 +133,7 @@ fn a_broken_copy_is_caught() {
 /// Small chunks: what is copied with its neighbours hides that it was not protected.
 #[test]
 fn a_broken_rearming_is_caught() {
-    let what = "snapshots=20,memory=16M,restore=eager,chunk=4K,pattern=random";
+    let what = "snapshots=20,memory=128M,restore=eager,chunk=4K,pattern=random";
     if let Some(trial) = Trial::new(what) {
         trial.catches(&["break-no-rearm", "break-rearm-before-barrier"]);
     }
