@@ -186,6 +186,22 @@ pub struct Qmp {
     pub events: Vec<Value>,
 }
 
+/// Waits until the guest has written enough that it takes a while to send; it runs on.
+pub fn wait_written(qmp: &mut Qmp, pid: u32) {
+    const WRITES: u64 = 64;
+    let deadline = Instant::now() + IN_VAIN;
+    loop {
+        qmp.execute("stop", json!({}));
+        let vcpus = check_ram(qmp, pid).vcpus;
+        qmp.execute("cont", json!({}));
+        if vcpus.iter().map(|vcpu| vcpu.done).sum::<u64>() >= WRITES {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the guest does not write");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 impl Qmp {
     pub fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).unwrap();

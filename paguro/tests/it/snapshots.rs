@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::machine::{Machine, output, text};
+use crate::machine::{Machine, Qmp, output, text, wait_written};
 
 fn run(args: &[&str]) -> (tempfile::TempDir, Machine) {
     let dir = tempfile::tempdir().unwrap();
@@ -13,6 +13,17 @@ fn run(args: &[&str]) -> (tempfile::TempDir, Machine) {
 
 fn uri(dir: &tempfile::TempDir, name: &str) -> String {
     format!("file:{}", dir.path().join(name).display())
+}
+
+/// A machine whose snapshots to a file cannot end before they are cancelled: they go slowly, and
+/// there is something to save.
+fn run_slow() -> (tempfile::TempDir, Machine, Qmp) {
+    let (dir, machine) = run(&[]);
+    let mut qmp = machine.connect();
+    wait_written(&mut qmp, machine.pid());
+    qmp.set(&[("mapped-ram", true), ("events", true)]);
+    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
+    (dir, machine, qmp)
 }
 
 /// Whether this process may freeze memory of threads; says so if not.
@@ -144,12 +155,8 @@ fn a_failure_shows_in_query_migrate_and_the_guest_runs_on() {
 
 #[test]
 fn one_at_a_time_and_cancelling_is_idempotent() {
-    let (dir, machine) = run(&[]);
-    let mut qmp = machine.connect();
+    let (dir, _machine, mut qmp) = run_slow();
     qmp.execute("migrate_cancel", json!({}));
-    qmp.set(&[("mapped-ram", true), ("events", true)]);
-    // Slow enough that it cannot end before it is cancelled.
-    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
     qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
     let (_, desc) = qmp.refused("migrate", json!({ "uri": uri(&dir, "b") }));
     assert!(desc.contains("in progress"), "{desc}");
@@ -258,10 +265,8 @@ fn output_of(args: [String; 4]) -> String {
 
 #[test]
 fn an_interrupted_command_cancels_and_the_guest_runs_on() {
-    let (dir, machine) = run(&[]);
-    machine
-        .connect()
-        .execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
+    let (dir, machine, qmp) = run_slow();
+    drop(qmp);
     let address = machine.qmp_address();
     let file = dir.path().join("a");
     let child = crate::machine::paguro([
@@ -309,11 +314,10 @@ fn wait_until_caught(pid: u32, signal: Signal) {
 
 #[test]
 fn signals_end_the_program_orderly_also_during_a_snapshot() {
-    let (dir, machine) = run(&[]);
-    let mut qmp = machine.connect();
-    qmp.set(&[("mapped-ram", true), ("events", true)]);
-    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 }));
+    let (dir, machine, mut qmp) = run_slow();
     qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
+    // Before it has the machine paused it fails, as one does that finds its machine ended.
+    qmp.wait_migration("active");
     machine.signal(Signal::TERM);
     let events = qmp.events_until("SHUTDOWN");
     let last = events
