@@ -84,8 +84,8 @@ pub trait Machine: Send + Sync {
     }
 
     /// Lets each vCPU run for only `100 - percent` of the time, until it is called again; 0 lets it
-    /// run freely. Never waits. A machine that cannot does nothing: the migration then converges
-    /// later, or not at all.
+    /// run freely. Never waits. As in QEMU a vCPU runs for 10 ms and naps for what is left of the
+    /// time. A machine that cannot does nothing: the migration then converges later, or not at all.
     fn throttle(&self, _percent: u8) {}
 
     /// The same with a percentage for each vCPU, in the order of [`Tracker::vcpu_rates`]. A machine

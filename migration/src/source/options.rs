@@ -175,7 +175,7 @@ pub enum AtTimeout {
 pub struct DirtyLimit {
     /// What a vCPU may write in a second.
     pub bytes_per_s: u64,
-    /// How often it is looked at.
+    /// How often it is looked at; less often where a vCPU naps longer.
     pub period: Duration,
     /// It is kept once the guest dirties more than that share of what is sent, in percent.
     pub trigger_threshold: u8,

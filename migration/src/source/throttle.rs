@@ -1,13 +1,16 @@
 //! Slowing a guest down that writes faster than the channel takes it: as QEMU's `auto-converge` all
 //! vCPUs alike, or as its `dirty-limit` each by what it writes itself.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::Tracker;
 use paguro_sys::page_size;
 
 use super::options::{Convergence, DirtyLimit, Throttle};
 use crate::machine::Machine;
+
+/// How long a vCPU that is slowed down runs between two naps, as [`Machine::throttle`] has it.
+const SLICE: Duration = Duration::from_millis(10);
 
 /// What slows the guest down, if anything shall.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl Brake {
             return None;
         };
         let since = limiting.since?;
-        if since.elapsed() < limiting.limit.period {
+        if since.elapsed() < limiting.period() {
             return None;
         }
         limiting.since = Some(Instant::now());
@@ -113,6 +116,14 @@ impl Limiting {
             since: None,
             percents: Vec::new(),
         }
+    }
+
+    /// How long a look takes in, at least. One at a nap only, or at a slice only, would say nothing of
+    /// what a vCPU writes with its share of the time.
+    fn period(&self) -> Duration {
+        let most = self.percents.iter().copied().max().unwrap_or(0);
+        let cycle = SLICE * 100 / (100 - u32::from(most.min(99)));
+        self.limit.period.max(cycle)
     }
 
     fn sync(&mut self, dirtied_bytes: u64, sent_bytes: u64) {
@@ -267,6 +278,18 @@ mod tests {
             percents.clone_from(&limiting.percents);
         }
         assert_eq!(percents, [0, 0]);
+    }
+
+    #[test]
+    fn a_look_takes_in_a_nap_and_a_slice() {
+        let mut limiting = Limiting::new(DirtyLimit {
+            period: Duration::from_millis(25),
+            ..DirtyLimit::default()
+        });
+        for (percents, ms) in [(vec![], 25), (vec![50, 0], 25), (vec![0, 99], 1000)] {
+            limiting.percents = percents;
+            assert_eq!(limiting.period(), Duration::from_millis(ms));
+        }
     }
 
     #[test]

@@ -124,11 +124,17 @@ pub fn relocate_while(
 
 #[track_caller]
 pub fn assert_moved(moved: &Moved) {
+    assert_arrived(moved, RunState::Running);
+}
+
+/// It moved, and is in that state there.
+#[track_caller]
+fn assert_arrived(moved: &Moved, state: RunState) {
     let report = moved.sent.as_ref().unwrap();
     moved.received.as_ref().unwrap();
     assert_eq!(moved.migration.status(), MigrationStatus::Completed);
     assert!(report.downtime_us > 0 && report.transferred_bytes > 0);
-    assert_eq!(moved.vm.run_state(), RunState::Running);
+    assert_eq!(moved.vm.run_state(), state);
 }
 
 /// What is sent in a moment may be more than the limit lets through in many: the destination hears
@@ -234,7 +240,7 @@ fn a_tlb_that_is_invalidated_late_or_never_is_noticed_where_the_machine_arrives(
             wait_writes(&vm, 1000);
             // If it ran on, it would write once more what it has forgotten that it wrote.
             let moved = relocate_and(&vm, false, |_| {});
-            moved.sent.as_ref().unwrap();
+            assert_arrived(&moved, RunState::Paused);
             !take(&moved.vm).check().is_right()
         });
         assert!(caught, "{sabotage:?} went unnoticed");
@@ -278,8 +284,7 @@ fn what_is_broken_on_purpose_is_noticed() {
                     receiving.multifd = options.multifd;
                 }
             });
-            moved.sent.unwrap();
-            moved.received.unwrap();
+            assert_arrived(&moved, RunState::Paused);
             !take(&moved.vm).check().is_right()
         });
         assert!(caught, "{name} went unnoticed");
@@ -385,9 +390,21 @@ fn vcpus_that_write_too_much_are_limited_until_it_converges() {
     }
     let mut config = config(Accel::Kvm, 2);
     config.dirty_ring_entries = Some(4096);
+    // So many writes to so little memory, over so slow a channel: not to be caught up with, however
+    // little time the guest gets.
+    config.workload = "set=2M,rate=unlimited".parse().unwrap();
+    let slow = |options: &mut MigrateOptions| options.max_bandwidth = 4 << 20;
     let vm = start(&config);
     wait_writes(&vm, 5000);
+    let moved = relocate(&vm, |options| {
+        narrow(options);
+        slow(options);
+        options.convergence.timeout = Some(Duration::from_secs(2));
+    });
+    let error = moved.sent.unwrap_err().to_string();
+    assert!(error.contains("did not converge"), "{error}");
     assert_slowed_down(vm, 50, |options| {
+        slow(options);
         options.convergence.dirty_limit = Some(DirtyLimit {
             bytes_per_s: 256 << 10,
             trigger_threshold: 1,
