@@ -97,27 +97,11 @@ impl Link {
     }
 
     pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        let started = Instant::now();
-        loop {
-            match self.try_read(into) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(PollFlags::IN, started)?;
-                }
-                done => return done,
-            }
-        }
+        self.when_ready(PollFlags::IN, || self.try_read(into))
     }
 
     pub(super) fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        let started = Instant::now();
-        loop {
-            match self.try_write(pieces) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(PollFlags::OUT, started)?;
-                }
-                done => return done,
-            }
-        }
+        self.when_ready(PollFlags::OUT, || self.try_write(pieces))
     }
 
     /// Whether bytes can go to and from places in a mapping.
@@ -127,12 +111,8 @@ impl Link {
 
     /// As [`Places::receive`], but waits for the first byte.
     pub(super) fn receive(&self, places: &mut Places<'_>, rest: &mut [u8]) -> io::Result<usize> {
-        let got = self.transfer(PollFlags::IN, || places.receive(self.fd.as_fd(), rest))?;
-        // The end that a shutdown makes is none of the peer's.
-        if got == 0 {
-            self.check_stop()?;
-        }
-        Ok(got)
+        let mut receive = || places.receive(self.fd.as_fd(), rest).map_err(errno);
+        self.when_ready(PollFlags::IN, || self.attempt(&mut receive))
     }
 
     /// As [`Places::send`], but waits until the first byte goes.
@@ -141,76 +121,67 @@ impl Link {
     /// only, and of memory that is lost it makes the signal that such memory is known by.
     pub(super) fn send(&self, places: &mut Places<'_>, head: &mut &[u8]) -> io::Result<usize> {
         let mut touched = false;
-        self.transfer(PollFlags::OUT, || {
-            loop {
-                match places.send(self.fd.as_fd(), head) {
-                    Err(error) if is_fault(&error) && !touched => {
-                        places.touch();
-                        touched = true;
-                    }
-                    done => return done,
-                }
+        let mut send = || match places.send(self.fd.as_fd(), head).map_err(errno) {
+            Err(Errno::FAULT) if !touched => {
+                places.touch();
+                touched = true;
+                places.send(self.fd.as_fd(), head).map_err(errno)
             }
-        })
-    }
-
-    fn transfer(
-        &self,
-        flags: PollFlags,
-        mut call: impl FnMut() -> io::Result<usize>,
-    ) -> io::Result<usize> {
-        let started = Instant::now();
-        loop {
-            self.check_stop()?;
-            match call() {
-                Ok(bytes) => {
-                    self.moved(bytes);
-                    return Ok(bytes);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(flags, started)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    return Err(Errno::from_io_error(&error).map_or(error, |it| self.ended(it)));
-                }
-            }
-        }
+            done => done,
+        };
+        self.when_ready(PollFlags::OUT, || self.attempt(&mut send))
     }
 
     /// Reads what is there.
     pub(super) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        self.check_stop()?;
-        let read = retry(|| match self.kind {
+        self.attempt(|| match self.kind {
             LinkKind::Socket => {
                 rustix::net::recv(&self.fd, &mut *into, RecvFlags::DONTWAIT).map(|(_, bytes)| bytes)
             }
             LinkKind::Pipe | LinkKind::File => rustix::io::read(&self.fd, &mut *into),
         })
-        .map_err(|error| self.ended(error))?;
-        // The end that a shutdown makes is none of the peer's.
-        if read == 0 {
-            self.check_stop()?;
-        }
-        self.moved(read);
-        Ok(read)
     }
 
     /// Writes what goes. A peer that is gone is an error, never a signal.
     pub(super) fn try_write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.check_stop()?;
         let pieces = &pieces[..pieces.len().min(MAX_PIECES)];
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let written = retry(|| match self.kind {
+        self.attempt(|| match self.kind {
             LinkKind::Socket => {
                 let mut nothing = SendAncillaryBuffer::default();
                 rustix::net::sendmsg(&self.fd, pieces, &mut nothing, flags)
             }
             LinkKind::Pipe | LinkKind::File => rustix::io::writev(&self.fd, pieces),
         })
-        .map_err(|error| self.ended(error))?;
-        self.moved(written);
-        Ok(written)
+    }
+
+    /// One call that moves bytes or would have to wait.
+    fn attempt(&self, call: impl FnMut() -> Result<usize, Errno>) -> io::Result<usize> {
+        self.check_stop()?;
+        let bytes = retry(call).map_err(|error| self.ended(error))?;
+        // The end that a shutdown makes is none of the peer's.
+        if bytes == 0 {
+            self.check_stop()?;
+        }
+        self.moved(bytes);
+        Ok(bytes)
+    }
+
+    /// Attempts until one need not wait.
+    fn when_ready(
+        &self,
+        flags: PollFlags,
+        mut attempt: impl FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            match attempt() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(flags, started)?;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Until it is ready, for at most the silence since `started` (and, for reads, since bytes
@@ -294,10 +265,6 @@ impl Link {
     }
 }
 
-fn is_fault(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::FAULT)
-}
-
 /// Most pieces that the kernel takes at once.
 const MAX_PIECES: usize = 1024;
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -312,6 +279,11 @@ fn millis(silence: Option<Duration>) -> u64 {
     silence.map_or(0, |time| {
         u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
     })
+}
+
+/// What the kernel said, as this room has it.
+fn errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {

@@ -33,10 +33,6 @@ use crate::channel::Handle;
 use crate::multifd::{Compression, Multifd, Unpacker};
 use crate::switchover::Reason;
 
-/// The buffer of a channel whose pages go past it. A packet's head has room; what it holds of the
-/// pages behind that is copied, so it is not larger than it must be.
-const HEAD_BYTES: usize = 4096;
-
 /// How often a wait is looked into.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -298,10 +294,11 @@ pub(super) fn receive<R: Direct>(
     };
     let limit = arrival.options.silence.map(|silence| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
-    // What is put straight to its place is better not read before that is known.
+    // Pages that go straight to their places go past the buffer; what it holds of those behind a
+    // packet's head is copied, so it is no larger than it must be.
     let is_plain = multifd.compression == Compression::None;
     let mut input = match is_plain && reader.is_direct() {
-        true => ChannelInput::with_buffer(reader, HEAD_BYTES),
+        true => ChannelInput::with_buffer(reader, paguro_wire::PAGE_BYTES as usize),
         false => ChannelInput::new(reader),
     }
     .behind(&first);

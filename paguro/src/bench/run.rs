@@ -100,8 +100,9 @@ pub struct Run {
 impl Run {
     pub fn take(machine: &mut Machine, variant: Variant, dir: &Path) -> Result<Self> {
         let path = dir.join("snapshot");
-        // For the file, and for copies of pages.
-        warm_host(2 * machine.options().memory_bytes);
+        // For the file, and for copies of pages, which are kept in no more than half as much.
+        let bytes = machine.options().memory_bytes;
+        warm_host(bytes + bytes / 2);
         fill::reset_peak(machine)?;
         let before = machine.process_memory()?;
         let ruler = Ruler::lay(machine.progress().path())?;

@@ -8,15 +8,15 @@ use serde_json::json;
 use crate::pair::{Pair, Tally, turn};
 use crate::relay::{Act, At};
 use crate::rng::Rng;
-use crate::side::{Judged, POLL, SILENCE_MS};
+use crate::side::{Judged, POLL, SILENCE_MS, accel};
 
 const PAGE: u64 = 4096;
 /// By these a destination knows what a connection is.
 const MAGIC_BYTES: u64 = 4;
 /// A page of zeros: where it is, and that it is one.
 const SHORTEST_PAGE: u64 = 9;
-/// The devices of a machine of threads, in bytes of the stream, at least.
-const DEVICES: u64 = 200;
+/// The devices in bytes of the stream, at least: of a machine of threads, and of one with KVM.
+const DEVICES: [u64; 2] = [200, 4096];
 
 /// A phase of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +121,10 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
             before = now;
         }
         // What is certain to come: something of each page that is dirty by now (a guest that gets
-        // no time may have left none), and of devices the few that even threads have.
+        // no time may have left none), and of the devices.
         let now = pair.source.must("query-migrate", json!({}))?;
         let pages = now["ram"]["remaining"].as_u64().unwrap_or(0) / PAGE;
-        let certain = (SHORTEST_PAGE * pages).min(4096) + DEVICES;
+        let certain = (SHORTEST_PAGE * pages).min(4096) + DEVICES[usize::from(accel() == "kvm")];
         pair.relay
             .plan(At::Forward(before + rng.below(certain)), act);
         pair.source

@@ -295,10 +295,15 @@ fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize) {
 #[test]
 fn a_channel_that_breaks_ends_the_migration_and_the_guest_runs_on() {
     let _turn = turn();
-    let vm = start(&config(accels()[0], 1));
+    let accel = accels()[0];
+    let vm = start(&config(accel, 1));
     // Which channel gets which pages is chance; what is certain are two SYNCs on each, behind the
     // first 64 bytes. The main one has some 450 bytes where threads are all there is of a machine.
-    for (number, after) in [(0, 300), (1, 64), (1, 70), (2, 2000), (1, 2700)] {
+    let main = match accel {
+        Accel::Kvm => 3000,
+        Accel::Threads => 300,
+    };
+    for (number, after) in [(0, main), (1, 64), (1, 70), (2, 2000), (1, 2700)] {
         wait_writes(&vm, 100);
         let (sent, received) = cut(&vm, Way::Multifd(2), number, after, None);
         println!("{number} after {after}: {sent}; {received}");

@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use paguro_sys::{Mapping, page_size};
 
-use super::campaign::MEMORY_BYTES;
-use crate::bench::setup::warm_host;
 use crate::lab::Channel;
 
 const PIECE_BYTES: usize = 512 << 10;
@@ -73,7 +71,6 @@ fn connect(channel: Channel) -> Result<(End, End)> {
 
 /// How long `bytes` bytes take over so many connections at once.
 pub fn send(channel: Channel, bytes: usize, connections: usize, into: Into) -> Result<Duration> {
-    warm_host(MEMORY_BYTES);
     let share = (bytes / connections).next_multiple_of(page_size());
     let from = filled(share);
     let mut ways = Vec::new();

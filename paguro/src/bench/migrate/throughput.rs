@@ -11,7 +11,7 @@ use super::campaign::{Campaign, MEMORY_BYTES, SET_BYTES};
 use super::figures::Throughput;
 use super::journey::{Traveller, Way, workload};
 use super::raw::{self, Into};
-use crate::bench::setup::IDLE_SET;
+use crate::bench::setup::{IDLE_SET, warm_host};
 use crate::bench::stats::Spread;
 use crate::lab::Channel;
 use crate::lab::machine::Parameters;
@@ -42,7 +42,10 @@ impl Campaign<'_> {
                 let moved = engine.total_us.saturating_sub(stop);
                 seen.bytes = engine.precopy_bytes;
                 seen.moved.push(moved as f64);
-                let raw = |into| raw::send(channel, seen.bytes as usize, connections, into);
+                let raw = |into| {
+                    warm_host(MEMORY_BYTES);
+                    raw::send(channel, seen.bytes as usize, connections, into)
+                };
                 seen.present.push(raw(Into::Present)?.as_secs_f64() * 1e6);
                 seen.fresh.push(raw(Into::Fresh)?.as_secs_f64() * 1e6);
                 self.bar.step();
