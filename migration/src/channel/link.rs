@@ -294,3 +294,68 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use paguro_sys::{Event, Fallbacks, Host, Mapping, RegisterMode};
+
+    use super::*;
+
+    /// Whoever may see to faults of programs only has pages that the kernel cannot read.
+    #[test]
+    fn what_the_kernel_cannot_read_is_touched_and_goes() {
+        const PAGE: usize = 4096;
+        const PAGES: usize = 4;
+        let host = Host::probe(&Fallbacks {
+            user_mode_only: true,
+            ..Fallbacks::default()
+        });
+        let uffd = match host.open_uffd() {
+            Ok(uffd) => uffd,
+            Err(error) => return println!("skipped: no userfaultfd: {error}"),
+        };
+        let mapping = Mapping::anonymous(PAGES * PAGE, false).unwrap();
+        // The first is there; the rest comes when it is asked for.
+        mapping.copy_in(0, &[0; PAGE]);
+        let absent = mapping.range(PAGE, (PAGES - 1) * PAGE);
+        uffd.register(absent.clone(), RegisterMode::Missing)
+            .unwrap();
+        let server = std::thread::spawn(move || {
+            let mut events = [Event::Other(0); 1];
+            for _ in absent.step_by(PAGE) {
+                while uffd.read(&mut events).unwrap() == 0 {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                let Event::Fault(fault) = events[0] else {
+                    panic!("{events:?}");
+                };
+                let page = fault.address / PAGE * PAGE;
+                uffd.copy(page, &[(page / PAGE) as u8; PAGE], false)
+                    .answer
+                    .unwrap();
+            }
+        });
+        let (out, mut into) = UnixStream::pair().unwrap();
+        let options = Options::new(Stop::new().unwrap());
+        let link = Link::new(out.into(), LinkKind::Socket, "a test".to_owned(), &options).unwrap();
+        let mut places = Places::new(&mapping);
+        places.push(0, PAGES * PAGE);
+        let mut head: &[u8] = b"head";
+        while places.left_bytes() > 0 {
+            link.send(&mut places, &mut head).unwrap();
+        }
+        server.join().unwrap();
+        drop(link);
+        let mut came = Vec::new();
+        into.read_to_end(&mut came).unwrap();
+        let numbers = (1..PAGES).map(|page| (mapping.addr() / PAGE + page) as u8);
+        let expected: Vec<u8> = std::iter::once(0)
+            .chain(numbers)
+            .flat_map(|number| [number; PAGE])
+            .collect();
+        assert!(came[..4] == *b"head" && came[4..] == expected);
+    }
+}

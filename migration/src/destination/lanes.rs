@@ -434,3 +434,19 @@ fn take_all<R: Direct>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody knocks as no source of this destination would, and goes; then the source comes.
+    #[test]
+    fn a_stranger_with_whom_no_source_came_is_forgotten() {
+        let mut options = ReceiveOptions::new(true, false);
+        options.multifd = Some(Multifd::new(2));
+        options.connect_timeout = Duration::from_millis(1);
+        let lanes = Lanes::new(&options);
+        lanes.exceed();
+        assert_eq!(lanes.lock().excess, 0);
+    }
+}

@@ -348,15 +348,19 @@ mod tests {
     use super::*;
     use crate::switchover::{SourceConfig, SourceEvent};
 
+    fn source(reconnects: bool, pause_before_switchover: bool) -> Source {
+        Source::new(SourceConfig {
+            return_path: true,
+            reconnects,
+            pause_before_switchover,
+        })
+    }
+
     /// Nobody is told to do what changes nothing.
     #[test]
     fn in_doubt_over_a_channel_of_one_use_only_the_operator_can_decide() {
         for reconnects in [false, true] {
-            let mut source = Source::new(SourceConfig {
-                return_path: true,
-                reconnects,
-                pause_before_switchover: false,
-            });
+            let mut source = source(reconnects, false);
             for event in [
                 SourceEvent::Ready,
                 SourceEvent::Converged,
@@ -377,11 +381,7 @@ mod tests {
 
     #[test]
     fn a_source_goes_through_the_states_by_qemus_names() {
-        let mut source = Source::new(SourceConfig {
-            return_path: true,
-            reconnects: true,
-            pause_before_switchover: true,
-        });
+        let mut source = source(true, true);
         let mut seen = vec![(source.status().name(), source.held().map(HeldState::name))];
         for event in [
             SourceEvent::Ready,

@@ -84,3 +84,29 @@ fn watch() -> (Duration, u32) {
     }
     (longest, count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_takes_more_than_any_aim_is_pointed_out() {
+        let noise = |longest_us| Noise {
+            longest_us,
+            over_1ms_per_s: 2.0,
+        };
+        assert!(!noise(4e3).text().contains("***"));
+        assert!(noise(40e3).text().contains("***"));
+        let both = noise(4e3).and(Noise {
+            over_1ms_per_s: 0.0,
+            ..noise(40e3)
+        });
+        assert_eq!((both.longest_us, both.over_1ms_per_s), (40e3, 1.0));
+    }
+
+    #[test]
+    fn what_is_measured_is_a_time_within_the_watch() {
+        let noise = Noise::measure();
+        assert!(noise.longest_us > 0.0, "{noise:?}");
+    }
+}

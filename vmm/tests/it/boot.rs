@@ -1,4 +1,4 @@
-//! Kernels.
+//! How a machine begins.
 
 use std::path::PathBuf;
 
@@ -291,4 +291,14 @@ fn take_and_stay(vm: &Vm) -> Picture {
     paused.stay(true);
     drop(paused);
     picture
+}
+
+/// KVM gives up making a VM for any signal.
+#[test]
+fn machines_are_made_whatever_signals_come() {
+    let _turn = turn();
+    if !kvm() {
+        return;
+    }
+    signalled(|| (0..20).for_each(|_| drop(create(&config(Accel::Kvm, 1)))));
 }

@@ -12,6 +12,7 @@ pub use paguro_testkit::turn;
 use paguro_vmm::{Accel, Config, DmaConfig, Stage2Config, Stage2Sabotage, Vm};
 use paguro_wire::device::DeviceSection;
 use paguro_workload::area::{DMA, DMA_DIRECT};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// The accelerators that can be tested here; says so if one is left out.
 pub fn accels() -> Vec<Accel> {
@@ -117,6 +118,19 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         // Whoever is waited for needs the core.
         std::thread::sleep(Duration::from_micros(100));
     }
+}
+
+/// Does it in a thread that gets one signal after the other.
+pub fn signalled(work: impl FnOnce() + Send + 'static) {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    let signal = SIGRTMIN() + 7;
+    register_signal_handler(signal, nothing).unwrap();
+    let working = std::thread::spawn(work);
+    while !working.is_finished() {
+        working.kill(signal).unwrap();
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    working.join().unwrap();
 }
 
 /// Writes of each vCPU, as the host sees them.

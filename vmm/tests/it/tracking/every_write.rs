@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use paguro_dirty::tracker::measure;
 use paguro_migration::machine::Machine;
@@ -10,7 +9,6 @@ use paguro_ram::{Backing, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Fallbacks, Host};
 use paguro_testkit::HugePages;
 use paguro_vmm::{Accel, Config, Stage2Sabotage, Vm};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::destination::Order;
 use super::memory::is_huge;
@@ -160,20 +158,12 @@ fn signals_lose_no_write() {
     let Some((name, way)) = ways.into_iter().find(|(name, _)| *name == "small ring") else {
         return;
     };
-    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    let signal = SIGRTMIN() + 7;
-    register_signal_handler(signal, nothing).unwrap();
     let vm = start(&Config {
         cpus: 2,
         workload: "rate=unlimited".parse().unwrap(),
         ..way
     });
-    let walking = std::thread::spawn(move || assert_right(name, &vm, 30, 2000));
-    while !walking.is_finished() {
-        walking.kill(signal).unwrap();
-        std::thread::sleep(Duration::from_micros(20));
-    }
-    walking.join().unwrap();
+    signalled(move || assert_right(name, &vm, 30, 2000));
 }
 
 /// Has the memory in huge pages, or says that it is not.
