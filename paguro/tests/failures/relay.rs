@@ -76,6 +76,9 @@ struct State {
     /// Nothing comes through: what there is is cut (true) or swallowed.
     dead: Option<bool>,
     marks: Marks,
+    /// Directions in which bytes are just being passed on: who takes them may act on them before
+    /// the marks say that they went.
+    passing: u32,
     over: bool,
     tail: Vec<u8>,
     answers: Vec<u8>,
@@ -147,7 +150,11 @@ impl Relay {
         }
     }
 
+    /// As they are once what is just being passed on is noted; whoever takes no bytes is not waited
+    /// for.
     pub fn marks(&self) -> Marks {
+        self.shared
+            .sleep(Duration::from_secs(5), |state| state.passing == 0);
         self.shared.lock().marks
     }
 
@@ -330,9 +337,11 @@ impl Shared {
                     Act::Hold => {}
                 }
             }
+            self.lock().passing += 1;
             send(left);
+            let mut state = self.lock();
+            state.passing -= 1;
             if first {
-                let mut state = self.lock();
                 let marks = &mut state.marks;
                 match forward {
                     true => {
@@ -344,9 +353,9 @@ impl Shared {
                         marks.shut_out |= marks.shut_in && open;
                     }
                 }
-                drop(state);
-                self.changed.notify_all();
             }
+            drop(state);
+            self.changed.notify_all();
         }
     }
 
