@@ -1,8 +1,13 @@
 //! Which pages of a mapping exist.
 //!
 //! A page that is absent is zero by definition and must not be read: reading makes it resident.
-//! Each kind of memory is asked in its own way, and only *before* it is write-protected: a
+//! Each kind of memory is asked in its own way, and best *before* it is write-protected: a
 //! protected absent page leaves a marker that looks like a swapped page.
+//!
+//! **So does a page that the kernel is just moving** to another place in memory (compaction, or
+//! another node): it is there, and only its entry says otherwise for a while. `mincore` tells the two
+//! apart: what is being moved is in memory, a marker is nothing. It is asked about pages that are
+//! neither present nor nothing.
 //!
 //! The same walk also tells which pages were *written* since they were protected, where the
 //! protection is of the kind that tells nobody ([`Pagemap::take_written`]).
@@ -28,7 +33,7 @@ const _: () = assert!(size_of::<raw::pm_scan_arg>() == 0x60);
 pub enum Which {
     /// In memory, or swapped out (or, after protecting, marked).
     PresentOrSwapped,
-    /// In memory.
+    /// In memory, also while the kernel moves it.
     Present,
     /// Mapped by a huge page.
     Huge,
@@ -102,7 +107,12 @@ impl Pagemap {
                 any_of: 0,
                 told: raw::PAGE_IS_WRITTEN,
             },
-            &mut |start, end| found(start - base..end - base),
+            &mut |regions| {
+                for region in regions {
+                    found(region.start as usize - base..region.end as usize - base);
+                }
+                Ok(())
+            },
         )
     }
 
@@ -112,36 +122,46 @@ impl Pagemap {
         which: Which,
         found: &mut dyn FnMut(usize, usize),
     ) -> io::Result<()> {
-        let wanted = match which {
-            Which::PresentOrSwapped => 3u64 << 62,
-            Which::Present => 1u64 << 63,
-            // Not told by the entries.
-            Which::Huge => return Ok(()),
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        // Whether it is one that is looked for, and whether that is sure.
+        let look = |entry: u64| match (which, entry & PRESENT != 0, entry & SWAPPED != 0) {
+            (Which::PresentOrSwapped, present, swapped) => (present || swapped).then_some(true),
+            (Which::Present, true, _) => Some(true),
+            (Which::Present, false, true) => Some(false),
+            _ => None,
         };
+        // Not told by the entries.
+        if which == Which::Huge {
+            return Ok(());
+        }
         let page = page_size();
         let mut bytes = [0u8; 4096];
+        let mut runs: Vec<Run> = Vec::new();
         let mut at = range.start;
         while at < range.end {
             let pages = ((range.end - at) / page).min(bytes.len() / 8);
             self.file
                 .read_exact_at(&mut bytes[..pages * 8], (at / page * 8) as u64)?;
-            let mut run = None;
+            runs.clear();
             for (index, entry) in bytes[..pages * 8].chunks_exact(8).enumerate() {
                 let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
-                let here = at + index * page;
-                match (entry & wanted != 0, run) {
-                    (true, None) => run = Some(here),
-                    (false, Some(start)) => {
-                        found(start, here);
-                        run = None;
+                let here = at + index * page..at + (index + 1) * page;
+                match (look(entry), runs.last_mut()) {
+                    (None, _) => {}
+                    (Some(surely), Some(last))
+                        if (last.pages.end, last.surely) == (here.start, surely) =>
+                    {
+                        last.pages.end = here.end;
                     }
-                    _ => {}
+                    (Some(surely), _) => runs.push(Run {
+                        pages: here,
+                        surely,
+                    }),
                 }
             }
             at += pages * page;
-            if let Some(start) = run {
-                found(start, at);
-            }
+            tell(runs.drain(..), range.end, found)?;
         }
         Ok(())
     }
@@ -153,19 +173,104 @@ fn scan(
     which: Which,
     found: &mut dyn FnMut(usize, usize),
 ) -> io::Result<()> {
-    let mask = match which {
-        Which::PresentOrSwapped => raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED,
-        Which::Present => raw::PAGE_IS_PRESENT,
-        Which::Huge => raw::PAGE_IS_HUGE,
+    const EITHER: u32 = raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED;
+    // No more is asked for than is needed, so that neighbours join into one region.
+    let (any_of, told) = match which {
+        Which::PresentOrSwapped => (EITHER, 0),
+        Which::Present => (EITHER, raw::PAGE_IS_PRESENT),
+        Which::Huge => (raw::PAGE_IS_HUGE, 0),
     };
     let query = Query {
         flags: 0,
         all_of: 0,
-        any_of: mask,
-        // Nothing but the fact is asked for, so that neighbours join into one region.
-        told: raw::PAGE_IS_PRESENT & mask,
+        any_of,
+        told,
     };
-    walk(pagemap, range, &query, found)
+    walk(pagemap, range.clone(), &query, &mut |regions| {
+        let runs = regions.iter().map(|region| Run {
+            pages: region.start as usize..region.end as usize,
+            surely: u64::from(told) & region.categories == u64::from(told),
+        });
+        tell(runs, range.end, found)
+    })
+}
+
+/// Pages that are looked for, or may be.
+struct Run {
+    pages: Range<usize>,
+    surely: bool,
+}
+
+/// Calls `found` with what is surely there, and with what of the rest is in memory. The runs end
+/// before `limit`, and all up to there is of one mapping of anonymous memory.
+fn tell(
+    runs: impl Iterator<Item = Run>,
+    limit: usize,
+    found: &mut dyn FnMut(usize, usize),
+) -> io::Result<()> {
+    // Of this batch only: what was asked before the entries were read says nothing about them.
+    let mut in_core = InCore::new();
+    for Run { pages, surely } in runs {
+        match surely {
+            true => found(pages.start, pages.end),
+            false => in_core.find(pages, limit, found)?,
+        }
+    }
+    Ok(())
+}
+
+/// What `mincore` said of some pages.
+struct InCore {
+    pages: Range<usize>,
+    states: [u8; InCore::PAGES],
+}
+
+impl InCore {
+    /// Asked about at once.
+    const PAGES: usize = 512;
+
+    fn new() -> Self {
+        Self {
+            pages: 0..0,
+            states: [0; Self::PAGES],
+        }
+    }
+
+    fn find(
+        &mut self,
+        pages: Range<usize>,
+        limit: usize,
+        found: &mut dyn FnMut(usize, usize),
+    ) -> io::Result<()> {
+        let page = page_size();
+        let mut at = pages.start;
+        while at < pages.end {
+            if !self.pages.contains(&at) {
+                self.ask(at..limit.min(at + Self::PAGES * page))?;
+            }
+            let end = pages.end.min(self.pages.end);
+            let index = |at: usize| (at - self.pages.start) / page;
+            for run in self.states[index(at)..index(end)].chunk_by(|one, next| one == next) {
+                let next = at + run.len() * page;
+                if run[0] & 1 != 0 {
+                    found(at, next);
+                }
+                at = next;
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, pages: Range<usize>) -> io::Result<()> {
+        let (start, states) = (pages.start as *mut _, self.states.as_mut_ptr());
+        // SAFETY: asks about pages of the caller's mapping, of which at most `PAGES` have a byte each.
+        let done = unsafe { libc::mincore(start, pages.len(), states) };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.pages = pages;
+        Ok(())
+    }
 }
 
 /// What `PAGEMAP_SCAN` is asked.
@@ -180,7 +285,7 @@ fn walk(
     pagemap: BorrowedFd<'_>,
     range: Range<usize>,
     query: &Query,
-    found: &mut dyn FnMut(usize, usize),
+    told: &mut dyn FnMut(&[raw::page_region]) -> io::Result<()>,
 ) -> io::Result<()> {
     const REGIONS: usize = 256;
     let mut regions = [raw::page_region {
@@ -207,9 +312,7 @@ fn walk(
         // SAFETY: the kernel reads and writes one `pm_scan_arg` and at most `vec_len` regions at
         // `vec`, which outlive the call. The range is guest RAM, which may be protected at any time.
         let filled = unsafe { ioctl(pagemap, CountingScan(Updater::new(&mut arg)))? };
-        for region in &regions[..filled] {
-            found(region.start as usize, region.end as usize);
-        }
+        told(&regions[..filled])?;
         if arg.walk_end <= start {
             return Err(Errno::IO.into());
         }

@@ -1,4 +1,7 @@
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use paguro_sys::presence::{Pagemap, Which, file_data, hugetlb};
 use paguro_sys::{Advice, Fallbacks, HUGE_PAGE_BYTES, Host, Mapping, RegisterMode};
@@ -78,6 +81,54 @@ proptest! {
             pages(&ways[1], &mapping, part, Which::PresentOrSwapped)
         );
     }
+}
+
+/// While the kernel moves a page, its entry says that it is somewhere else; a marker's says so, too.
+#[test]
+fn a_page_that_the_kernel_moves_about_is_present() {
+    const PAGES: usize = 32 << 10;
+    let _alone = alone();
+    let Some(ways) = both() else { return };
+    let Ok(compact) = File::options()
+        .write(true)
+        .open("/proc/sys/vm/compact_memory")
+    else {
+        return skipped("this process may not have memory compacted");
+    };
+    let mapping = Mapping::anonymous(PAGES * 4096, false).unwrap();
+    mapping.advise(0, mapping.len(), Advice::NoHuge).unwrap();
+    for page in 0..PAGES {
+        mapping.copy_in(page * 4096, &[1]);
+    }
+    // Holes that others move into.
+    let expected: Vec<usize> = (0..PAGES).step_by(2).collect();
+    for page in &expected {
+        let hole = (page + 1) * 4096;
+        mapping.advise(hole, 4096, Advice::DontNeed).unwrap();
+    }
+    let uffd = Host::probe(&Fallbacks::default()).open_uffd().ok();
+    if let Some(uffd) = &uffd {
+        let range = mapping.range(0, mapping.len());
+        uffd.register(range.clone(), RegisterMode::WriteProtect)
+            .unwrap();
+        uffd.protect(range).unwrap();
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                rustix::io::write(&compact, b"1").unwrap();
+            }
+        });
+        let all = |way| pages(way, &mapping, 0..mapping.len(), Which::Present) == expected;
+        let end = Instant::now() + Duration::from_secs(3);
+        let mut found = true;
+        while found && Instant::now() < end {
+            found = ways.iter().all(all);
+        }
+        over.store(true, Relaxed);
+        assert!(found, "a page that is there was not found");
+    });
 }
 
 #[test]
