@@ -27,6 +27,15 @@ fn host(forced: &Fallbacks) -> Option<Host> {
     None
 }
 
+/// Whether this kernel can protect such memory, or a printed reason.
+fn can_freeze(host: &Host, backing: Backing) -> bool {
+    let can = backing != Backing::Memfd || host.can_freeze_shared();
+    if !can {
+        skipped("this kernel cannot write-protect shared memory");
+    }
+    can
+}
+
 fn config(index: usize, pages: usize, backing: Backing, kind: PageKind) -> BlockConfig {
     BlockConfig {
         id: if index == 0 {
@@ -164,6 +173,9 @@ fn every_page_is_that_of_the_pause_on_every_kind_of_memory() {
         (Backing::Memfd, PageKind::Small),
         (Backing::Memfd, PageKind::Thp),
     ] {
+        if !can_freeze(&host, backing) {
+            continue;
+        }
         // Two blocks; the second ends in the middle of a chunk, and half of it is never touched.
         let layout = [
             config(0, 4096, backing, kind),
@@ -283,6 +295,9 @@ fn absent_pages_stay_absent() {
         return;
     };
     for backing in [Backing::Anonymous, Backing::Memfd] {
+        if !can_freeze(&host, backing) {
+            continue;
+        }
         let dir = tempfile::tempdir().unwrap();
         let layout = [config(0, 64 * 512, backing, PageKind::Small)];
         let ram = ram(&layout);
@@ -378,6 +393,9 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         let Some(host) = host(&fallbacks) else {
             return;
         };
+        if !can_freeze(&host, backing) {
+            continue;
+        }
         let dir = tempfile::tempdir().unwrap();
         let layout = [config(0, 2048, backing, kind)];
         let first = dir.path().join("first");
@@ -390,7 +408,7 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         let options = RestoreOptions {
             mode: RestoreMode::Lazy,
             prefetch: if forced.is_empty() {
-                Prefetch::Limited(2 << 20)
+                Prefetch::Limited(256 << 10)
             } else {
                 Prefetch::Off
             },
@@ -560,7 +578,7 @@ fn what_is_broken_on_purpose_is_noticed() {
             ..small(host)
         };
         // One at a time, so that it can end at the first.
-        let noticed = (0..20).any(|_| several(&layout, &options, 1, 8192) > 0);
+        let noticed = (0..200).any(|_| several(&layout, &options, 1, 8192) > 0);
         assert!(noticed, "{sabotage:?} went unnoticed");
     }
 }
@@ -575,6 +593,9 @@ fn what_is_given_back_meanwhile_is_still_in_the_picture() {
         (Backing::Anonymous, paguro_sys::Advice::DontNeed),
         (Backing::Memfd, paguro_sys::Advice::Remove),
     ] {
+        if !can_freeze(&host, backing) {
+            continue;
+        }
         let dir = tempfile::tempdir().unwrap();
         let layout = [config(0, 8192, backing, PageKind::Small)];
         let ram = ram(&layout);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-use paguro_dirty::FreezeError;
+use paguro_dirty::{FreezeError, FreezeOptions};
 use paguro_faults::ProtectedHandler;
 use paguro_ram::{Backing, Discards, PageKind, RamBlock};
 use paguro_sys::Advice;
@@ -17,7 +17,11 @@ fn what_is_given_back_unannounced_before_it_was_saved_ends_the_freeze() {
     let _alone = alone();
     let Some(rig) = Rig::small(1024) else { return };
     (0..1024).for_each(|page| rig.put(0, page, 1));
-    let freeze = rig.held(rig.options());
+    // No more room than for the granule before that page.
+    let freeze = rig.held(FreezeOptions {
+        buffer_bytes: 4 << 20,
+        ..rig.options()
+    });
     rig.drop_page(0, 700);
     // The event is read before the page goes; that it was heard of may take a moment.
     let failed = {
@@ -25,7 +29,7 @@ fn what_is_given_back_unannounced_before_it_was_saved_ends_the_freeze() {
         run(move || {
             loop {
                 match freeze.next() {
-                    // Kept, so that the scan stands still at the latest when the buffer is full.
+                    // Kept, so that the scan stands still when the buffer is full.
                     Ok(Some(copied)) => std::mem::forget(copied),
                     Ok(None) => return None,
                     Err(error) => return Some(error),

@@ -35,9 +35,11 @@ fn ports() {
 
 #[test]
 fn names() {
-    let error = connect_error("tcp:no-such-host.invalid:1");
+    // Too long for a name, so that nobody need be asked.
+    let host = "a".repeat(64);
+    let error = connect_error(&format!("tcp:{host}:1"));
     assert!(
-        error.starts_with("cannot find the host no-such-host.invalid: "),
+        error.starts_with(&format!("cannot find the host {host}: ")),
         "{error}"
     );
 }

@@ -80,7 +80,16 @@ fn a_page_that_the_guest_wrote_first_stays_as_he_wrote_it() {
         let Some(rig) = Rig::start(600, kind, &source, Prefetch::Off) else {
             return;
         };
-        (100..120).for_each(|page| ends(&rig.write(page, 250)));
+        for page in 100..120 {
+            ends(&rig.write(page, 250));
+            // All that is fetched along with it; meanwhile the next one would be fetched twice.
+            let (pager, around) = (rig.pager.clone(), page / 16 * 16..page / 16 * 16 + 16);
+            until(move || {
+                let arrived = pager.arrived(0);
+                let mut even = around.clone().filter(|page| page % 2 == 0);
+                even.all(|page| arrived.contains(page))
+            });
+        }
         // What is placed late, by whoever it may be, loses.
         rig.faults.place(0, 90, &[9; 40 * PAGE]).unwrap();
         for page in 100..120 {
