@@ -203,6 +203,8 @@ impl Demo<'_> {
         let watcher = Watcher::start(source.progress().clone(), MOST)?;
         let idle_from = now_ns();
         std::thread::sleep(WINDOW);
+        // On a busy host it may have got no time meanwhile.
+        source.wait_writes(1)?;
         self.step("saving it while it writes")?;
         let idle_to = now_ns();
         let report = source.snapshot(file, &Parameters::new(), true)?;

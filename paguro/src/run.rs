@@ -30,8 +30,8 @@ use crate::qmp::{Monitor, Socket};
 /// What a cancelled snapshot may take to clean up when the machine ends.
 const WIND_UP: Duration = Duration::from_secs(10);
 
-/// What a client may take to read the last events.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// What a client may take to read the last events. One that reads is not waited for.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Where a machine comes from.
 #[derive(Clone, Copy, Debug)]

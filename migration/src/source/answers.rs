@@ -12,7 +12,6 @@ use crate::switchover::outcome::PING_OPEN;
 
 /// Hears until SHUT, or until the channel ends.
 pub(super) fn hear(migration: &Migration, reader: Reader) {
-    let began = Instant::now();
     let mut input = ChannelInput::with_buffer(reader, 4096);
     loop {
         let message = Message::decode(&mut input);
@@ -20,8 +19,7 @@ pub(super) fn hear(migration: &Migration, reader: Reader) {
         match message {
             Ok(Message::Pong(value)) => {
                 if value == PING_OPEN {
-                    let mut inner = migration.lock();
-                    inner.round_trip.get_or_insert(began.elapsed());
+                    migration.answered();
                 }
                 // One that nobody waits for changes nothing.
                 let _ = migration.on(SourceEvent::Pong(value));

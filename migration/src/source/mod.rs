@@ -85,7 +85,9 @@ struct Inner {
     actions: VecDeque<SourceAction>,
     /// Why it failed, in words; the first reason.
     error: Option<String>,
-    /// How long PONG 1 took, once it came.
+    /// When each PING 1 went whose PONG has not come.
+    asked: VecDeque<Instant>,
+    /// How long such a PONG took, the fastest of all.
     round_trip: Option<Duration>,
     /// When the destination last said something.
     heard: Instant,
@@ -128,6 +130,7 @@ impl Migration {
                 source,
                 actions: VecDeque::new(),
                 error: None,
+                asked: VecDeque::new(),
                 round_trip: None,
                 heard: Instant::now(),
                 deaf: false,
@@ -334,6 +337,28 @@ impl Migration {
         }
     }
 
+    /// Notes that a PING 1 goes now; not if many were never answered.
+    fn asks(&self) -> bool {
+        const UNANSWERED: usize = 64;
+        let asked = &mut self.lock().asked;
+        let asks = asked.len() < UNANSWERED;
+        if asks {
+            asked.push_back(Instant::now());
+        }
+        asks
+    }
+
+    /// Its PONG came. The fastest counts: the others waited behind what was on its way, or for a host
+    /// that stood still.
+    fn answered(&self) {
+        let mut inner = self.lock();
+        if let Some(asked) = inner.asked.pop_front() {
+            let took = asked.elapsed();
+            let fastest = inner.round_trip.map_or(took, |before| before.min(took));
+            inner.round_trip = Some(fastest);
+        }
+    }
+
     /// How long a round trip takes; nothing before one is known.
     fn round_trip(&self) -> Duration {
         self.lock().round_trip.unwrap_or_default()
@@ -351,5 +376,39 @@ fn has_return_path(address: &Address) -> bool {
         Address::Exec(_) | Address::File { .. } => false,
         Address::Fd(number) => std::fs::read_link(format!("/proc/self/fd/{number}"))
             .is_ok_and(|name| name.to_string_lossy().starts_with("socket:")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Stop;
+
+    #[test]
+    fn the_fastest_answer_says_how_long_a_round_trip_takes() {
+        let channel = crate::channel::Options::new(Stop::new().unwrap());
+        let options = MigrateOptions::new("unix:/nowhere".parse().unwrap(), channel);
+        let migration = Migration::new(&options, None).unwrap();
+        migration.answered();
+        assert_eq!(migration.round_trip(), Duration::ZERO);
+        assert!(migration.asks());
+        std::thread::sleep(Duration::from_millis(20));
+        migration.answered();
+        let slow = migration.round_trip();
+        assert!(slow >= Duration::from_millis(20));
+        // On a busy host not at once.
+        let faster = (0..1000).any(|_| {
+            assert!(migration.asks());
+            migration.answered();
+            migration.round_trip() < slow
+        });
+        assert!(faster);
+        let fast = migration.round_trip();
+        assert!(migration.asks());
+        std::thread::sleep(Duration::from_millis(20));
+        migration.answered();
+        assert_eq!(migration.round_trip(), fast);
+        // Of a destination that never answers not everything is kept.
+        assert_eq!((0..1000).filter(|_| migration.asks()).count(), 64);
     }
 }

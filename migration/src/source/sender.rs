@@ -111,6 +111,9 @@ impl Sender<'_> {
             false => Vec::new(),
         };
         self.ask_multifd_sync(false);
+        if self.returns {
+            self.migration.asks();
+        }
         self.stream
             .begin(&pings, std::mem::take(&mut self.multifd_sync))?;
         let start = Instant::now();
@@ -150,6 +153,7 @@ impl Sender<'_> {
             let sync = Instant::now();
             let new_pages = self.sync()?;
             let sync = sync.elapsed();
+            self.ping()?;
             let new_bytes = (new_pages * page_size()) as u64;
             let took = since.0.elapsed().as_secs_f64().max(1e-6);
             let progress = self.migration.progress();
@@ -413,6 +417,14 @@ impl Sender<'_> {
         Ok(new)
     }
 
+    /// Lets the destination say that it is there, and how long that takes.
+    fn ping(&mut self) -> Result<(), MigrateError> {
+        if self.returns && self.migration.asks() {
+            self.stream.order(&Order::Ping(PING_OPEN))?;
+        }
+        Ok(())
+    }
+
     fn forecast(&self, sync: Duration) -> Duration {
         let measured = self.stream.bandwidth.bytes_per_s();
         let given = self.options.avail_switchover_bandwidth;
@@ -512,7 +524,7 @@ impl Sender<'_> {
                         let silent = ChannelError::Silent { peer, silence };
                         return Err(Stopped::Failed(MigrateError::Channel(silent)));
                     }
-                    self.stream.order(&Order::Ping(PING_OPEN))?;
+                    self.ping()?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Told),

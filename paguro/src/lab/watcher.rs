@@ -71,6 +71,8 @@ impl Watcher {
             full: false,
         };
         record.writes.reserve(samples * record.vcpus);
+        // Before anything may have happened.
+        record.take(&progress);
         let ended = stop.clone();
         let watch = move || {
             paguro_sys::boost_timer();

@@ -13,7 +13,7 @@ use super::splitter::{Piece, Splitter};
 use crate::hints::Advised;
 
 /// The greeting comes at once, unless another client has the socket.
-const GREETING_WITHIN: Duration = Duration::from_secs(5);
+const GREETING_WITHIN: Duration = Duration::from_secs(30);
 
 /// Answers come soon, unless the other side is stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);

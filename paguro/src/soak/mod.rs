@@ -217,7 +217,8 @@ impl Offer {
         if let Some(error) = &no_kvm {
             missing.push(format!("accel=kvm: /dev/kvm cannot be used: {error}"));
         }
-        let no_huge = HugePages::reserve(HUGE_BYTES).err();
+        // Two machines at a time, where guests move.
+        let no_huge = HugePages::reserve(2 * HUGE_BYTES).err();
         if let Some(why) = &no_huge {
             missing.push(format!("pages=2m: {why}"));
         }

@@ -57,7 +57,7 @@ fn a_channel_may_break_at_any_byte() {
     let acts = [
         Act::Cut,
         Act::Swallow,
-        Act::Delay(Duration::from_millis(SILENCE_MS / 4)),
+        Act::Delay(Duration::from_millis(375)),
     ];
     let mut trials: Vec<_> = PHASES
         .iter()

@@ -121,7 +121,7 @@ fn destination_killed(pair: &mut Pair, rng: &mut Rng) -> Verdict {
             pair.source.must_run()?;
             Ok("after confirmation, source whole and done")
         }
-        _ => pair.doubt_at_source(&marks, rng),
+        _ => pair.doubt_at_source(rng),
     }
 }
 

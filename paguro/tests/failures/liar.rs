@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::pair::{Tally, turn};
-use crate::relay::{Place, Socket};
+use crate::relay::{Place, Socket, without_breaths};
 use crate::side::{Judged, Side};
 
 const PING_2: [u8; 9] = [8, 0, 2, 0, 4, 0, 0, 0, 2];
@@ -142,7 +142,7 @@ fn lies(socket: &Socket, lie: &Lie) {
         if over {
             return;
         }
-        if all.ends_with(&PING_2) {
+        if without_breaths(&all).ends_with(&PING_2) {
             match lie {
                 Lie::AtPing2(bytes) => {
                     say(bytes);

@@ -98,12 +98,9 @@ impl Pair {
 
     /// The destination is dead and the source does not know what it did: it stands, whole, and runs
     /// once the operator says so.
-    pub fn doubt_at_source(&mut self, marks: &Marks, rng: &mut Rng) -> Verdict {
-        if !marks.eof_in {
-            return Err(format!(
-                "in doubt although no permission was sent: {marks:?}"
-            ));
-        }
+    pub fn doubt_at_source(&mut self, rng: &mut Rng) -> Verdict {
+        // It may still be on its way to the relay.
+        self.relay.wait_permission()?;
         self.source.must_stand("postmigrate")?;
         self.source.must_advise(&["migrate_cancel", "`cont`"])?;
         let said = match rng.coin() {

@@ -18,6 +18,16 @@ use std::time::{Duration, Instant};
 use crate::side::{IN_VAIN, Judged};
 
 const PING_2: [u8; 9] = [8, 0, 2, 0, 4, 0, 0, 0, 2];
+/// Says only that its sender is well: it may come at any time.
+const PING_1: [u8; 9] = [8, 0, 2, 0, 4, 0, 0, 0, 1];
+
+/// What comes before the last orders, if these only say that their sender is well.
+pub fn without_breaths(mut bytes: &[u8]) -> &[u8] {
+    while let Some(before) = bytes.strip_suffix(&PING_1) {
+        bytes = before;
+    }
+    bytes
+}
 
 /// How often a waiting thread looks whether the relay still exists.
 const LOOK: Duration = Duration::from_millis(20);
@@ -135,6 +145,11 @@ impl Relay {
         self.wait("nothing comes to where something is to happen", |state| {
             state.fired
         })
+    }
+
+    /// Waits until the permission has come in.
+    pub fn wait_permission(&self) -> Judged<Marks> {
+        self.wait("no permission was sent", |state| state.marks.eof_in)
     }
 
     fn wait(&self, what: &str, is: impl Fn(&State) -> bool) -> Judged<Marks> {
@@ -375,20 +390,27 @@ impl Shared {
         let marks = &mut state.marks;
         if forward {
             if marks.ping2_in {
+                state.tail.extend_from_slice(bytes);
+                while state.tail.starts_with(&PING_1) {
+                    state.tail.drain(..PING_1.len());
+                }
                 // Anything but EOF there is a command that it shall be forgotten.
-                if !marks.eof_in && bytes[0] == 0 {
+                if !marks.eof_in && state.tail.first() == Some(&0) {
                     marks.eof_in = true;
-                    found.push((At::Eof(0), before));
+                    found.push((At::Eof(0), before + length - state.tail.len() as u64));
                 }
             } else {
-                state
-                    .tail
-                    .extend_from_slice(&bytes[bytes.len().saturating_sub(9)..]);
-                let cut = state.tail.len().saturating_sub(9);
+                const KEPT: usize = 16 * PING_1.len();
+                let new = &bytes[bytes.len().saturating_sub(KEPT)..];
+                state.tail.extend_from_slice(new);
+                let cut = state.tail.len().saturating_sub(KEPT);
                 state.tail.drain(..cut);
-                if state.tail == PING_2 {
+                let orders = without_breaths(&state.tail);
+                if orders.ends_with(&PING_2) {
+                    let behind = state.tail.len() - orders.len() + PING_2.len();
                     marks.ping2_in = true;
-                    found.push((At::Ping2(0), before + length - 9));
+                    found.push((At::Ping2(0), before + length - behind as u64));
+                    state.tail.clear();
                 }
             }
         } else {

@@ -20,8 +20,9 @@ pub const IN_VAIN: Duration = Duration::from_secs(60);
 /// Between two looks.
 pub const POLL: Duration = Duration::from_millis(2);
 
-/// What the other side may be silent for, in these tests.
-pub const SILENCE_MS: u64 = 1500;
+/// What the other side may be silent for, in these tests: longer than a busy host keeps a thread
+/// waiting.
+pub const SILENCE_MS: u64 = 4000;
 
 pub type Judged<T = ()> = Result<T, String>;
 

@@ -291,7 +291,8 @@ fn ram_that_is_still_arriving_is_not_handed_over() {
         return;
     }
     let _turn = turn();
-    let mut here = Side::run(&["--workload", "rate=10000"]);
+    // Slow, as what it writes arrives, and all must not.
+    let mut here = Side::run(&["--workload", "rate=100"]);
     here.runs_on(0);
     let file = here.dir.path().join("a.snap");
     let saved = here.machine.qmp_address();

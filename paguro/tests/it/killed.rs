@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, wait_written};
 
 /// Kills the program in a phase of a snapshot, and looks at the directory.
 fn kill_when(background: bool, rate_bytes: u64, phase: impl Fn(&str, u64) -> bool) {
@@ -12,6 +12,7 @@ fn kill_when(background: bool, rate_bytes: u64, phase: impl Fn(&str, u64) -> boo
     std::fs::write(&file, "the old one").unwrap();
     let machine = Machine::run(dir.path(), &["--workload", "rate=unlimited"]);
     let mut qmp = machine.connect();
+    wait_written(&mut qmp, machine.pid());
     let wanted = [("background-snapshot", background), ("mapped-ram", true)];
     let list: Vec<_> = wanted
         .iter()

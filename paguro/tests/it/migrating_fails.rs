@@ -153,16 +153,19 @@ fn the_rate_of_writes_can_be_measured_before() {
     assert_eq!(now["status"], "unstarted");
     for mode in ["dirty-bitmap", "page-sampling"] {
         let how = json!({ "calc-time": 500, "calc-time-unit": "millisecond", "mode": mode });
-        here.qmp.execute("calc-dirty-rate", how);
-        loop {
-            let now = here.qmp.execute("query-dirty-rate", json!({}));
-            assert!(now.get("x-paguro-error").is_none(), "{now}");
-            if now["status"] == "measured" {
-                assert!(now["dirty-rate"].as_u64().unwrap() > 0, "{now}");
-                break;
+        // A guest may get no time for so long, and of pages a few are looked at only.
+        let seen = (0..20).any(|_| {
+            here.qmp.execute("calc-dirty-rate", how.clone());
+            loop {
+                let now = here.qmp.execute("query-dirty-rate", json!({}));
+                assert!(now.get("x-paguro-error").is_none(), "{now}");
+                if now["status"] == "measured" {
+                    return now["dirty-rate"].as_u64().unwrap() > 0;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
             }
-            std::thread::yield_now();
-        }
+        });
+        assert!(seen, "{mode}: never anything");
     }
     let how = json!({ "calc-time": 1, "mode": "dirty-ring" });
     here.qmp.refused("calc-dirty-rate", how);

@@ -46,9 +46,9 @@ fn of_pages_that_were_sent_only_the_difference_is() {
     let here = [
         "--xbzrle",
         "--xbzrle-cache-size=64M",
-        "--max-bandwidth=64M",
+        "--max-bandwidth=8M",
         "--downtime-limit=1",
-        "--timeout=2",
+        "--timeout=10",
         "--at-timeout=switchover",
     ];
     let report = |bytes: &str| {

@@ -1,6 +1,7 @@
 //! How a machine begins.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use paguro_migration::machine::Machine;
 use paguro_vmm::{Accel, Config, Serial, ShutdownCause, Vm, VmError};
@@ -300,5 +301,7 @@ fn machines_are_made_whatever_signals_come() {
     if !kvm() {
         return;
     }
-    signalled(|| (0..20).for_each(|_| drop(create(&config(Accel::Kvm, 1)))));
+    let pause = Duration::from_micros(500);
+    let create = || drop(create(&config(Accel::Kvm, 1)));
+    signalled(pause, move || (0..40).for_each(|_| create()));
 }

@@ -120,15 +120,15 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Does it in a thread that gets one signal after the other.
-pub fn signalled(work: impl FnOnce() + Send + 'static) {
+/// Does it in a thread that gets one signal after the other, at least so long apart.
+pub fn signalled(pause: Duration, work: impl FnOnce() + Send + 'static) {
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     let signal = SIGRTMIN() + 7;
     register_signal_handler(signal, nothing).unwrap();
     let working = std::thread::spawn(work);
     while !working.is_finished() {
         working.kill(signal).unwrap();
-        std::thread::sleep(Duration::from_micros(20));
+        std::thread::sleep(pause);
     }
     working.join().unwrap();
 }

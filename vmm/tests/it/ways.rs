@@ -153,14 +153,19 @@ fn a_page_is_never_overtaken_by_an_older_one() {
         let vm = start(&unhurried(accels()[0], 2));
         wait_writes(&vm, 500);
         let name = Name::new();
-        let moved = relocate_over(&vm, &name.address(), |source, destination| {
+        let set_up = |source: &mut MigrateOptions, destination: &mut ReceiveOptions| {
             way.set_up(source, destination);
             source.downtime_limit = Duration::ZERO;
             // So that the guest has time to write again what was sent.
             source.max_bandwidth = 50 << 20;
-            source.convergence.timeout = Some(Duration::from_secs(1));
-            source.convergence.at_timeout = paguro_migration::source::AtTimeout::Switchover;
-        });
+            source.convergence.timeout = Some(Duration::from_secs(60));
+        };
+        let passes = |migration: &Migration| {
+            let syncs = || migration.progress().dirty_syncs.load(Ordering::Relaxed);
+            wait_until("syncs", || syncs() >= 4 || is_over(migration));
+            migration.set_downtime_limit(Duration::from_secs(60));
+        };
+        let moved = relocate_while(&vm, &name.address(), set_up, passes);
         assert!(moved.sent.as_ref().unwrap().dirty_sync_count > 2);
         if matches!(way, Way::Xbzrle(_)) {
             let report = moved.sent.as_ref().unwrap();
@@ -178,6 +183,20 @@ fn a_page_is_never_overtaken_by_an_older_one() {
 #[test]
 fn differences_do_not_make_the_channel_look_slow() {
     let _turn = turn();
+    // It is the same channel, on a host that may be busy, and for a while busier.
+    let mut seen = Vec::new();
+    let alike = (0..3).any(|_| {
+        let [plain, differences] = bandwidths()[..] else {
+            unreachable!("two ways");
+        };
+        seen.push((plain, differences));
+        differences > plain / 30
+    });
+    assert!(alike, "{seen:?}");
+}
+
+/// Of a channel, in bytes a second, as migrations without and with differences see it.
+fn bandwidths() -> Vec<u64> {
     let mut bandwidths = Vec::new();
     for way in [Way::Plain, Way::Xbzrle(64 << 20)] {
         let vm = start(&Config {
@@ -210,8 +229,7 @@ fn differences_do_not_make_the_channel_look_slow() {
         assert_arrives(&vm, &format!("{way:?}"), &moved);
         bandwidths.push(moved.sent.unwrap().bandwidth);
     }
-    // It is the same channel, on a host that may be busy.
-    assert!(bandwidths[1] > bandwidths[0] / 30, "{bandwidths:?}");
+    bandwidths
 }
 
 fn is_over(migration: &Migration) -> bool {
@@ -263,7 +281,9 @@ fn cut(
         channel::Options::new(Stop::new().unwrap()),
     );
     let mut receiving = ReceiveOptions::new(true, false);
-    receiving.connect_timeout = Duration::from_millis(500);
+    receiving.connect_timeout = Duration::from_secs(3);
+    // So that all channels are met before it is over.
+    options.max_bandwidth = 4 << 20;
     way.set_up(&mut options, &mut receiving);
     if told.is_some() {
         receiving.multifd = told;
@@ -332,7 +352,7 @@ fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
         (Way::Multifd(3), Multifd::new(2), "more multifd channels"),
         (Way::Multifd(2), zstd, "compression"),
     ] {
-        wait_writes(&vm, 100);
+        wait_writes(&vm, 5000);
         let (sent, received) = cut(&vm, way, usize::MAX, 0, Some(told));
         println!("{way:?} {told:?}: {sent}; {received}");
         assert!(received.contains(says), "{received}");

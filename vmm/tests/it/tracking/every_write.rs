@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use paguro_dirty::tracker::measure;
 use paguro_migration::machine::Machine;
@@ -163,7 +164,9 @@ fn signals_lose_no_write() {
         workload: "rate=unlimited".parse().unwrap(),
         ..way
     });
-    signalled(move || assert_right(name, &vm, 30, 2000));
+    signalled(Duration::from_micros(20), move || {
+        assert_right(name, &vm, 30, 2000)
+    });
 }
 
 /// Has the memory in huge pages, or says that it is not.
