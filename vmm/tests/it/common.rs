@@ -8,6 +8,7 @@ use paguro_migration::machine::{Machine, Paused};
 use paguro_oracle::{DeviceWriter, Memory, Report};
 use paguro_ram::{GuestRam, RamBlock};
 use paguro_stage2::{InitialLog, LogMode, LogOptions, SplitPolicy};
+use paguro_sys::{Fallbacks, Host, Userfault};
 pub use paguro_testkit::turn;
 use paguro_vmm::{Accel, Config, DmaConfig, Stage2Config, Stage2Sabotage, Vm};
 use paguro_wire::device::DeviceSection;
@@ -20,6 +21,23 @@ pub fn accels() -> Vec<Accel> {
         true => vec![Accel::Kvm, Accel::Threads],
         false => vec![Accel::Threads],
     }
+}
+
+/// The accelerators whose page faults can be held back here.
+pub fn accels_with_faults() -> Vec<Accel> {
+    let host = Host::probe(&Fallbacks::default());
+    let mut accels = accels();
+    accels.retain(|accel| match (host.userfault, accel) {
+        (Userfault::Full, _) | (Userfault::UserMode, Accel::Threads) => true,
+        _ => {
+            println!(
+                "skipped with {}: no userfaultfd for its faults",
+                accel.name()
+            );
+            false
+        }
+    });
+    accels
 }
 
 /// Whether KVM can be used; says so if not.

@@ -9,23 +9,6 @@ use paguro_vmm::{Accel, Config, RunState, Vm};
 
 use crate::common::*;
 
-/// The accelerators whose page faults can be held back here.
-fn accels_with_faults() -> Vec<Accel> {
-    let host = Host::probe(&Fallbacks::default());
-    let mut accels = accels();
-    accels.retain(|accel| match (host.userfault, accel) {
-        (Userfault::Full, _) | (Userfault::UserMode, Accel::Threads) => true,
-        _ => {
-            println!(
-                "skipped with {}: no userfaultfd for its faults",
-                accel.name()
-            );
-            false
-        }
-    });
-    accels
-}
-
 /// Guest RAM above 2 MiB whose pages come when the test lets them.
 struct Held {
     uffd: Uffd,

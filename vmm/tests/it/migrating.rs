@@ -450,7 +450,7 @@ fn what_does_not_converge_ends_as_it_was_told_to() {
 #[test]
 fn a_background_snapshot_over_a_channel_is_the_machine_at_the_pause() {
     let _turn = turn();
-    for accel in accels() {
+    for accel in accels_with_faults() {
         let vm = start(&config(accel, 2));
         wait_writes(&vm, 5000);
         let name = Name::new();
