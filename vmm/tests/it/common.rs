@@ -130,7 +130,7 @@ pub fn start(config: &Config) -> Arc<Vm> {
 /// Waits until `done`, for long enough that only a test that fails gets there.
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !done() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         // Whoever is waited for needs the core.

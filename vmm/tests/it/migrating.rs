@@ -424,11 +424,15 @@ fn vcpus_that_write_too_much_are_limited_until_it_converges() {
 #[test]
 fn what_does_not_converge_ends_as_it_was_told_to() {
     let _turn = turn();
-    let vm = start(&config(accels()[0], 2));
+    // As slow a channel, and as much to send, as let no guest be caught up with by chance.
+    let vm = start(&Config {
+        workload: "set=2M,rate=unlimited".parse().unwrap(),
+        ..config(accels()[0], 2)
+    });
     wait_writes(&vm, 5000);
     let slow = |options: &mut MigrateOptions| {
-        options.max_bandwidth = 64 << 20;
-        options.avail_switchover_bandwidth = 64 << 20;
+        options.max_bandwidth = 4 << 20;
+        options.avail_switchover_bandwidth = 4 << 20;
         options.downtime_limit = Duration::ZERO;
         options.convergence.timeout = Some(Duration::from_millis(700));
     };
