@@ -262,14 +262,20 @@ impl InCore {
     }
 
     fn ask(&mut self, pages: Range<usize>) -> io::Result<()> {
-        let (start, states) = (pages.start as *mut _, self.states.as_mut_ptr());
-        // SAFETY: asks about pages of the caller's mapping, of which at most `PAGES` have a byte each.
-        let done = unsafe { libc::mincore(start, pages.len(), states) };
-        if done != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        mincore(&pages, &mut self.states)?;
         self.pages = pages;
         Ok(())
+    }
+}
+
+/// A byte for each page of a range: odd if it is in memory.
+fn mincore(range: &Range<usize>, states: &mut [u8]) -> io::Result<()> {
+    assert!(range.len().div_ceil(page_size()) <= states.len());
+    // SAFETY: it reads nothing of the range, and writes a byte for each page, for which there is room.
+    let done = unsafe { libc::mincore(range.start as *mut _, range.len(), states.as_mut_ptr()) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -396,13 +402,9 @@ pub fn hugetlb(
     // The caller may ask about a part of a page.
     for start in (part.start / huge * huge..part.end).step_by(huge) {
         let range = mapping.range(start, huge);
-        let mut one = 0u8;
-        // SAFETY: asks about one page of a live mapping and writes one byte.
-        let done = unsafe { libc::mincore(range.start as *mut _, page_size(), &mut one) };
-        if done != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if one & 1 != 0 {
+        let mut one = [0u8];
+        mincore(&(range.start..range.start + page_size()), &mut one)?;
+        if one[0] & 1 != 0 {
             found(start.max(part.start)..(start + huge).min(part.end));
         }
     }

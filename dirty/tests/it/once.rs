@@ -131,7 +131,7 @@ fn what_is_broken_on_purpose_is_seen() {
         Sabotage::SkipPage,
         Sabotage::ClaimTwice,
     ] {
-        let seen = (0..200).any(|_| {
+        let seen = (0..20).any(|_| {
             let Some(rig) = Rig::small(1536) else {
                 return true;
             };

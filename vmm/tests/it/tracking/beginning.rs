@@ -186,19 +186,6 @@ fn what_was_protected_is_free_afterwards_and_may_be_huge() {
     let block = &ram.blocks()[0];
     let mapping = block.mapping();
     mapping.advise(0, mapping.len(), Advice::NoHuge).unwrap();
-    let collapse = || {
-        mapping.advise(0, mapping.len(), Advice::Huge).unwrap();
-        // The kernel may be busy with one of the pages.
-        let collapse = || mapping.advise(0, mapping.len(), Advice::Collapse);
-        let collapsed = (0..500).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            collapse().is_ok()
-        });
-        match collapsed {
-            true => Ok(()),
-            false => collapse(),
-        }
-    };
     let tracker = AsyncProtect::new(host, ram.clone());
     mapping.copy_in(0, &vec![1; mapping.len()]);
     tracker.start().unwrap();
@@ -212,7 +199,10 @@ fn what_was_protected_is_free_afterwards_and_may_be_huge() {
     assert_eq!(tracker.sync(&dirty).unwrap(), 1);
     tracker.stop();
     assert!(!is_watched(mapping.addr()));
-    collapse().unwrap();
+    mapping.advise(0, mapping.len(), Advice::Huge).unwrap();
+    // The kernel may be busy with one of the pages.
+    let collapse = || mapping.advise(0, mapping.len(), Advice::Collapse);
+    wait_until("a huge page", || collapse().is_ok());
     assert!(is_huge(mapping.addr()));
     assert!(matches!(
         tracker.sync(&dirty),
