@@ -154,7 +154,7 @@ fn a_source_that_may_send_little_is_not_taken_for_a_silent_one() {
     wait_writes(&vm, 10_000);
     let name = Name::new();
     let moved = relocate_over(&vm, &name.address(), |source, destination| {
-        source.max_bandwidth = 256 << 10;
+        source.max_bandwidth = 64 << 10;
         destination.silence = Some(Duration::from_secs(5));
     });
     assert_moved(&moved);
