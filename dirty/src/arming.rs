@@ -257,9 +257,8 @@ impl Freeze {
     ///
     /// While the guest runs, a page that is absent at the first look may be written before it is
     /// protected. The second look, at the protected range, sees it: from then on nothing can
-    /// appear without a fault. A page that was written *and swapped out* between the two looks
-    /// would be taken for a marker; so where the host swaps, nothing is believed to be absent
-    /// that looks swapped (see `find_present_now`).
+    /// appear without a fault. It may even have been *swapped out* between the two looks, so what
+    /// looks swapped there and may be a marker counts as content ([`paguro_sys::presence`]).
     pub(crate) fn arm_range(
         &self,
         index: usize,
@@ -302,7 +301,7 @@ impl Freeze {
             result?;
             if running {
                 let due = self.pace().count(pages, took);
-                self.find_present_now(block, part)?;
+                self.find_present(block, part)?;
                 if due {
                     breathe();
                 }
@@ -350,13 +349,13 @@ impl Freeze {
 
     /// Notes which pages of a range exist.
     fn find_present(&self, block: &Picture, range: Range<usize>) -> Result<(), FreezeError> {
-        if !self.options.host.swap {
-            return self.find_present_now(block, range);
+        if block.absent.count_in(range.clone()) == 0 {
+            return Ok(());
         }
         self.find(block, range, |run| block.absent.remove_range(run))
     }
 
-    fn find(
+    pub(crate) fn find(
         &self,
         block: &Picture,
         range: Range<usize>,
@@ -367,22 +366,6 @@ impl Freeze {
                 block: block.ram.id().to_owned(),
                 source,
             }
-        })
-    }
-
-    fn find_present_now(&self, block: &Picture, range: Range<usize>) -> Result<(), FreezeError> {
-        if block.absent.count_in(range.clone()) == 0 {
-            return Ok(());
-        }
-        if self.options.host.swap {
-            return self.find(block, range, |run| block.absent.remove_range(run));
-        }
-        presence::present_now(&block.ram, range, &self.pagemap, |run| {
-            block.absent.remove_range(run);
-        })
-        .map_err(|source| FreezeError::Presence {
-            block: block.ram.id().to_owned(),
-            source,
         })
     }
 

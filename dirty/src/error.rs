@@ -51,6 +51,22 @@ pub enum FreezeError {
         /// Needed.
         least: usize,
     },
+    /// The caller's: the kernel may merge pages of memory that it made with equal ones of others.
+    #[error(
+        "pages of RAM block {block} may be merged with others (KSM), which takes protection away"
+    )]
+    Mergeable {
+        /// The block.
+        block: String,
+    },
+    /// The host's: the kernel took the protection of a frozen page away, and nobody was told.
+    #[error("page {page} of RAM block {block} lost its write-protection while it was frozen")]
+    ProtectionLost {
+        /// The block.
+        block: String,
+        /// The page.
+        page: usize,
+    },
     /// Somebody wrote to frozen memory without being seen.
     #[error("page {page} of RAM block {block} changed while it was frozen: an unseen writer")]
     UnseenWriter {

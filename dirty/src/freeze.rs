@@ -188,6 +188,7 @@ impl Freeze {
             if !block.is_protected() {
                 continue;
             }
+            self.refuse_merging(block)?;
             if let Err(source) = faults.register(index, Use::WriteProtect) {
                 if block.ram.can_be_protected() {
                     return Err(source.into());
@@ -206,6 +207,26 @@ impl Freeze {
             faults.protect_placements();
         }
         Ok(())
+    }
+
+    /// The kernel merges a protected page with equal ones of others (KSM) and drops its protection
+    /// without an event. What this process has mapped for guest RAM is kept out of that; of memory
+    /// that somebody else made, it is his decision, and there is no freeze where he wants it.
+    fn refuse_merging(&self, block: &Picture) -> Result<(), FreezeError> {
+        let mapping = block.ram.mapping();
+        let asked = mapping
+            .keep_unmerged()
+            .and_then(|()| mapping.is_mergeable());
+        match asked {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(FreezeError::Mergeable {
+                block: block.ram.id().to_owned(),
+            }),
+            Err(source) => Err(FreezeError::Presence {
+                block: block.ram.id().to_owned(),
+                source,
+            }),
+        }
     }
 
     /// Step 4 of a pause: waits until no discard goes on, no event is in hand and no release under
@@ -251,6 +272,7 @@ impl Freeze {
                     block.saved.insert_range(part);
                 });
         }
+        self.take_digests();
         self.total.store(total, Ordering::Release);
         self.left.store(left, Ordering::Release);
         // Not if it failed meanwhile: what is over stays over.

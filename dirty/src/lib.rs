@@ -31,6 +31,7 @@
 
 mod arming;
 mod buffer;
+mod check;
 mod chunk;
 mod discard;
 mod error;

@@ -1,8 +1,8 @@
 //! What the freeze knows of one RAM block.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use paguro_ram::{Backing, PageKind, PageSet, RamBlock};
 
@@ -44,6 +44,8 @@ pub(crate) struct Picture {
     /// The used length at the pause, in pages: where the picture ends, whatever becomes of the
     /// block.
     pub(crate) held: AtomicUsize,
+    /// What each page held in the pause, if that is to be checked.
+    pub(crate) digests: OnceLock<Vec<u32>>,
 }
 
 impl Picture {
@@ -70,6 +72,7 @@ impl Picture {
             placed: AtomicBool::new(false),
             looked: AtomicUsize::new(ram.pages()),
             held: AtomicUsize::new(0),
+            digests: OnceLock::new(),
             ram,
         }
     }

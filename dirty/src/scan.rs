@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use paguro_ram::Backing;
+use paguro_ram::{Backing, Located};
 use paguro_sys::{Advice, page_size};
 
 use crate::buffer::{Room, SCAN_UNITS};
-use crate::freeze::OVER;
 use crate::picture::{CHUNK, Picture};
 use crate::{Copied, Freeze, FreezeError, Sabotage};
 
@@ -146,8 +145,9 @@ impl Freeze {
         for run in mine {
             result = result.and_then(|()| self.copy(index, run.clone(), copied));
         }
-        if result.is_ok() && self.options.check {
-            result = self.check(block, copied);
+        for run in mine {
+            // After the copy: what was still protected then had not been written.
+            result = result.and_then(|()| self.check(index, run, copied));
         }
         for run in mine {
             block.saved.insert_range(run.clone());
@@ -180,13 +180,18 @@ impl Freeze {
                         source,
                     })?;
                 copied.keep(page);
-            } else if (block.absent.contains(page)
-                && (!elsewhere || !self.is_present_now(block, page)?))
-                || block.ram.mapping().is_zero(page * page_bytes, page_bytes)
-                || self.skips(page)
+            } else if block.absent.contains(page)
+                && (!elsewhere || !self.is_present_now(block, page)?)
             {
                 copied.add_zeros(1);
             } else {
+                if source.is_some() {
+                    self.make_sure(index, page)?;
+                }
+                if block.ram.mapping().is_zero(page * page_bytes, page_bytes) || self.skips(page) {
+                    copied.add_zeros(1);
+                    continue;
+                }
                 block
                     .ram
                     .mapping()
@@ -201,33 +206,21 @@ impl Freeze {
     /// was given back. Asked rather than touched: touching it might wait for the very readers
     /// who wait for the room that the caller holds.
     fn is_present_now(&self, block: &Picture, page: usize) -> Result<bool, FreezeError> {
-        let mut present = self.options.host.swap;
-        if !present {
-            let found = |_| present = true;
-            paguro_ram::presence::present_now(&block.ram, page..page + 1, &self.pagemap, found)
-                .map_err(|source| FreezeError::Presence {
-                    block: block.ram.id().to_owned(),
-                    source,
-                })?;
-        }
+        let mut present = false;
+        self.find(block, page..page + 1, |_| present = true)?;
         Ok(present)
     }
 
-    /// Compares RAM with the copy just before the release: a difference is a writer that no fault
-    /// has told of.
-    fn check(&self, block: &Picture, copied: &Copied) -> Result<(), FreezeError> {
-        if self.epoch.load(Ordering::Acquire) == OVER || self.source.is_some() {
-            return Ok(());
-        }
-        for (slot, &page) in copied.pages().iter().enumerate() {
-            if !block
-                .ram
-                .mapping()
-                .is_equal(page * page_size(), copied.content(slot))
-            {
-                let block = block.ram.id().to_owned();
-                return Err(FreezeError::UnseenWriter { block, page });
-            }
+    /// While RAM is filled, a page that is read must be there, for the same reason. Where a marker
+    /// of an absent page looks like a page that was swapped out, zeros are placed on whatever may be
+    /// one: what is there already stays as it is, and what is not is zero, as it did come once or
+    /// nobody has anything for it.
+    fn make_sure(&self, index: usize, page: usize) -> Result<(), FreezeError> {
+        if let Some(faults) = &self.faults
+            && !self.pagemap.tells_markers()
+            && self.blocks[index].placed.load(Ordering::Acquire)
+        {
+            faults.place_zeros(index, self.unit_around(Located { block: index, page }))?;
         }
         Ok(())
     }

@@ -155,7 +155,7 @@ fn layout() -> Vec<BlockConfig> {
 
 /// Saves a machine that runs, and lets it run on.
 fn save(toy: &Toy, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let options = SnapshotOptions::new(*toy.memory.host());
+    let options = SnapshotOptions::new(toy.memory.host());
     let report = snapshot(toy, &toy.memory, path, &options, &Control::default())?;
     println!(
         "saved {} pages in {} us, of which the toy stood still for {} us",

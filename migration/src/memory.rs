@@ -43,9 +43,14 @@ impl Memory {
         })
     }
 
-    /// What this host can do.
-    pub fn host(&self) -> &Host {
-        &self.host
+    /// What this host can do. Its kernel stays the same, but the right to use userfaultfd may come and
+    /// go while a machine runs (a setting of the host, a process that gives up privileges), so it is
+    /// asked for anew until there is one open.
+    pub fn host(&self) -> Host {
+        match &*lock(&self.faults) {
+            Some(faults) => self.host.with_right_to(faults.uffd().is_user_mode_only()),
+            None => self.host.asked_again(),
+        }
     }
 
     /// The RAM.
@@ -68,7 +73,7 @@ impl Memory {
         if let Some(faults) = &*faults {
             return Ok(faults.clone());
         }
-        let opened = Faults::open(&self.host, self.ram.clone(), READERS)?;
+        let opened = Faults::open(&self.host.asked_again(), self.ram.clone(), READERS)?;
         Ok(faults.insert(opened).clone())
     }
 

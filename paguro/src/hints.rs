@@ -278,7 +278,13 @@ fn of_freeze(error: &FreezeError) -> Option<String> {
         FreezeError::BufferTooSmall { .. } => {
             "set a larger `x-paguro-page-buffer` or a smaller `x-paguro-chunk-size`"
         }
-        FreezeError::UnseenWriter { .. } | FreezeError::Discarded { .. } => STOPPED,
+        FreezeError::UnseenWriter { .. }
+        | FreezeError::Discarded { .. }
+        | FreezeError::ProtectionLost { .. } => STOPPED,
+        FreezeError::Mergeable { .. } => {
+            "keep guest RAM out of KSM: no MADV_MERGEABLE, PR_SET_MEMORY_MERGE or systemd's MemoryKSM=; \
+             or save it stopped"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

@@ -1,6 +1,5 @@
-//! What the kernel of this host can do, probed once.
-
-use std::os::fd::AsFd;
+//! What the kernel of this host can do, probed once. What may change while a machine runs (swap, limits,
+//! rights) is no part of it, but for the right to use userfaultfd, which can be asked for again.
 
 use crate::uffd::{Features, Uffd, UffdError};
 use crate::{Advice, Mapping, page_size, presence};
@@ -27,6 +26,9 @@ pub struct Fallbacks {
     pub no_dirty_ring: bool,
     /// As if userfaultfd could not protect without telling anybody (before Linux 6.7).
     pub no_wp_async: bool,
+    /// As if page tables did not tell a protected absent page from one that was swapped out (without
+    /// `CAP_SYS_ADMIN`): what is in doubt counts as content.
+    pub no_marker_entries: bool,
 }
 
 /// A name, and what it switches.
@@ -34,7 +36,7 @@ pub type Named = (&'static str, fn(&mut Fallbacks));
 
 impl Fallbacks {
     /// The names under which a program offers them, with what each does.
-    pub const NAMES: [Named; 9] = [
+    pub const NAMES: [Named; 10] = [
         ("no-wp-unpopulated", |f| f.no_wp_unpopulated = true),
         ("no-pagemap-scan", |f| f.no_pagemap_scan = true),
         ("no-populate-read", |f| f.no_populate_read = true),
@@ -44,6 +46,7 @@ impl Fallbacks {
         ("no-initially-all-set", |f| f.no_initially_all_set = true),
         ("no-dirty-ring", |f| f.no_dirty_ring = true),
         ("no-wp-async", |f| f.no_wp_async = true),
+        ("no-marker-entries", |f| f.no_marker_entries = true),
     ];
 
     /// Forces the fallback of that name; false if there is none.
@@ -80,8 +83,9 @@ pub struct Host {
     pub populate_read: bool,
     /// What it may not use although the kernel has it.
     pub forced: Fallbacks,
-    /// Whether pages may be swapped out: then a page that looks swapped may hold content.
-    pub swap: bool,
+    /// What stands in the page tables for a protected absent page, where this process is shown it:
+    /// [`crate::presence`].
+    pub marker: Option<u64>,
 }
 
 impl Host {
@@ -96,13 +100,10 @@ impl Host {
                 (Userfault::None, Features::default())
             }
         };
-        let denied = |denied, feature| if denied { feature } else { Features::default() };
-        let denied = denied(forced.no_wp_unpopulated, Features::WP_UNPOPULATED)
-            .and(denied(forced.no_wp_async, Features::WP_ASYNC));
         let page = Mapping::anonymous(page_size(), false).ok();
-        let host = Self {
+        let mut host = Self {
             userfault,
-            features: features.without(denied),
+            features: features.without(denied(forced)),
             pagemap_scan: !forced.no_pagemap_scan
                 && page.as_ref().is_some_and(presence::has_pagemap_scan),
             populate_read: !forced.no_populate_read
@@ -110,10 +111,40 @@ impl Host {
                     .as_ref()
                     .is_some_and(|page| page.advise(0, page.len(), Advice::PopulateRead).is_ok()),
             forced: *forced,
-            swap: has_swap(),
+            marker: None,
         };
+        if host.features.has(Features::WP_UNPOPULATED) && !forced.no_marker_entries {
+            host.marker = host
+                .open_uffd()
+                .ok()
+                .and_then(|uffd| presence::probe_marker(&uffd));
+        }
         tracing::debug!(?host, "probed");
         host
+    }
+
+    /// The same host, with the right to use userfaultfd as it is now.
+    pub fn asked_again(&self) -> Self {
+        let mut now = *self;
+        if !self.forced.no_userfaultfd {
+            now.userfault = match Uffd::supported(self.forced.user_mode_only) {
+                Ok((features, user_mode_only)) => {
+                    now.features = features.without(denied(&self.forced));
+                    return now.with_right_to(user_mode_only);
+                }
+                Err(_) => Userfault::None,
+            };
+        }
+        now
+    }
+
+    /// The same host, for whoever has a userfaultfd: whether it is told of faults in user mode only.
+    pub fn with_right_to(mut self, user_mode_only: bool) -> Self {
+        self.userfault = match user_mode_only {
+            true => Userfault::UserMode,
+            false => Userfault::Full,
+        };
+        self
     }
 
     /// Whether anonymous memory can be frozen.
@@ -172,19 +203,9 @@ impl Host {
     }
 }
 
-/// Whether any swap is in use. Unreadable counts as yes: the careful answer.
-fn has_swap() -> bool {
-    let Ok(file) = rustix::fs::open(
-        "/proc/swaps",
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    ) else {
-        return true;
-    };
-    let mut text = [0u8; 4096];
-    match rustix::io::read(file.as_fd(), &mut text) {
-        // One line is the heading.
-        Ok(len) => text[..len].iter().filter(|&&byte| byte == b'\n').count() > 1,
-        Err(_) => true,
-    }
+/// Features that are not to be used.
+fn denied(forced: &Fallbacks) -> Features {
+    let when = |denied, feature| if denied { feature } else { Features::default() };
+    when(forced.no_wp_unpopulated, Features::WP_UNPOPULATED)
+        .and(when(forced.no_wp_async, Features::WP_ASYNC))
 }

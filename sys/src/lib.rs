@@ -20,6 +20,7 @@ mod inherited;
 pub mod kvm;
 mod mapping;
 mod memory;
+mod merging;
 mod places;
 pub mod presence;
 mod thread;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 
-use crate::{HUGE_PAGE_BYTES, memory, page_size};
+use crate::{HUGE_PAGE_BYTES, memory, merging, page_size};
 
 /// A mapping could not be made or changed: the host's doing, or the caller's sizes.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,10 @@ pub enum Advice {
     DontNeed,
     /// Give the pages back in the file behind the mapping too.
     Remove,
+    /// Write the pages out to where the host swaps, if it does (Linux 5.4).
+    PageOut,
+    /// Merge no pages with equal ones of others, and undo what was merged (KSM).
+    Unmergeable,
 }
 
 /// Who unmaps.
@@ -137,6 +141,17 @@ impl Mapping {
         Self::of_file(file, 0, len, page, MapFlags::SHARED, "shared file")
     }
 
+    /// A shared mapping of `len` bytes of `file`, which is in memory, from byte `offset`, a multiple of
+    /// the page size.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`].
+    pub fn shared_at(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self, MapError> {
+        let page = check_len(len, false)?;
+        Self::of_file(file, offset, len, page, MapFlags::SHARED, "shared file")
+    }
+
     /// A private (copy-on-write) mapping of `len` bytes of `file` from byte `offset`, which must
     /// be a multiple of the page size.
     pub fn private_file(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self, MapError> {
@@ -193,8 +208,13 @@ impl Mapping {
             page,
             owner,
         };
-        for advice in [mm::Advice::LinuxDontFork, mm::Advice::LinuxDontDump] {
-            // SAFETY: the range is the mapping just made; neither advice changes its content.
+        // Where all memory of the process is to be merged, so would be this.
+        for advice in [
+            mm::Advice::LinuxDontFork,
+            mm::Advice::LinuxDontDump,
+            mm::Advice::LinuxUnmergeable,
+        ] {
+            // SAFETY: the range is the mapping just made; none of the advice changes its content.
             let done = unsafe { mm::madvise(mapping.addr.as_ptr().cast(), len, advice) };
             if let Err(error) = done {
                 tracing::debug!(?advice, %error, "guest RAM keeps the default");
@@ -347,6 +367,8 @@ impl Mapping {
             Advice::PopulateWrite => mm::Advice::LinuxPopulateWrite,
             Advice::DontNeed => mm::Advice::LinuxDontNeed,
             Advice::Remove => mm::Advice::LinuxRemove,
+            Advice::PageOut => mm::Advice::LinuxPageOut,
+            Advice::Unmergeable => mm::Advice::LinuxUnmergeable,
             Advice::Collapse => {
                 // SAFETY: the range is ours; collapsing moves content without changing it.
                 let done = unsafe { libc::madvise(at, len, libc::MADV_COLLAPSE) };
@@ -372,6 +394,39 @@ impl Mapping {
             len,
             source,
         })
+    }
+
+    /// Keeps the kernel from merging its pages with equal ones of others (KSM) if it was mapped here;
+    /// that was so from its start, but the process may have asked for merging since. Of memory that
+    /// somebody else made, it is his decision: see [`Mapping::is_mergeable`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: no memory to undo what was merged.
+    pub fn keep_unmerged(&self) -> std::io::Result<()> {
+        match self.owner {
+            Owner::Elsewhere(_) => Ok(()),
+            Owner::Here => match self.advise(0, self.len, Advice::Unmergeable) {
+                Err(MapError::Advise { source, .. }) if source != Errno::INVAL => {
+                    Err(source.into())
+                }
+                // A kernel without it does not know the advice.
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Whether the kernel may merge pages of it with equal ones of others (KSM).
+    ///
+    /// # Errors
+    ///
+    /// The host's: `/proc` is not mounted.
+    pub fn is_mergeable(&self) -> std::io::Result<bool> {
+        match self.owner {
+            // Just now `keep_unmerged` was asked, and reading all of a large process costs milliseconds.
+            Owner::Here => Ok(false),
+            Owner::Elsewhere(_) => merging::may_merge(self.range(0, self.len)),
+        }
     }
 
     /// Host address of a range, checked.

@@ -1,13 +1,17 @@
-//! For tests only: whose turn it is, huge pages of the host, and reasons to skip.
+//! For tests only: whose turn it is, huge pages, swap and merging of the host, and reasons to skip.
 //!
 //! It stands on nothing, so that every other crate can have it as a dev-dependency.
 
 #![forbid(unsafe_code)]
 
+mod host_wide;
+
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use host_wide::{Merging, Swap, host_wide};
 
 /// Says why something is not tested here, in words that are looked for in what tests print.
 pub fn skipped(why: impl Display) {

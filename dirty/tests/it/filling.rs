@@ -87,12 +87,17 @@ fn rig(backing: Backing, has: std::ops::Range<usize>) -> Option<(Rig, Arc<Source
 #[test]
 fn what_has_not_arrived_comes_from_the_source_whoever_writes() {
     let _alone = alone();
-    for backing in [Backing::Anonymous, Backing::Memfd] {
+    for (backing, tells_markers) in [
+        (Backing::Anonymous, true),
+        (Backing::Anonymous, false),
+        (Backing::Memfd, true),
+    ] {
         let Some((rig, source)) = rig(backing, 0..600) else {
             return;
         };
         ends(&rig.write(0, 7, 5));
-        let freeze = rig.freeze_of(Some(source.clone()), rig.options()).unwrap();
+        let options = marked(rig.options(), tells_markers);
+        let freeze = rig.freeze_of(Some(source.clone()), options).unwrap();
         freeze.arm(|| true).unwrap();
         ends(&rig.write(0, 8, 6));
         hold(&freeze);
@@ -112,28 +117,39 @@ fn what_has_not_arrived_comes_from_the_source_whoever_writes() {
     }
 }
 
+/// With markers of protected absent pages told apart from swapped pages, or not.
+fn marked(mut options: FreezeOptions, tells_markers: bool) -> FreezeOptions {
+    options.host.marker = options.host.marker.filter(|_| tells_markers);
+    options
+}
+
 #[test]
 fn the_scan_waits_for_no_reader() {
     let _alone = alone();
-    let Some((rig, source)) = rig(Backing::Anonymous, 0..1024) else {
-        return;
-    };
-    // Arrived and written, arrived and given back, not arrived.
-    ends(&rig.write(0, 10, 5));
-    ends(&rig.write(0, 20, 5));
-    ends(&rig.write(0, 700, 5));
-    rig.drop_page(0, 20);
-    rig.drop_page(0, 700);
-    let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
-    freeze.arm(|| true).unwrap();
-    hold(&freeze);
-    // The readers may all be waiting for room that only the scan can make.
-    let barrier = rig.faults.barrier();
-    let (picture, _) = picture(&freeze, 1).unwrap();
-    drop(barrier);
-    freeze.end();
-    let found = [9, 10, 20, 700, 701].map(|page| value(&picture, 0, page));
-    assert_eq!(found, [2, 5, 0, 0, 2]);
+    for tells_markers in [true, false] {
+        let Some((rig, source)) = rig(Backing::Anonymous, 0..800) else {
+            return;
+        };
+        // Arrived and written, arrived and given back, not arrived; nothing to come.
+        ends(&rig.write(0, 10, 5));
+        ends(&rig.write(0, 20, 5));
+        ends(&rig.write(0, 700, 5));
+        ends(&rig.write(0, 900, 5));
+        for page in [20, 700, 900] {
+            rig.drop_page(0, page);
+        }
+        let options = marked(rig.options(), tells_markers);
+        let freeze = rig.freeze_of(Some(source), options).unwrap();
+        freeze.arm(|| true).unwrap();
+        hold(&freeze);
+        // The readers may all be waiting for room that only the scan can make.
+        let barrier = rig.faults.barrier();
+        let (picture, _) = picture(&freeze, 1).unwrap();
+        drop(barrier);
+        freeze.end();
+        let found = [9, 10, 20, 700, 701, 900, 901].map(|page| value(&picture, 0, page));
+        assert_eq!(found, [2, 5, 0, 0, 2, 0, 0], "{tells_markers}");
+    }
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub(super) fn start(
     on_failure: Failure,
 ) -> Result<Arc<Filler>, RestoreError> {
     let faults = memory.faults().map_err(RestoreError::Faults)?;
-    if options.host.userfault != Userfault::Full && options.faults_in_kernel {
+    if memory.host().userfault != Userfault::Full && options.faults_in_kernel {
         return Err(RestoreError::NoKernelFaults);
     }
     let source: Arc<dyn PageSource> = file.clone();

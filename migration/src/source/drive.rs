@@ -149,7 +149,7 @@ impl<'s, 'e> Driver<'s, 'e> {
                 ram.clone(),
             ),
         };
-        let pages = Outstanding::all(whose, self.memory.unarrived(), host);
+        let pages = Outstanding::all(whose, self.memory.unarrived(), &host);
         let pages = pages.map_err(|source| MigrateError::Presence {
             block: String::new(),
             source,

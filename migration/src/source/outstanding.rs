@@ -31,7 +31,6 @@ pub struct Outstanding {
     /// Where pages are that have not arrived here yet: reading them brings them.
     unarrived: Option<Arc<dyn Unarrived>>,
     pagemap: Pagemap,
-    swap: bool,
 }
 
 /// Pages of one chunk that are to be sent.
@@ -65,7 +64,6 @@ impl Outstanding {
             sent: sets().collect(),
             unarrived,
             pagemap: Pagemap::open(host)?,
-            swap: host.swap,
             ram,
         })
     }
@@ -120,34 +118,29 @@ impl Outstanding {
         let mut dirty: Vec<Range<usize>> = Vec::new();
         self.dirty[block].take(chunk.clone(), |run| dirty.push(run));
         tracker.clear(block, chunk).map_err(TakeError::Tracker)?;
-        for run in dirty {
-            // Before the look: what arrives in between is seen by one of the two.
-            let coming = self.coming(block, &run);
-            let absent = |due: &mut Due, pages: Range<usize>| {
-                for page in pages {
-                    if coming.binary_search(&page).is_ok() {
-                        due.content.push(page);
-                    } else if sent.contains(page) {
-                        due.gone.push(page);
-                    }
-                }
-            };
-            let mut at = run.start;
-            let mut found = |part: Range<usize>| {
-                let part = part.start.max(at)..part.end.min(run.end);
-                absent(due, at..part.start.max(at));
-                due.content.extend(part.clone());
-                at = part.end.max(at);
-            };
-            let looked = match self.swap {
-                true => presence::present(ram, run.clone(), &self.pagemap, &mut found),
-                false => presence::present_now(ram, run.clone(), &self.pagemap, &mut found),
-            };
-            looked.map_err(|source| TakeError::Presence {
-                block: ram.id().to_owned(),
-                source,
-            })?;
-            absent(due, at..run.end);
+        let (Some(first), Some(last)) = (dirty.first(), dirty.last()) else {
+            return Ok(());
+        };
+        // One look for all runs: each is a system call, and a guest that writes here and there has
+        // as many runs as pages.
+        let span = first.start..last.end;
+        // Before the look: what arrives in between is seen by one of the two.
+        let coming = self.coming(block, &span);
+        let mut there = [false; CHUNK];
+        presence::present(ram, span.clone(), &self.pagemap, |found| {
+            let found = found.start.max(span.start)..found.end.min(span.end);
+            there[found.start - span.start..found.end - span.start].fill(true);
+        })
+        .map_err(|source| TakeError::Presence {
+            block: ram.id().to_owned(),
+            source,
+        })?;
+        for page in dirty.into_iter().flatten() {
+            if there[page - span.start] || coming.binary_search(&page).is_ok() {
+                due.content.push(page);
+            } else if sent.contains(page) {
+                due.gone.push(page);
+            }
         }
         for run in due.content.chunk_by(|page, next| page + 1 == *next) {
             sent.insert_range(run[0]..run[0] + run.len());

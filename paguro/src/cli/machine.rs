@@ -74,7 +74,8 @@ pub struct MachineArgs {
     pub tls_creds: Option<PathBuf>,
     #[command(flatten)]
     pub multifd: MultifdArgs,
-    /// While a snapshot is taken, compare RAM with its copies to find writers that no freeze sees
+    /// Read all of RAM in the pause of a snapshot and compare each copy with it, to find writers that no
+    /// freeze sees. The pause takes longer by some 0.2 ms a MiB
     #[arg(long)]
     pub check_freeze: bool,
     /// Add a device that writes guest RAM: rate=PAGES/S[,direct=on]

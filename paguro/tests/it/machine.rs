@@ -72,6 +72,11 @@ impl Machine {
 
     /// As [`Self::run`], for a test that has its turn.
     pub fn run_in_turn(dir: &Path, args: &[&str]) -> Self {
+        Self::run_forced(dir, args, "")
+    }
+
+    /// As [`Self::run_in_turn`], with that as its `PAGURO_FORCE`.
+    pub fn run_forced(dir: &Path, args: &[&str], force: &str) -> Self {
         let socket = dir.join("qmp.sock");
         let qmp = format!("unix:{}", socket.display());
         let mut all = vec!["run", "--qmp", &qmp, "--serial", "none"];
@@ -85,6 +90,7 @@ impl Machine {
         }
         all.extend(args);
         let child = paguro(all)
+            .env("PAGURO_FORCE", force)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

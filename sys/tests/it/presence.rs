@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use paguro_sys::presence::{Pagemap, Which, file_data, hugetlb};
+use paguro_sys::presence::{Pagemap, Which, file_data, hugetlb, shared};
 use paguro_sys::{Advice, Fallbacks, HUGE_PAGE_BYTES, Host, Mapping, RegisterMode};
 use paguro_testkit::{HugePages, alone, skipped};
 use proptest::prelude::*;
@@ -24,11 +24,13 @@ fn pages(
     found
 }
 
-fn both() -> Option<[Pagemap; 2]> {
-    let fast = Host::probe(&Fallbacks::default());
-    let slow = Host::probe(&Fallbacks {
-        no_pagemap_scan: true,
-        ..Default::default()
+fn ways(no_marker_entries: bool) -> Option<[Pagemap; 2]> {
+    let [fast, slow] = [false, true].map(|no_pagemap_scan| {
+        Host::probe(&Fallbacks {
+            no_pagemap_scan,
+            no_marker_entries,
+            ..Default::default()
+        })
     });
     if !fast.pagemap_scan {
         skipped("no PAGEMAP_SCAN on this host");
@@ -36,6 +38,10 @@ fn both() -> Option<[Pagemap; 2]> {
     }
     assert!(!slow.pagemap_scan);
     Some([Pagemap::open(&fast).unwrap(), Pagemap::open(&slow).unwrap()])
+}
+
+fn both() -> Option<[Pagemap; 2]> {
+    ways(false)
 }
 
 proptest! {
@@ -65,21 +71,18 @@ proptest! {
             uffd.protect(range).unwrap();
         }
         for way in &ways {
-            // A marker of a protected absent page is no content ...
-            prop_assert_eq!(&pages(way, &mapping, part.clone(), Which::Present), &expect);
-            let swapped = pages(way, &mapping, part.clone(), Which::PresentOrSwapped);
-            if uffd.is_none() {
-                prop_assert_eq!(&swapped, &expect);
+            let found = pages(way, &mapping, part.clone(), Which::Existing);
+            if uffd.is_none() || way.tells_markers() {
+                // A marker of a protected absent page is no content ...
+                prop_assert_eq!(&found, &expect);
             } else {
-                // ... but looks like a swapped page: nothing with content may be missed.
-                prop_assert!(expect.iter().all(|page| swapped.binary_search(page).is_ok()));
+                // ... but looks like a swapped page to some: then nothing with content may be missed.
+                prop_assert!(expect.iter().all(|page| found.binary_search(page).is_ok()));
             }
-            prop_assert!(swapped.windows(2).all(|two| two[0] < two[1]));
+            prop_assert!(found.windows(2).all(|two| two[0] < two[1]));
         }
-        prop_assert_eq!(
-            pages(&ways[0], &mapping, part.clone(), Which::PresentOrSwapped),
-            pages(&ways[1], &mapping, part, Which::PresentOrSwapped)
-        );
+        let unprotected = pages(&ways[0], &mapping, part, Which::Unprotected);
+        prop_assert_eq!(unprotected, if uffd.is_some() { vec![] } else { expect });
     }
 }
 
@@ -120,7 +123,15 @@ fn a_page_that_the_kernel_moves_about_is_present() {
                 rustix::io::write(&compact, b"1").unwrap();
             }
         });
-        let all = |way| pages(way, &mapping, 0..mapping.len(), Which::Present) == expected;
+        let all = |way: &Pagemap| {
+            let found = pages(way, &mapping, 0..mapping.len(), Which::Existing);
+            match way.tells_markers() || uffd.is_none() {
+                true => found == expected,
+                false => expected
+                    .iter()
+                    .all(|page| found.binary_search(page).is_ok()),
+            }
+        };
         let end = Instant::now() + Duration::from_secs(3);
         let mut found = true;
         while found && Instant::now() < end {
@@ -137,7 +148,7 @@ fn asking_makes_nothing_present() {
     let Some(ways) = both() else { return };
     let mapping = Mapping::anonymous(64 * 4096, false).unwrap();
     for way in &ways {
-        for which in [Which::Present, Which::PresentOrSwapped] {
+        for which in [Which::Existing, Which::Huge, Which::Unprotected] {
             assert!(pages(way, &mapping, 0..mapping.len(), which).is_empty());
         }
     }
@@ -154,11 +165,17 @@ fn a_memfd_tells_what_was_written_also_by_others() {
     rustix::io::pwrite(&file, &[1], 50 * 4096).unwrap();
     rustix::io::pwrite(&file, &[1], 51 * 4096 + 9).unwrap();
     let data = |part: std::ops::Range<u64>| {
-        let mut found = Vec::new();
-        file_data(file.as_fd(), part, |run| {
+        let (mut found, mut too) = (Vec::new(), Vec::new());
+        file_data(file.as_fd(), part.clone(), |run| {
             found.extend(run.start / 4096..run.end.div_ceil(4096));
         })
         .unwrap();
+        let bytes = part.start as usize..part.end as usize;
+        shared(&mapping, file.as_fd(), 0, bytes, |run| {
+            too.extend((run.start / 4096) as u64..(run.end / 4096) as u64);
+        })
+        .unwrap();
+        assert_eq!(found, too, "of {part:?}");
         found
     };
     assert_eq!(data(0..100 * 4096), [3, 50, 51]);
@@ -188,4 +205,52 @@ fn huge_pages_are_told_apart_one_by_one() {
     assert_eq!(found, [page(1), page(3)]);
     // More than any pool has: that is an answer, not a bus error later.
     assert!(Mapping::anonymous(1 << 46, true).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// A mapping that begins anywhere in its file, protected or not: what it is asked about is told by
+    /// the file, and asking changes nothing.
+    #[test]
+    fn shared_memory_is_told_as_the_file_has_it(
+        touched in proptest::collection::btree_set(0usize..1500, 0..600),
+        outside in proptest::collection::btree_set(0u64..20, 0..5),
+        first in 0usize..1500,
+        count in 0usize..1500,
+        armed in any::<bool>(),
+    ) {
+        const BASE: u64 = 10 * 4096;
+        let _alone = alone();
+        let file = rustix::fs::memfd_create("presence", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, BASE + 1500 * 4096).unwrap();
+        let mapping = Mapping::shared_at(file.as_fd(), BASE, 1500 * 4096).unwrap();
+        let uffd = if armed { Host::probe(&Fallbacks::default()).open_uffd().ok() } else { None };
+        let watched = uffd.filter(|uffd| {
+            let range = mapping.range(0, mapping.len());
+            uffd.register(range.clone(), RegisterMode::WriteProtect).is_ok()
+                && uffd.protect(range).is_ok()
+        });
+        for &page in &touched {
+            // Partly through the mapping, where nothing waits; partly not.
+            match watched.is_none() && page % 3 > 0 {
+                true => mapping.copy_in(page * 4096 + 5, &[1]),
+                false => {
+                    rustix::io::pwrite(&file, &[1], BASE + page as u64 * 4096).unwrap();
+                }
+            }
+        }
+        for page in outside {
+            rustix::io::pwrite(&file, &[1], page.min(9) * 4096).unwrap();
+        }
+        let end = (first + count).min(1500);
+        let expect: Vec<usize> = touched.range(first..end).copied().collect();
+        for _ in 0..2 {
+            let mut found = Vec::new();
+            shared(&mapping, file.as_fd(), BASE, first * 4096..end * 4096, |run| {
+                found.extend(run.start / 4096..run.end / 4096);
+            })
+            .unwrap();
+            prop_assert_eq!(&found, &expect);
+        }
+    }
 }
