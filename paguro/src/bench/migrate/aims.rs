@@ -1,6 +1,6 @@
 //! The project's aims for migrations, and whether they were reached.
 
-use super::figures::Figures;
+use super::figures::{Figures, Moves};
 use crate::bench::report::Aim;
 use crate::bench::text::time;
 
@@ -25,7 +25,10 @@ pub fn judge(figures: &Figures) -> Vec<Aim> {
         };
         let most = moves.limit_us.median * 1.1 + 5e3;
         aims.push(Aim {
-            what: format!("downtime as seen, {:?}, {rate}", moves.channel),
+            what: format!(
+                "downtime as seen, {:?}, {rate}, {}",
+                moves.channel, moves.backing
+            ),
             aim: format!(
                 "{} (what was left, by raw sockets, + 10 % + 5 ms)",
                 time(most)
@@ -38,5 +41,24 @@ pub fn judge(figures: &Figures) -> Vec<Aim> {
             is_met: Some(moves.seen_us.median <= most),
         });
     }
+    let memfd = figures
+        .moves
+        .iter()
+        .filter(|moves| moves.backing == "memfd");
+    aims.extend(memfd.filter_map(|memfd| {
+        let like = |moves: &&Moves| {
+            moves.backing == "anon"
+                && moves.channel == memfd.channel
+                && moves.rate_pages_per_s == memfd.rate_pages_per_s
+        };
+        let anon = figures.moves.iter().find(like)?;
+        let ratio = memfd.total_us.median / anon.total_us.median.max(1.0);
+        Some(Aim {
+            what: "time to move a guest in memfd, by that in anonymous memory".to_owned(),
+            aim: "1.2x".to_owned(),
+            reached: format!("{ratio:.2}x"),
+            is_met: Some(ratio <= 1.2),
+        })
+    }));
     aims
 }

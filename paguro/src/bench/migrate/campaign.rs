@@ -13,7 +13,7 @@ use crate::bench::report::RulerTest;
 use crate::bench::setup::{IDLE_SET, files_in, room_for};
 use crate::bench::stats::Spread;
 use crate::bench::variant::{SLEEP_US, Variant};
-use crate::cli::{AccelArg, BenchMigratePart as Part};
+use crate::cli::{AccelArg, BackingArg, BenchMigratePart as Part};
 use crate::interrupt::Interrupts;
 use crate::lab::machine::Parameters;
 use crate::lab::options::name;
@@ -57,7 +57,7 @@ impl<'a> Campaign<'a> {
             AccelArg::Threads => "threads",
         };
         Self {
-            bar: Bar::steps("measuring", (1 + 12 * runs + sizes.len() * runs + 3) as u64),
+            bar: Bar::steps("measuring", (1 + 14 * runs + sizes.len() * runs + 3) as u64),
             runs,
             only,
             accel,
@@ -84,8 +84,14 @@ impl<'a> Campaign<'a> {
         if self.wants(Part::Moves) {
             for channel in [Channel::Tcp, Channel::Unix] {
                 for rate in [10_000, 100_000, 0] {
-                    self.moves(channel, rate).context("moves")?;
+                    self.moves(channel, rate, BackingArg::Anon)
+                        .context("moves")?;
                 }
+            }
+            // The same guest in shared memory, which is asked in another way what of it exists.
+            for backing in [BackingArg::Anon, BackingArg::Memfd] {
+                self.moves(Channel::Unix, 50_000, backing)
+                    .context("moves")?;
             }
         }
         if self.wants(Part::Tracking) {
@@ -188,9 +194,15 @@ impl<'a> Campaign<'a> {
         Ok(seen)
     }
 
-    fn moves(&mut self, channel: Channel, rate: u64) -> Result<()> {
-        self.bar.say(format!("moves, {channel:?}, {rate} pages/s"));
-        let options = self.options(MEMORY_BYTES, workload(rate, SET_BYTES));
+    fn moves(&mut self, channel: Channel, rate: u64, backing: BackingArg) -> Result<()> {
+        let backing_name = name(backing);
+        self.bar.say(format!(
+            "moves, {channel:?}, {rate} pages/s, {backing_name}"
+        ));
+        let options = MachineOptions {
+            backing,
+            ..self.options(MEMORY_BYTES, workload(rate, SET_BYTES))
+        };
         let mut guest = Traveller::start(&options, SET_BYTES + 2 * MIB)?;
         let parameters = [
             ("downtime-limit", json!(300)),
@@ -213,6 +225,7 @@ impl<'a> Campaign<'a> {
         let spread = |of: &dyn Fn(&MoveSeen) -> f64| Spread::of(seen.iter().map(of));
         self.figures.moves.push(Moves {
             channel,
+            backing: backing_name.clone(),
             rate_pages_per_s: rate,
             set_bytes: SET_BYTES,
             runs: seen.len(),

@@ -119,6 +119,8 @@ impl Throughput {
 pub struct Moves {
     /// `tcp` or `unix`.
     pub channel: Channel,
+    /// What its RAM is made of: `anon`, `memfd`.
+    pub backing: String,
     /// Pages a second that the guest shall write; 0: as fast as it goes.
     pub rate_pages_per_s: u64,
     /// What it goes over.

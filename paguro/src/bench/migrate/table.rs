@@ -138,7 +138,7 @@ fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
             false => format!("{} ({:.1}x)", time(us.median), ratio.median),
         };
         table.row([
-            format!("{:?} {rate}", moves.channel),
+            format!("{:?} {rate} {}", moves.channel, moves.backing),
             both(moves.seen_us),
             time(moves.idle_us.median),
             both(moves.downtime_us),
