@@ -121,7 +121,9 @@ impl PageBuffer {
         while go_on() {
             let mut state = self.lock();
             let wanted = (bytes / unit_bytes).min(state.limit);
-            let more = wanted.saturating_sub(state.made).min(SCAN_UNITS);
+            // Each step is a mapping, of which a process may not have many: so they get larger.
+            let step = SCAN_UNITS.max(state.made / 16);
+            let more = wanted.saturating_sub(state.made).min(step);
             if more == 0 || state.closed {
                 return;
             }
@@ -226,5 +228,29 @@ impl State {
         let room = self.free.split_off(left);
         self.most_used = self.most_used.max(self.made - left);
         Some(room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_buffer_is_of_few_mappings() {
+        const BYTES: usize = 128 << 20;
+        let buffer = PageBuffer::new(BYTES, CHUNK).unwrap();
+        buffer.grow(BYTES, || true);
+        assert_eq!(buffer.made_bytes(), BYTES);
+        let mut units: Vec<usize> = buffer
+            .lock()
+            .free
+            .iter()
+            .map(|unit| unit.as_ptr() as usize)
+            .collect();
+        units.sort_unstable();
+        let bytes = UNIT_PAGES * page_size();
+        let pieces = units.windows(2).filter(|two| two[1] - two[0] > bytes);
+        let pieces = pieces.count() + 1;
+        assert!(pieces <= 32, "{pieces}");
     }
 }

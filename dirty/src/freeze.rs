@@ -407,8 +407,9 @@ impl Freeze {
     }
 
     /// Takes protection from pages that are safe, and wakes who waits. Whole granules are
-    /// unregistered at once where nobody else needs the registration: one walk over the page
-    /// tables, and one loss of KVM's mappings, instead of two.
+    /// unregistered at once where nobody else needs the registration, and where RAM is not in too
+    /// many pieces already: one walk over the page tables, and one loss of KVM's mappings, instead
+    /// of two.
     pub(crate) fn let_go(&self, index: usize, pages: Range<usize>) -> Result<(), FreezeError> {
         let protected = self.blocks[index].is_protected();
         let Some(faults) = self.faults.as_ref().filter(|_| protected) else {

@@ -93,18 +93,18 @@ impl Picture {
         !self.ram.is_read_only()
     }
 
-    /// What is still registered at the end, in steps: a granule where something is, more where
-    /// nothing was when the guest was paused.
+    /// What is still registered at the end, in steps: a granule where something is, with those
+    /// behind it where nothing was when the guest was paused.
     pub(crate) fn rest(&self) -> Vec<Range<usize>> {
         const EMPTY_STEP: usize = 8;
         let mut rest = Vec::new();
         self.gone.gaps(0..self.gone.pages(), |gap| {
             let mut at = gap.start;
             while at < gap.end {
-                let empty = (at..gap.end.min(at + EMPTY_STEP))
+                let empty = (at + 1..gap.end.min(at + EMPTY_STEP))
                     .take_while(|&granule| !self.armed.contains(granule))
                     .count();
-                let end = at + empty.max(1);
+                let end = at + 1 + empty;
                 rest.push(at * CHUNK..(end * CHUNK).min(self.ram.max_pages()));
                 at = end;
             }

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod holes;
 mod placing;
 mod reader;
 mod registration;
@@ -79,6 +80,7 @@ pub type Barrier<'a> = RwLockWriteGuard<'a, Handlers>;
 
 /// The owner of guest RAM's userfaultfd, with the threads that read it.
 pub struct Faults {
+    host: Host,
     uffd: Uffd,
     ram: GuestRam,
     gate: RwLock<Handlers>,
@@ -114,6 +116,7 @@ impl Faults {
         let bell = eventfd(EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
         let registered = Mutex::new(registration::Registered::new(ram.blocks().len()));
         let faults = Arc::new(Self {
+            host: *host,
             uffd,
             ram,
             gate: RwLock::default(),

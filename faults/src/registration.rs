@@ -9,12 +9,19 @@ use std::ops::Range;
 
 use paguro_sys::{RegisterMode, UffdError};
 
+use crate::holes::Holes;
 use crate::{Faults, FaultsError, lock};
 
 /// What the kernel says to a range without a mapping that could be registered.
 const INVALID: UffdError = UffdError::Other {
     call: "UFFDIO_UNREGISTER",
     errno: rustix::io::Errno::INVAL,
+};
+
+/// What it says where the process has as many mappings as it may.
+const NO_MAPPINGS: UffdError = UffdError::Other {
+    call: "UFFDIO_UNREGISTER",
+    errno: rustix::io::Errno::NOMEM,
 };
 
 /// What a block is registered for.
@@ -26,10 +33,11 @@ pub enum Use {
     WriteProtect,
 }
 
-/// Per block, who uses it.
+/// Per block, who uses it, and what of it is not registered any more.
 #[derive(Debug)]
 pub(crate) struct Registered {
     blocks: Vec<Uses>,
+    holes: Holes,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -51,6 +59,7 @@ impl Registered {
     pub(crate) fn new(blocks: usize) -> Self {
         Self {
             blocks: vec![Uses::default(); blocks],
+            holes: Holes::new(blocks),
         }
     }
 }
@@ -81,6 +90,11 @@ impl Faults {
                     source,
                 })?;
         }
+        // For a user who is new: he may come long after the last one.
+        if !*registered.blocks[block].of(used) {
+            registered.holes.look(&self.host);
+        }
+        registered.holes.clear(block);
         registered.blocks[block] = uses;
         Ok(())
     }
@@ -93,7 +107,8 @@ impl Faults {
     /// Unregisters a few pages of a block ahead of [`Faults::unregister`], for a user who is done
     /// with them: protection goes with it and waiters are woken, in one step instead of two.
     ///
-    /// Returns false, and does nothing, if the block has another user than `used`.
+    /// Returns false, and does nothing, if the block has another user than `used`, or if it would be
+    /// in too many pieces then: the part goes with all the rest.
     ///
     /// # Errors
     ///
@@ -104,18 +119,33 @@ impl Faults {
         used: Use,
         pages: Range<usize>,
     ) -> Result<bool, FaultsError> {
-        let mut others = lock(&self.registered).blocks[block];
-        *others.of(used) = false;
-        let alone = !others.missing && !others.write_protect;
-        if alone {
-            self.unregister_pages(block, pages)?;
+        {
+            let mut registered = lock(&self.registered);
+            let mut others = registered.blocks[block];
+            *others.of(used) = false;
+            let alone = !others.missing && !others.write_protect;
+            if !alone || !registered.holes.add(block, &pages) {
+                return Ok(false);
+            }
         }
-        Ok(alone)
+        match self.unregister_pages(block, pages) {
+            // Others use mappings, too.
+            Err(FaultsError::Register { source, .. }) if source == NO_MAPPINGS => {
+                tracing::debug!(
+                    block,
+                    "no more mappings: the rest stays registered until the end"
+                );
+                lock(&self.registered).holes.exhausted();
+                Ok(false)
+            }
+            done => done.map(|()| true),
+        }
     }
 
     /// Says that one user of a block is done with it. If he was the last, its `parts` are
     /// unregistered one after the other, small ones so that vCPUs need not wait long, with a call
-    /// of `between` after each.
+    /// of `between` after each. They ascend, and with what was unregistered ahead of them they are
+    /// all of the block: so no part makes more pieces of it.
     ///
     /// # Errors
     ///
@@ -144,7 +174,15 @@ impl Faults {
                     if uses.missing || uses.write_protect {
                         return result;
                     }
-                    result = result.and(self.unregister_pages(block, part.clone()));
+                    let done = self.unregister_pages(block, part.clone());
+                    if let Err(FaultsError::Register { source, .. }) = &done
+                        && *source == NO_MAPPINGS
+                    {
+                        // Whole it needs none.
+                        let end = parts.last().map_or(part.end, |last| last.end);
+                        return result.and(self.unregister_pages(block, part.start..end));
+                    }
+                    result = result.and(done);
                 }
                 between();
             }

@@ -2,7 +2,10 @@
 //! rights) is no part of it, but for the right to use userfaultfd, which can be asked for again.
 
 use crate::uffd::{Features, Uffd, UffdError};
-use crate::{Advice, Mapping, page_size, presence};
+use crate::{Advice, Mapping, limits, page_size, presence};
+
+/// What [`Fallbacks::few_mappings`] leaves.
+const FEW_MAPPINGS: usize = 64;
 
 /// Fallbacks to take although the kernel could do better: each makes a test on a new kernel run
 /// the path of an old one.
@@ -29,6 +32,8 @@ pub struct Fallbacks {
     /// As if page tables did not tell a protected absent page from one that was swapped out (without
     /// `CAP_SYS_ADMIN`): what is in doubt counts as content.
     pub no_marker_entries: bool,
+    /// As if a process could have hardly any mappings (a very small `vm.max_map_count`).
+    pub few_mappings: bool,
 }
 
 /// A name, and what it switches.
@@ -36,7 +41,7 @@ pub type Named = (&'static str, fn(&mut Fallbacks));
 
 impl Fallbacks {
     /// The names under which a program offers them, with what each does.
-    pub const NAMES: [Named; 10] = [
+    pub const NAMES: [Named; 11] = [
         ("no-wp-unpopulated", |f| f.no_wp_unpopulated = true),
         ("no-pagemap-scan", |f| f.no_pagemap_scan = true),
         ("no-populate-read", |f| f.no_populate_read = true),
@@ -47,6 +52,7 @@ impl Fallbacks {
         ("no-dirty-ring", |f| f.no_dirty_ring = true),
         ("no-wp-async", |f| f.no_wp_async = true),
         ("no-marker-entries", |f| f.no_marker_entries = true),
+        ("few-mappings", |f| f.few_mappings = true),
     ];
 
     /// Forces the fallback of that name; false if there is none.
@@ -161,6 +167,14 @@ impl Host {
     pub fn can_track(&self) -> bool {
         let needed = Features::WP.and(Features::WP_ASYNC);
         self.userfault != Userfault::None && self.features.has(needed) && self.pagemap_scan
+    }
+
+    /// Mappings that this process may have, asked now: it can be changed at any time.
+    pub fn most_mappings(&self) -> usize {
+        match self.forced.few_mappings {
+            true => FEW_MAPPINGS,
+            false => limits::most_mappings(),
+        }
     }
 
     /// Opens a userfaultfd whose protection is taken away by a write, which it tells nobody: for

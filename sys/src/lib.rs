@@ -18,6 +18,7 @@ mod bus_error;
 mod host;
 mod inherited;
 pub mod kvm;
+mod limits;
 mod mapping;
 mod memory;
 mod merging;

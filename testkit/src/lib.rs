@@ -9,6 +9,7 @@ mod host_wide;
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use host_wide::{Merging, Swap, host_wide};
@@ -23,6 +24,20 @@ pub fn skipped(why: impl Display) {
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Mappings of this process that begin in a range of addresses: what `vm.max_map_count` limits.
+///
+/// # Panics
+///
+/// Without /proc.
+pub fn mappings(addresses: Range<usize>) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let starts = maps.lines().map(|line| {
+        let start = line.split('-').next().unwrap_or_default();
+        usize::from_str_radix(start, 16).unwrap()
+    });
+    starts.filter(|start| addresses.contains(start)).count()
 }
 
 /// The right to run vCPUs, of which a host has few: one test at a time, over all processes.

@@ -7,3 +7,4 @@ mod failing;
 mod filling;
 mod once;
 mod rig;
+mod sparse;

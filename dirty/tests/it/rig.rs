@@ -10,7 +10,7 @@ use paguro_faults::Faults;
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
-pub use paguro_testkit::{HugePages, alone, skipped};
+pub use paguro_testkit::{HugePages, alone, mappings, skipped};
 
 pub const PAGE: usize = 4096;
 
@@ -59,6 +59,20 @@ impl Rig {
         discards: Option<Arc<dyn Discards>>,
     ) -> Option<Self> {
         let host = host(&Fallbacks::default())?;
+        Some(Self::of(host, blocks, readers, discards))
+    }
+
+    /// On a host of which something is denied.
+    pub fn on(host: Host, blocks: &[(usize, Backing, PageKind)]) -> Self {
+        Self::of(host, blocks, 2, None)
+    }
+
+    fn of(
+        host: Host,
+        blocks: &[(usize, Backing, PageKind)],
+        readers: usize,
+        discards: Option<Arc<dyn Discards>>,
+    ) -> Self {
         let block = |(index, &(pages, backing, kind)): (usize, &(usize, Backing, PageKind))| {
             RamBlock::new(BlockConfig {
                 id: format!("ram{index}"),
@@ -74,7 +88,7 @@ impl Rig {
             ram = ram.with_discards(discards);
         }
         let faults = Faults::open(&host, ram.clone(), readers).unwrap();
-        Some(Self { host, ram, faults })
+        Self { host, ram, faults }
     }
 
     pub fn options(&self) -> FreezeOptions {

@@ -7,13 +7,17 @@ use std::time::Duration;
 use paguro_faults::{Faults, MissingHandler, ProtectedHandler};
 use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
-pub use paguro_testkit::{HugePages, alone, skipped};
+pub use paguro_testkit::{HugePages, alone, mappings, skipped};
 
 pub const PAGE: usize = 4096;
 
 /// The host, or a printed reason why there is nothing to be tested here.
 pub fn host() -> Option<Host> {
-    let host = Host::probe(&Fallbacks::default());
+    host_with(&Fallbacks::default())
+}
+
+pub fn host_with(forced: &Fallbacks) -> Option<Host> {
+    let host = Host::probe(forced);
     if host.can_freeze() && host.can_freeze_shared() {
         return Some(host);
     }

@@ -3,5 +3,6 @@
 mod changes;
 mod common;
 mod order;
+mod pieces;
 mod placing;
 mod registering;

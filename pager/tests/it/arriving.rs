@@ -45,6 +45,27 @@ fn every_page_arrives_once_and_right_while_many_ask() {
 }
 
 #[test]
+fn ram_that_is_being_filled_stays_in_one_piece() {
+    const PAGES: usize = 64 * 512;
+    let _alone = alone();
+    for kind in KINDS {
+        // Here and there, so that nothing that is done for what came can be done for all at once.
+        let source = Source::new(PAGES, (0..PAGES).filter(|page| page / 512 % 2 == 0));
+        let Some(rig) = Rig::start(PAGES, kind, &source, Prefetch::Unlimited) else {
+            return;
+        };
+        let pieces = || mappings(rig.faults.block(0).addresses_of(&(0..PAGES)));
+        while !rig.pager.is_done() {
+            // What is registered still, and what is not any more. Where they meet moves while it is
+            // read, which may show it twice.
+            let now = pieces();
+            assert!(now <= 4, "{kind:?}: {now}");
+        }
+        assert_eq!(pieces(), 1, "{kind:?}");
+    }
+}
+
+#[test]
 fn without_prefetch_comes_what_is_wanted_and_its_neighbours() {
     let _alone = alone();
     for kind in KINDS {

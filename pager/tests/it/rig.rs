@@ -9,7 +9,7 @@ use paguro_faults::Faults;
 use paguro_pager::{Failure, PageSource, Pager, PagerOptions, Prefetch, SourceError};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock};
 use paguro_sys::{Fallbacks, Host};
-pub use paguro_testkit::{HugePages, alone, skipped};
+pub use paguro_testkit::{HugePages, alone, mappings, skipped};
 
 pub const PAGE: usize = 4096;
 
