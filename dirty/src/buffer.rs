@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use paguro_sys::{Unit, page_size};
 
@@ -37,6 +38,18 @@ struct State {
     limit: usize,
     /// Units that were in use at the same time, at most.
     most_used: usize,
+    waits: Waits,
+}
+
+/// What it cost writers that the buffer was full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Writers that had to wait for room.
+    pub count: u64,
+    /// How long they did, all together.
+    pub total: Duration,
+    /// The longest of them.
+    pub longest: Duration,
 }
 
 /// What a copier finds.
@@ -73,6 +86,7 @@ impl PageBuffer {
             made,
             limit: units,
             most_used: 0,
+            waits: Waits::default(),
         };
         // The scan leaves room for one chunk, so that a fault need not wait for the scan's writes.
         Ok(Self {
@@ -93,18 +107,33 @@ impl PageBuffer {
         self.lock().made * UNIT_PAGES * page_size()
     }
 
+    /// What writers have waited for room so far.
+    pub(crate) fn waits(&self) -> Waits {
+        self.lock().waits
+    }
+
     /// Room for a fault's chunk; `None` once it is closed.
     pub(crate) fn take(&self, units: usize) -> Option<Vec<Unit>> {
         let mut state = self.lock();
-        loop {
+        let mut since = None;
+        let room = loop {
             if state.closed {
-                return None;
+                break None;
             }
             if let Some(units) = state.split(units, 0) {
-                return Some(units);
+                break Some(units);
             }
+            since = since.or_else(|| Some(Instant::now()));
             state = self.wait(state);
+        };
+        if let Some(since) = since {
+            let waited = since.elapsed();
+            let waits = &mut state.waits;
+            waits.count += 1;
+            waits.total += waited;
+            waits.longest = waits.longest.max(waited);
         }
+        room
     }
 
     /// Whether its limit is above what it begins with.

@@ -13,7 +13,7 @@ use paguro_sys::{Advice, page_size};
 use crate::arming::Pace;
 use crate::chunk::Sizing;
 use crate::picture::{CHUNK, Picture};
-use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage, UNIT_PAGES};
+use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage, UNIT_PAGES, Waits};
 
 /// Pages that have a picture elsewhere because they have not arrived in RAM yet: a snapshot that
 /// is taken while RAM is still being filled from another one.
@@ -308,6 +308,11 @@ impl Freeze {
     /// Bytes of copies that waited at the same time, at most.
     pub fn peak_buffer_bytes(&self) -> usize {
         self.buffer.peak_bytes()
+    }
+
+    /// What writers have waited for room in the page buffer so far.
+    pub fn buffer_waits(&self) -> Waits {
+        self.buffer.waits()
     }
 
     /// Bytes that the sets occupy.

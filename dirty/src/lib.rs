@@ -43,7 +43,7 @@ mod room;
 mod scan;
 pub mod tracker;
 
-pub use buffer::PageBuffer;
+pub use buffer::{PageBuffer, Waits};
 pub use chunk::{Copied, UNIT_PAGES};
 pub use error::FreezeError;
 pub use freeze::{Freeze, FreezeStats, Standstill, Unarrived};

@@ -4,6 +4,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use paguro_dirty::Waits;
+
+use crate::SnapshotReport;
+
 /// Where a migration is, in QEMU's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -81,6 +85,14 @@ pub struct Counters {
     pub setup_us: AtomicU64,
     /// Microseconds of the pause, as the engine sees it.
     pub pause_us: AtomicU64,
+    /// Bytes of page copies that may wait to be written.
+    pub page_buffer_bytes: AtomicU64,
+    /// Bytes that these would be if the host had any amount of memory.
+    pub page_buffer_wanted_bytes: AtomicU64,
+    /// Writers that waited for room among them.
+    pub buffer_waits: AtomicU64,
+    /// Microseconds that they waited, all together.
+    pub buffer_wait_us: AtomicU64,
 }
 
 type StatusHook = Box<dyn Fn(Status) + Send + Sync>;
@@ -92,6 +104,7 @@ pub struct Control {
     started: Instant,
     took_us: AtomicU64,
     error: Mutex<Option<String>>,
+    page_buffer_bound: Mutex<Option<String>>,
     hook: Option<StatusHook>,
     /// Numbers so far.
     pub counters: Counters,
@@ -119,6 +132,7 @@ impl Control {
             started: Instant::now(),
             took_us: AtomicU64::new(0),
             error: Mutex::new(None),
+            page_buffer_bound: Mutex::new(None),
             hook,
             counters: Counters::default(),
         }
@@ -165,6 +179,36 @@ impl Control {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone()
+    }
+
+    /// What made the page buffer smaller than it would be.
+    pub fn page_buffer_bound(&self) -> Option<String> {
+        let bound = self.page_buffer_bound.lock();
+        bound
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+    }
+
+    pub(crate) fn set_page_buffer(&self, report: &SnapshotReport) {
+        let Counters {
+            page_buffer_bytes,
+            page_buffer_wanted_bytes,
+            ..
+        } = &self.counters;
+        page_buffer_bytes.store(report.page_buffer_bytes, Ordering::Relaxed);
+        page_buffer_wanted_bytes.store(report.page_buffer_wanted_bytes, Ordering::Relaxed);
+        let mut bound = self
+            .page_buffer_bound
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        bound.clone_from(&report.page_buffer_bound);
+    }
+
+    pub(crate) fn note_waits(&self, waits: Waits) {
+        let us = u64::try_from(waits.total.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.counters;
+        counters.buffer_waits.store(waits.count, Ordering::Relaxed);
+        counters.buffer_wait_us.store(us, Ordering::Relaxed);
     }
 
     /// Goes to a state that is not final, unless it is being cancelled.

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allowance;
 pub mod channel;
 pub mod control;
 pub mod destination;
@@ -34,6 +35,7 @@ mod snapshot;
 pub mod source;
 pub mod switchover;
 
+pub use allowance::Allowance;
 pub use control::{Control, Status};
 pub use error::SnapshotError;
 pub use memory::Memory;

@@ -1,7 +1,10 @@
 //! How a snapshot is taken.
 
 pub use paguro_dirty::{HugePolicy, Sabotage};
-use paguro_sys::Host;
+use paguro_ram::GuestRam;
+use paguro_sys::{Bound, Host, Limits};
+
+use crate::Allowance;
 
 /// How a snapshot is taken. [`SnapshotOptions::new`] gives what most want.
 #[derive(Clone, Debug)]
@@ -13,9 +16,11 @@ pub struct SnapshotOptions {
     /// Threads that copy and write.
     pub channels: usize,
     /// Bytes of page copies that may wait to be written; 0 for half of RAM, but at least 16 and at
-    /// most 256 MiB. Only what is needed of it is taken from the host. A guest that writes faster
-    /// than the file takes it waits when the buffer is full.
+    /// most 256 MiB, and no more than [`Allowance`] says. Only what is needed of it is taken from the
+    /// host. A guest that writes faster than the file takes it waits when the buffer is full.
     pub page_buffer_bytes: usize,
+    /// Where the host says what this process may have.
+    pub limits: Limits,
     /// Bytes copied and released at once, at most: 4 KiB to 2 MiB.
     pub chunk_bytes: usize,
     /// What happens to huge pages.
@@ -44,6 +49,7 @@ impl SnapshotOptions {
             background: true,
             channels: 2,
             page_buffer_bytes: 0,
+            limits: Limits::of_this_process(),
             chunk_bytes: 2 << 20,
             huge: HugePolicy::Keep,
             checksums: true,
@@ -57,12 +63,50 @@ impl SnapshotOptions {
     }
 }
 
+/// A page buffer of less cannot hold what the scan takes at a time, and a chunk for a fault.
+const LEAST_BUFFER_BYTES: usize = 4 << 20;
+
+/// How large a page buffer is to be, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BufferSize {
+    /// Bytes.
+    pub bytes: usize,
+    /// Bytes that it would be if the host had any amount of memory.
+    pub wanted_bytes: usize,
+    /// What allows no more, if it is smaller than wanted.
+    pub bound: Option<Bound>,
+}
+
 impl SnapshotOptions {
-    /// Bytes of page buffer for a machine with that much RAM.
+    /// Bytes of page buffer for a machine with that much RAM, if the host has the memory.
     pub fn page_buffer_for(&self, ram_bytes: usize) -> usize {
         match self.page_buffer_bytes {
             0 => (ram_bytes / 2).clamp(16 << 20, 256 << 20),
             bytes => bytes,
+        }
+    }
+
+    /// The page buffer for a machine with this RAM, now. One that was given a size has it: who gave it
+    /// may know better.
+    pub fn page_buffer(&self, ram: &GuestRam) -> BufferSize {
+        let wanted_bytes = self.page_buffer_for(ram.bytes());
+        let wanted = BufferSize {
+            bytes: wanted_bytes,
+            wanted_bytes,
+            bound: None,
+        };
+        if self.page_buffer_bytes > 0 {
+            return wanted;
+        }
+        let allowance = Allowance::beside(ram, &self.limits);
+        let allowed = usize::try_from(allowance.bytes).unwrap_or(usize::MAX);
+        if allowed >= wanted_bytes {
+            return wanted;
+        }
+        BufferSize {
+            bytes: allowed.max(LEAST_BUFFER_BYTES),
+            bound: allowance.bound,
+            ..wanted
         }
     }
 }

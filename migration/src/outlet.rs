@@ -88,6 +88,7 @@ impl StreamOutlet {
             add(&counters.done_pages, pages + copied.zero_pages());
             let written = self.stream.written_bytes();
             counters.transferred_bytes.store(written, Ordering::Relaxed);
+            control.note_waits(freeze.buffer_waits());
             // Its room is given back before anybody sleeps.
             drop(copied);
             while let Some(rest) = pace.due(written, options.max_bandwidth) {

@@ -131,6 +131,7 @@ impl<'a> Saver<'a> {
             counters
                 .transferred_bytes
                 .store(self.file.written_bytes(), Ordering::Relaxed);
+            self.control.note_waits(self.freeze.buffer_waits());
             self.pace(copied);
             priority.foreground();
         }

@@ -75,6 +75,18 @@ pub struct SnapshotReport {
     pub total_us: u64,
     /// Bytes of page copies that waited at the same time, at most.
     pub peak_buffer_bytes: u64,
+    /// Bytes of page copies that might wait at the same time.
+    pub page_buffer_bytes: u64,
+    /// Bytes that these would have been if the host had any amount of memory.
+    pub page_buffer_wanted_bytes: u64,
+    /// What allowed no more, if they were less.
+    pub page_buffer_bound: Option<String>,
+    /// Writers that waited for room in the page buffer.
+    pub buffer_waits: u64,
+    /// How long they did, all together.
+    pub buffer_wait_us: u64,
+    /// The longest of them.
+    pub longest_buffer_wait_us: u64,
     /// Bytes of page sets and tables.
     pub set_bytes: u64,
     /// When the pause began, by the host's CLOCK_MONOTONIC.
@@ -209,6 +221,15 @@ fn run(
             &ram,
         )?)),
     };
+    let buffer = options.page_buffer(&ram);
+    if let Some(bound) = &buffer.bound {
+        let bytes = buffer.bytes;
+        tracing::info!(%bound, bytes, wanted = buffer.wanted_bytes, "a small page buffer");
+    }
+    report.page_buffer_bytes = buffer.bytes as u64;
+    report.page_buffer_wanted_bytes = buffer.wanted_bytes as u64;
+    report.page_buffer_bound = buffer.bound.map(|bound| bound.to_string());
+    control.set_page_buffer(&report);
     let freeze = Freeze::new(
         faults,
         ram,
@@ -217,7 +238,7 @@ fn run(
         FreezeOptions {
             host: options.host,
             chunk_pages: options.chunk_bytes / page_size(),
-            buffer_bytes: options.page_buffer_for(memory.ram().bytes()),
+            buffer_bytes: buffer.bytes,
             huge: options.huge,
             check: options.check_freeze && options.background,
             sabotage: options.sabotage,
@@ -485,6 +506,11 @@ fn count(report: &mut SnapshotReport, freeze: &Freeze, table_bytes: usize, contr
     report.arm_rounds = stats.rounds.load(Ordering::Relaxed);
     report.rearmed_pages = stats.rearmed_pages.load(Ordering::Relaxed);
     report.peak_buffer_bytes = freeze.peak_buffer_bytes() as u64;
+    let waits = freeze.buffer_waits();
+    control.note_waits(waits);
+    report.buffer_waits = waits.count;
+    report.buffer_wait_us = micros(waits.total);
+    report.longest_buffer_wait_us = micros(waits.longest);
     report.set_bytes = (freeze.set_bytes() + table_bytes) as u64;
 }
 

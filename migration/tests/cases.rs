@@ -238,6 +238,61 @@ fn chunks_of_every_size_and_a_tiny_buffer_give_the_same_picture() {
 }
 
 #[test]
+fn the_default_page_buffer_is_what_the_cgroups_leave() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let layout = [config(0, 3000, Backing::Anonymous, PageKind::Small)];
+    let ram = ram(&layout);
+    let memory = Memory::new(host, ram.clone());
+    let machine = ThreadMachine::start(ram, 2, 3000);
+    machine.run_on(1000);
+    // Version 2: no limit here, one above. The guest has touched all of its RAM, or nothing.
+    let root = dir.path().join("root");
+    let write = |path: &str, text: &str| {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("proc/self/cgroup", "0::/vms/one\n");
+    write(
+        "proc/self/mountinfo",
+        "35 31 0:32 / /cg rw - cgroup2 cgroup2 rw\n",
+    );
+    write("cg/vms/one/memory.max", "max\n");
+    write("cg/vms/memory.max", "104857600\n");
+    const MIB: u64 = 1 << 20;
+    // Used of these 100 MiB, what of it is RAM, and the buffer of 16 MiB wanted.
+    for (used, touched, buffer) in [
+        (20, 12, 16),
+        (80, 12, 10),
+        (80, 8, 8),
+        (99, 12, 4),
+        (200, 0, 4),
+    ] {
+        write("cg/vms/memory.current", &(used * MIB).to_string());
+        let status = format!("RssAnon: {} kB\n", touched * 1024);
+        write("proc/self/status", &status);
+        let options = SnapshotOptions {
+            page_buffer_bytes: 0,
+            limits: paguro_sys::Limits::under(&root),
+            ..small(host)
+        };
+        let path = dir.path().join("a");
+        let report = take(&machine, &memory, &path, &options).unwrap();
+        assert_eq!(report.page_buffer_wanted_bytes, 16 * MIB);
+        assert_eq!(report.page_buffer_bytes / MIB, buffer, "{used} {touched}");
+        assert!(report.peak_buffer_bytes <= report.page_buffer_bytes);
+        let bound = (buffer < 16).then(|| "the 100 MiB of cgroup /cg/vms".to_owned());
+        assert_eq!(report.page_buffer_bound, bound);
+        let restored = back(&path, &layout, host, RestoreMode::Eager);
+        assert_eq!(wrong(&machine, &restored.ram), 0);
+    }
+}
+
+#[test]
 fn a_machine_without_ram_is_refused() {
     let _alone = alone();
     let Some(host) = host(&Fallbacks::default()) else {

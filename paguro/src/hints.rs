@@ -274,9 +274,12 @@ fn of_freeze(error: &FreezeError) -> Option<String> {
             "restore with --restore-mode lazy instead of map; or save it with the machine stopped: \
              `paguro snapshot --stop`, or `background-snapshot` off"
         }
-        FreezeError::Buffer { .. } => "set a smaller `x-paguro-page-buffer`",
+        FreezeError::Buffer { .. } => {
+            "set a smaller `x-paguro-page-buffer` (`paguro snapshot --page-buffer`)"
+        }
         FreezeError::BufferTooSmall { .. } => {
-            "set a larger `x-paguro-page-buffer` or a smaller `x-paguro-chunk-size`"
+            "set a larger `x-paguro-page-buffer` (`paguro snapshot --page-buffer`) or a smaller \
+             `x-paguro-chunk-size`"
         }
         FreezeError::UnseenWriter { .. }
         | FreezeError::Discarded { .. }

@@ -28,6 +28,9 @@ const CAPABILITIES: [&str; 5] = [
     "return-path",
 ];
 
+/// The parameter behind `--page-buffer`.
+const PAGE_BUFFER: &str = "x-paguro-page-buffer";
+
 /// Runs the command.
 pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let path = std::path::absolute(&args.file)
@@ -58,12 +61,17 @@ fn take(args: &SnapshotArgs, path: &Path) -> Result<Value> {
     let interrupts = Interrupts::catch()?;
     let mut client = Client::connect(&args.qmp.0)?;
     let before = capabilities(&mut client)?;
-    set(&mut client, &[!args.stop, true, false, false, false])?;
-    let ended = run(&mut client, path, &interrupts);
+    let buffer = args.page_buffer.map(|size| size.0);
+    let buffer_before = buffer.map(|bytes| change_buffer(&mut client, bytes));
+    let buffer_before = buffer_before.transpose()?;
+    let ended = set(&mut client, &[!args.stop, true, false, false, false])
+        .and_then(|()| run(&mut client, path, &interrupts));
     // Also after a failure; which is the one to tell.
     let restored = set(&mut client, &before);
+    let buffer_restored = buffer_before.map(|bytes| change_buffer(&mut client, bytes));
+    let restored = restored.and(buffer_restored.transpose().map(drop));
     let ended = ended?;
-    restored.context("the snapshot is complete, but capabilities could not be put back")?;
+    restored.context("the snapshot is complete, but settings could not be put back")?;
     Ok(ended)
 }
 
@@ -79,6 +87,15 @@ fn capabilities(client: &mut Client) -> Result<[bool; CAPABILITIES.len()]> {
         *found = state(name).with_context(|| format!("the other side has no {name}"))?;
     }
     Ok(found)
+}
+
+/// Sets the page buffer; its size before.
+fn change_buffer(client: &mut Client, bytes: u64) -> Result<u64> {
+    let parameters = client.execute("query-migrate-parameters", json!({}))?;
+    let before = parameters[PAGE_BUFFER].as_u64();
+    let before = before.with_context(|| format!("the other side has no {PAGE_BUFFER}"))?;
+    client.execute("migrate-set-parameters", json!({ PAGE_BUFFER: bytes }))?;
+    Ok(before)
 }
 
 fn set(client: &mut Client, states: &[bool; CAPABILITIES.len()]) -> Result<()> {
@@ -194,8 +211,22 @@ fn print_report(report: &Value) -> Result<()> {
     )?;
     writeln!(
         out,
-        "  buffer      {:>12}   at most",
-        human(number("peak_buffer_bytes"))
+        "  buffer      {:>12}   at most, of {}",
+        human(number("peak_buffer_bytes")),
+        human(number("page_buffer_bytes"))
     )?;
+    if let Some(bound) = report["page_buffer_bound"].as_str() {
+        let wanted = human(number("page_buffer_wanted_bytes"));
+        writeln!(out, "  {:24}   not {wanted}, because of {bound}", "")?;
+    }
+    if number("buffer_waits") > 0 {
+        writeln!(
+            out,
+            "  waits       {:>12}   writes that waited for room in it: {:.1} ms, {:.1} ms at most",
+            number("buffer_waits"),
+            millis("buffer_wait_us"),
+            millis("longest_buffer_wait_us")
+        )?;
+    }
     Ok(())
 }

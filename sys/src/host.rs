@@ -2,7 +2,7 @@
 //! rights) is no part of it, but for the right to use userfaultfd, which can be asked for again.
 
 use crate::uffd::{Features, Uffd, UffdError};
-use crate::{Advice, Mapping, limits, page_size, presence};
+use crate::{Advice, Limits, Mapping, page_size, presence};
 
 /// What [`Fallbacks::few_mappings`] leaves.
 const FEW_MAPPINGS: usize = 64;
@@ -173,7 +173,7 @@ impl Host {
     pub fn most_mappings(&self) -> usize {
         match self.forced.few_mappings {
             true => FEW_MAPPINGS,
-            false => limits::most_mappings(),
+            false => Limits::of_this_process().most_mappings(),
         }
     }
 

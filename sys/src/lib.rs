@@ -32,6 +32,7 @@ pub use arena::Unit;
 pub use bus_error::{BusErrors, catch_bus_errors};
 pub use host::{Fallbacks, Host, Named, Userfault};
 pub use inherited::take_inherited;
+pub use limits::{Bound, Free, Limits};
 pub use mapping::{Advice, MapError, Mapping};
 pub use places::Places;
 pub use thread::{Priority, boost_timer, lower_priority, raise_priority};

@@ -10,7 +10,10 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use host_wide::{Merging, Swap, host_wide};
 
@@ -69,6 +72,90 @@ fn lock(name: &str) -> io::Result<File> {
     let file = options.open(&path).or_else(|_| File::open(&path))?;
     file.lock()?;
     Ok(file)
+}
+
+/// A cgroup that may have little memory. It goes when it is dropped, if nobody is in it any more.
+#[derive(Debug)]
+pub struct MemoryCgroup {
+    path: PathBuf,
+    /// Names of its limit, its usage, and of what counts its members that were killed.
+    files: [&'static str; 3],
+}
+
+impl MemoryCgroup {
+    /// Of so many bytes, or `None` with a printed reason.
+    pub fn make(bytes: u64) -> Option<Self> {
+        const ONE: [&str; 3] = [
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "memory.oom_control",
+        ];
+        const TWO: [&str; 3] = ["memory.max", "memory.current", "memory.events"];
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("paguro-test-{}-{count}", std::process::id());
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        for line in own.lines() {
+            let (kinds, path) = line.rsplit_once(':').unwrap_or_default();
+            let (top, files) = match kinds.split_once(':') {
+                Some(("0", "")) => ("/sys/fs/cgroup", TWO),
+                Some((_, names)) if names.split(',').any(|name| name == "memory") => {
+                    ("/sys/fs/cgroup/memory", ONE)
+                }
+                _ => continue,
+            };
+            // In version 2 a cgroup with members has no children with limits: it is a sibling then.
+            let above = Path::new(path.trim_start_matches('/')).ancestors();
+            for path in above.map(|inside| Path::new(top).join(inside).join(&name)) {
+                if std::fs::create_dir(&path).is_err() {
+                    continue;
+                }
+                let made = Self { path, files };
+                if std::fs::write(made.path.join(files[0]), bytes.to_string()).is_ok() {
+                    return Some(made);
+                }
+            }
+        }
+        skipped("no cgroup that limits memory can be made");
+        None
+    }
+
+    /// Whose process identifier is written here is in it.
+    pub fn members(&self) -> PathBuf {
+        self.path.join("cgroup.procs")
+    }
+
+    /// Bytes that it has.
+    pub fn used_bytes(&self) -> u64 {
+        self.read(self.files[1]).trim().parse().unwrap_or(0)
+    }
+
+    /// How many of its members were killed because they wanted more.
+    pub fn killed(&self) -> u64 {
+        let counts = self.read(self.files[2]);
+        let count = counts
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        count
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path.join(name)).unwrap_or_default()
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        // Who has just ended is a member for a moment more.
+        for _ in 0..1000 {
+            if std::fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// Some of the host's huge pages, given back when dropped. Others may take and give back theirs

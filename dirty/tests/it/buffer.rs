@@ -80,6 +80,9 @@ fn writers_wait_for_room_and_get_it() {
     assert!(writer.try_recv().is_err());
     let (picture, _) = picture(&freeze, 1).unwrap();
     ends(&writer);
+    // It stood before anything was taken away, and is told of.
+    let waits = freeze.buffer_waits();
+    assert!(waits.count > 0 && !waits.longest.is_zero() && waits.total >= waits.longest);
     freeze.end();
     assert!((0..8 * 512).all(|page| value(&picture, 0, page) == 1));
     assert!(freeze.peak_buffer_bytes() <= 4 << 20);

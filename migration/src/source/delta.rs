@@ -15,6 +15,7 @@ use paguro_wire::stream::xbzrle::{self, Encoded};
 use super::MigrateError;
 use super::progress::Progress;
 use super::stream::Stream;
+use crate::Allowance;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// A page that was used in one of so many passes keeps its place.
@@ -45,6 +46,19 @@ struct Period {
     bytes: u64,
     misses: u64,
     sent: u64,
+}
+
+/// The size of a cache that the host has memory for: as asked for, or the next power of two below
+/// what may be taken. A cache that got the machine killed would save nothing.
+pub(super) fn affordable(cache_bytes: u64, allowance: &Allowance) -> u64 {
+    if cache_bytes <= allowance.bytes {
+        return cache_bytes;
+    }
+    let bytes = 1 << allowance.bytes.max(PAGE_BYTES).ilog2();
+    if let Some(bound) = &allowance.bound {
+        tracing::info!(%bound, bytes, cache_bytes, "a small cache of pages");
+    }
+    bytes
 }
 
 impl Deltas {
@@ -210,5 +224,18 @@ mod tests {
         let error = Deltas::new(&ram, 1 << 46, false).map(drop).unwrap_err();
         assert!(matches!(error, MigrateError::Cache { .. }), "{error}");
         assert!(Deltas::new(&ram, 1 << 20, false).is_ok());
+    }
+
+    #[test]
+    fn a_cache_is_as_large_as_the_host_allows() {
+        let with = |bytes| {
+            let bound = Some(paguro_sys::Bound::Host);
+            affordable(64 << 20, &Allowance { bytes, bound })
+        };
+        assert_eq!(with(u64::MAX), 64 << 20);
+        assert_eq!(with(64 << 20), 64 << 20);
+        assert_eq!(with((64 << 20) - 1), 32 << 20);
+        assert_eq!(with(5 << 20), 4 << 20);
+        assert_eq!(with(0), PAGE_BYTES);
     }
 }

@@ -1,6 +1,7 @@
 //! Obeying the control side.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender as CommandSender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
@@ -11,7 +12,7 @@ use paguro_ram::GuestRam;
 use paguro_wire::globalstate;
 use paguro_wire::stream::ram::BlockTable;
 
-use super::delta::Deltas;
+use super::delta::{self, Deltas};
 use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
@@ -20,13 +21,13 @@ use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
 use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
-use crate::Memory;
 use crate::channel::{self, Handle, Outgoing, Stop};
 use crate::handover::{self, HandOverError, Offered};
 use crate::machine::{Machine, Paused};
 use crate::switchover::{
     MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
 };
+use crate::{Allowance, Memory};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
@@ -183,6 +184,9 @@ impl<'s, 'e> Driver<'s, 'e> {
         }
         let cache = self.options.xbzrle_cache_bytes.map(|bytes| {
             let stale = self.options.sabotage == SourceSabotage::StaleDelta;
+            let allowance = Allowance::beside(&ram, &self.options.limits);
+            let bytes = delta::affordable(bytes, &allowance);
+            self.migration.xbzrle_cache_bytes.store(bytes, Relaxed);
             Deltas::new(&ram, bytes, stale)
         });
         let deltas = cache.transpose()?;

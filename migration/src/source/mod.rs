@@ -69,7 +69,8 @@ pub struct Migration {
     hook: Option<StatusHook>,
     pass_hook: Option<PassHook>,
     limits: Limits,
-    xbzrle_cache_bytes: Option<u64>,
+    /// Of the cache that was asked for, then of the one that there is; 0: none.
+    xbzrle_cache_bytes: AtomicU64,
 }
 
 /// What may be changed while it runs.
@@ -147,7 +148,7 @@ impl Migration {
                 downtime_us: AtomicU64::new(micros(options.downtime_limit)),
                 bandwidth: AtomicU64::new(options.max_bandwidth),
             },
-            xbzrle_cache_bytes: options.xbzrle_cache_bytes,
+            xbzrle_cache_bytes: options.xbzrle_cache_bytes.unwrap_or(0).into(),
         })
     }
 
@@ -170,9 +171,13 @@ impl Migration {
         self.limits.bandwidth.store(bytes_per_s, Relaxed);
     }
 
-    /// Bytes of the XBZRLE cache that was asked for, if there is one.
+    /// Bytes of the XBZRLE cache, if there is one: those that were asked for, or as many as the host
+    /// has memory for.
     pub fn xbzrle_cache_bytes(&self) -> Option<u64> {
-        self.xbzrle_cache_bytes
+        match self.xbzrle_cache_bytes.load(Relaxed) {
+            0 => None,
+            bytes => Some(bytes),
+        }
     }
 
     fn downtime_limit(&self) -> Duration {

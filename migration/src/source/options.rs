@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use paguro_sys::page_size;
+use paguro_sys::{Limits, page_size};
 
 use super::MigrateError;
 use crate::channel::{self, Address};
@@ -35,8 +35,11 @@ pub struct MigrateOptions {
     /// Pages go over connections of their own; the destination must be told the same.
     pub multifd: Option<Multifd>,
     /// From the second pass on only what changed of a page is sent, as far as a cache of so many
-    /// bytes knows the page: QEMU's `xbzrle-cache-size`, a power of two. Not with multifd.
+    /// bytes knows the page: QEMU's `xbzrle-cache-size`, a power of two. It is smaller where
+    /// [`Allowance`](crate::Allowance) says so. Not with multifd.
     pub xbzrle_cache_bytes: Option<u64>,
+    /// Where the host says what this process may have.
+    pub limits: Limits,
     /// What is broken on purpose.
     pub sabotage: SourceSabotage,
 }
@@ -59,6 +62,7 @@ impl MigrateOptions {
             convergence: Convergence::default(),
             multifd: None,
             xbzrle_cache_bytes: None,
+            limits: Limits::of_this_process(),
             sabotage: SourceSabotage::None,
         }
     }

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::size::Size;
+
 pub use bench::{
     BenchArgs, BenchCommand, BenchMigrateArgs, BenchMigratePart, BenchSnapshotArgs, DemoArgs,
     SoakArgs,
@@ -147,6 +149,9 @@ engine's report, times in microseconds, sizes in bytes:
   setup_us (from the command to the pause), pause_us (the machine stood still), save_us,
   teardown_us, finish_us (syncing and naming the file), total_us
   peak_buffer_bytes, set_bytes (memory that the snapshot took)
+  page_buffer_bytes (copies that might wait), page_buffer_wanted_bytes (if the host had any amount of
+  memory), page_buffer_bound (what allowed no more, or null)
+  buffer_waits (writes of the guest that waited for room), buffer_wait_us, longest_buffer_wait_us
 and more that may change. On failure: `status` (`failed` or `cancelled`), `path`, `error`, and
 `hint`, which is null if there is none. The exit status is then 1.";
 
@@ -162,6 +167,10 @@ pub struct SnapshotArgs {
     /// Stop the machine and leave it stopped (`postmigrate`), instead of letting it run on
     #[arg(long)]
     pub stop: bool,
+    /// Copies of pages that may wait to be written; when there are more, writes of the guest wait
+    /// [default: half of RAM, 16M to 256M, or less where the machine's memory is limited]
+    #[arg(long, value_name = "SIZE")]
+    pub page_buffer: Option<Size>,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -49,7 +49,7 @@ pub enum Work {
     /// Saves the machine to a file.
     Snapshot {
         /// How far it is.
-        control: Control,
+        control: Box<Control>,
         /// Whether the guest runs on.
         background: bool,
         /// Ends what waits for a channel.
@@ -160,7 +160,7 @@ impl Job {
             }
         };
         let work = Work::Snapshot {
-            control: Control::new(Some(Box::new(hook))),
+            control: Box::new(Control::new(Some(Box::new(hook)))),
             background: options.background,
             stop: match &to {
                 SnapshotTo::File(_) => None,

@@ -33,7 +33,7 @@
 //!
 //! | name | unit, values | default | |
 //! |---|---|---|---|
-//! | `x-paguro-page-buffer` | bytes, 0: by the size of RAM | 0 | page copies that may wait to be written |
+//! | `x-paguro-page-buffer` | bytes, 0: by the size of RAM and what memory the machine may have | 0 | page copies that may wait to be written |
 //! | `x-paguro-chunk-size` | bytes, a power of two, 4 KiB to 2 MiB | 2 MiB | copied and released at once, at most |
 //! | `x-paguro-checksums` | boolean | true | of every page and the metadata |
 //! | `x-paguro-huge-pages` | `keep`, `split` | `keep` | whether huge pages are copied whole |

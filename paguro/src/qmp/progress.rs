@@ -114,6 +114,16 @@ fn of_snapshot(all: &mut Value, control: &Control, status: &str) {
     };
     all["ram"] = ram.to_json();
     all["x-paguro-faults"] = load(&counters.faults).into();
+    let buffer_bytes = load(&counters.page_buffer_bytes);
+    if buffer_bytes > 0 {
+        all["x-paguro-page-buffer"] = json!({
+            "size": buffer_bytes,
+            "wanted": load(&counters.page_buffer_wanted_bytes),
+            "bound": control.page_buffer_bound(),
+            "waits": load(&counters.buffer_waits),
+            "wait-us": load(&counters.buffer_wait_us),
+        });
+    }
 }
 
 fn of_migration(all: &mut Value, migration: &Migration, status: &str) {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
-pub use paguro_testkit::{Turn, turn};
+pub use paguro_testkit::{MemoryCgroup, Turn, turn};
 use serde_json::{Value, json};
 
 pub const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
@@ -18,11 +18,12 @@ const IN_VAIN: Duration = Duration::from_secs(60);
 /// The program, in no environment that would change what it does.
 pub fn paguro<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(PAGURO);
+    clean(command.args(args));
     command
-        .args(args)
-        .env_remove("PAGURO_FORCE")
-        .env_remove("PAGURO_LOG");
-    command
+}
+
+fn clean(command: &mut Command) {
+    command.env_remove("PAGURO_FORCE").env_remove("PAGURO_LOG");
 }
 
 /// What a command that ends by itself printed.
@@ -77,6 +78,31 @@ impl Machine {
 
     /// As [`Self::run_in_turn`], with that as its `PAGURO_FORCE`.
     pub fn run_forced(dir: &Path, args: &[&str], force: &str) -> Self {
+        Self::run_by(dir, args, |args| {
+            let mut command = paguro(args);
+            command.env("PAGURO_FORCE", force);
+            command
+        })
+    }
+
+    /// As [`Self::run_in_turn`], in a cgroup.
+    pub fn run_in(cgroup: &MemoryCgroup, dir: &Path, args: &[&str]) -> Self {
+        let members = cgroup.members();
+        Self::run_by(dir, args, |args| {
+            // Before it is the program, so that all that the program has is counted.
+            let mut command = Command::new("/bin/sh");
+            let join = r#"echo $$ > "$0" && exec "$@""#;
+            command
+                .args(["-c", join])
+                .arg(members)
+                .arg(PAGURO)
+                .args(args);
+            clean(&mut command);
+            command
+        })
+    }
+
+    fn run_by(dir: &Path, args: &[&str], program: impl FnOnce(Vec<&str>) -> Command) -> Self {
         let socket = dir.join("qmp.sock");
         let qmp = format!("unix:{}", socket.display());
         let mut all = vec!["run", "--qmp", &qmp, "--serial", "none"];
@@ -89,8 +115,7 @@ impl Machine {
             all.extend(["--memory", "16M"]);
         }
         all.extend(args);
-        let child = paguro(all)
-            .env("PAGURO_FORCE", force)
+        let child = program(all)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -7,6 +7,7 @@ mod handing_over_fails;
 mod killed;
 mod machine;
 mod matrix;
+mod memory;
 mod migrating;
 mod migrating_fails;
 mod protocol;
