@@ -100,6 +100,8 @@ impl Freeze {
         }
         paguro_sys::boost_timer();
         self.make_room(&go_on)?;
+        // Whoever faults in a range that is being protected waits for this thread.
+        let _raised = paguro_sys::Raised::begin();
         let mut before = u64::MAX;
         if self.ram.pages() <= LONG_PASS_PAGES {
             self.arming_pages

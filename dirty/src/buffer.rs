@@ -39,6 +39,8 @@ struct State {
     /// Units that were in use at the same time, at most.
     most_used: usize,
     waits: Waits,
+    /// Writers that wait at the moment.
+    waiting: usize,
 }
 
 /// What it cost writers that the buffer was full.
@@ -87,6 +89,7 @@ impl PageBuffer {
             limit: units,
             most_used: 0,
             waits: Waits::default(),
+            waiting: 0,
         };
         // The scan leaves room for one chunk, so that a fault need not wait for the scan's writes.
         Ok(Self {
@@ -107,6 +110,11 @@ impl PageBuffer {
         self.lock().made * UNIT_PAGES * page_size()
     }
 
+    /// Whether a writer waits for room now.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.lock().waiting > 0
+    }
+
     /// What writers have waited for room so far.
     pub(crate) fn waits(&self) -> Waits {
         self.lock().waits
@@ -123,11 +131,15 @@ impl PageBuffer {
             if let Some(units) = state.split(units, 0) {
                 break Some(units);
             }
-            since = since.or_else(|| Some(Instant::now()));
+            if since.is_none() {
+                since = Some(Instant::now());
+                state.waiting += 1;
+            }
             state = self.wait(state);
         };
         if let Some(since) = since {
             let waited = since.elapsed();
+            state.waiting -= 1;
             let waits = &mut state.waits;
             waits.count += 1;
             waits.total += waited;
@@ -145,7 +157,7 @@ impl PageBuffer {
     /// Makes the buffer as large as its limit allows, up to `bytes`, as long as `go_on` says so.
     /// Before the pause only: on some hosts fresh memory takes longer to be had than a full buffer
     /// takes to be written.
-    pub(crate) fn grow(&self, bytes: usize, go_on: impl Fn() -> bool) {
+    pub(crate) fn grow(&self, bytes: usize, mut go_on: impl FnMut() -> bool) {
         let unit_bytes = UNIT_PAGES * page_size();
         while go_on() {
             let mut state = self.lock();

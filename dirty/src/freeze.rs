@@ -310,6 +310,11 @@ impl Freeze {
         self.buffer.peak_bytes()
     }
 
+    /// Whether a writer waits for room in the page buffer now: whoever makes room must not pace.
+    pub fn is_waited_for(&self) -> bool {
+        self.buffer.is_waited_for()
+    }
+
     /// What writers have waited for room in the page buffer so far.
     pub fn buffer_waits(&self) -> Waits {
         self.buffer.waits()
@@ -383,6 +388,8 @@ impl Freeze {
         faults.barrier().protected = None;
         faults.free_placements();
         paguro_sys::boost_timer();
+        // Whoever faults in a range that is being let go waits for this thread.
+        let _raised = paguro_sys::Raised::begin();
         for (index, block) in self.blocks.iter().enumerate() {
             if !faults.is_registered(index, Use::WriteProtect) {
                 continue;

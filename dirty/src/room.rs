@@ -7,14 +7,14 @@
 //!
 //! So the guest is asked first: a few granules, spread over all that exists, are armed, and after a
 //! moment it is known which share of them was written. While the buffer is then made as large as
-//! all the rest would need, at the lowest priority, next to nothing is armed: the guest loses
+//! all the rest would need, paced, next to nothing is armed: the guest loses
 //! nothing by it. (Made later, while arming goes on, it prolongs what the guest pays for; made in
 //! faults, it is a stall of some milliseconds each.)
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use paguro_sys::{Priority, page_size};
+use paguro_sys::{Pacer, page_size};
 
 use crate::buffer::START_BYTES;
 use crate::picture::CHUNK;
@@ -33,11 +33,13 @@ impl Freeze {
         if hot == 0 {
             return Ok(());
         }
-        let priority = Priority::of_this_thread();
-        priority.background();
+        let mut pacer = Pacer::of_this_thread();
+        let paced = || {
+            std::thread::sleep(pacer.due());
+            go_on()
+        };
         self.buffer
-            .grow(START_BYTES + hot * CHUNK * page_size(), go_on);
-        priority.foreground();
+            .grow(START_BYTES + hot * CHUNK * page_size(), paced);
         Ok(())
     }
 

@@ -11,11 +11,12 @@ use std::sync::atomic::Ordering;
 
 use paguro_dirty::{Copied, Freeze};
 use paguro_ram::GuestRam;
-use paguro_sys::Priority;
+use paguro_sys::Pacer;
 use paguro_wire::device::DeviceSection;
 
 use crate::channel::{self, Address, Outgoing};
 use crate::control::add;
+use crate::save::{breathe, next};
 use crate::source::{BREATH, EofError, MigrateError, Pace, Stream, table_of};
 use crate::{Control, SnapshotError, SnapshotOptions};
 
@@ -73,10 +74,9 @@ impl StreamOutlet {
         control: &Control,
         options: &SnapshotOptions,
     ) -> Result<(), SnapshotError> {
-        let priority = Priority::of_this_thread();
+        let mut pacer = Pacer::of_this_thread();
         let mut pace = Pace::new(self.stream.written_bytes(), options.max_bandwidth);
-        while let Some(copied) = freeze.next().map_err(SnapshotError::Freeze)? {
-            priority.background();
+        while let Some(copied) = next(freeze, options)? {
             if control.is_cancelled() {
                 return Err(SnapshotError::Cancelled);
             }
@@ -99,7 +99,7 @@ impl StreamOutlet {
                 // Whoever loads it would give a silent one up.
                 self.stream.idle(BREATH).map_err(of_stream)?;
             }
-            priority.foreground();
+            breathe(&mut pacer, freeze, options);
         }
         self.stream.flush().map_err(of_stream)
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use paguro_dirty::{Copied, Freeze, FreezeError};
 use paguro_ram::PageSet;
-use paguro_sys::Priority;
+use paguro_sys::{Pacer, Raised};
 use paguro_wire::bitmap;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::snapshot::extension::{ExtensionPlan, Facts, crc32c, encode_table};
@@ -20,6 +20,25 @@ use crate::{Control, SnapshotError, SnapshotOptions};
 
 /// Pieces in one write: as many units as a 2 MiB chunk has.
 const PIECES: usize = 32;
+
+/// The next pages to be written. Between their claim and their release a vCPU may wait for them,
+/// and so for the core of whoever copies them.
+pub(crate) fn next(
+    freeze: &Freeze,
+    options: &SnapshotOptions,
+) -> Result<Option<Copied>, SnapshotError> {
+    let _raised = options.background.then(Raised::begin);
+    freeze.next().map_err(SnapshotError::Freeze)
+}
+
+/// Leaves the cores to others for a moment, unless the guest waits: for room, or for the end of it
+/// all because it was stopped.
+pub(crate) fn breathe(pacer: &mut Pacer, freeze: &Freeze, options: &SnapshotOptions) {
+    let due = pacer.due();
+    if options.background && !due.is_zero() && !freeze.is_waited_for() {
+        std::thread::sleep(due);
+    }
+}
 
 /// A picture on its way into a file.
 pub(crate) struct Saver<'a> {
@@ -113,10 +132,8 @@ impl<'a> Saver<'a> {
     }
 
     fn copy_and_write(&self) -> Result<(), SnapshotError> {
-        let priority = Priority::of_this_thread();
-        while let Some(copied) = self.freeze.next().map_err(SnapshotError::Freeze)? {
-            // The pages are copied and released: nobody waits for the write.
-            priority.background();
+        let mut pacer = Pacer::of_this_thread();
+        while let Some(copied) = next(self.freeze, self.options)? {
             if self.control.is_cancelled() {
                 return Err(SnapshotError::Cancelled);
             }
@@ -133,7 +150,7 @@ impl<'a> Saver<'a> {
                 .store(self.file.written_bytes(), Ordering::Relaxed);
             self.control.note_waits(self.freeze.buffer_waits());
             self.pace(copied);
-            priority.foreground();
+            breathe(&mut pacer, self.freeze, self.options);
         }
         Ok(())
     }

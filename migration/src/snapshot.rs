@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
 use paguro_faults::Faults;
 use paguro_ram::{Backing, GuestRam, PageKind};
-use paguro_sys::{Userfault, page_size};
+use paguro_sys::{Raised, Userfault, page_size};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::globalstate;
 use paguro_wire::snapshot::extension::Facts;
@@ -255,6 +255,8 @@ fn run(
     report.setup_us = micros(begin.elapsed());
     report.pause_at_ns = monotonic_ns();
 
+    // All vCPUs wait for this thread now.
+    let raised = Raised::begin();
     let (paused, devices) = pause(machine, &freeze, options, &mut report)?;
     let state = if paused.was_running() {
         globalstate::RUNNING
@@ -274,6 +276,7 @@ fn run(
     } else {
         Some(paused)
     };
+    drop(raised);
     let devices = match options.sabotage {
         Sabotage::DevicesAfterFreeze => machine.pause()?.save_devices()?,
         _ => devices,

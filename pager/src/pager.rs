@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use paguro_faults::{Faults, FaultsError, MissingHandler, Use};
 use paguro_ram::{Backing, Located, PageSet};
-use paguro_sys::page_size;
+use paguro_sys::{Pacer, page_size};
 
 use crate::pool::Wanted;
 use crate::{PageSource, SourceError};
@@ -228,7 +228,7 @@ impl Pager {
 
     /// The thread of all other pages; ends when nothing is left.
     fn fill(&self) {
-        paguro_sys::lower_priority();
+        let mut pacer = Pacer::of_this_thread();
         let mut bytes = Vec::new();
         let started = Instant::now();
         let mut fetched_bytes = 0u64;
@@ -254,6 +254,7 @@ impl Pager {
                 }
                 let got = self.arrived[block].count_in(part) - before;
                 drop(faults);
+                std::thread::sleep(pacer.due());
                 fetched_bytes += (got * page_size()) as u64;
                 if let Prefetch::Limited(rate) = self.prefetch {
                     let due = Duration::from_secs_f64(fetched_bytes as f64 / rate.max(1) as f64);

@@ -35,7 +35,7 @@ pub use inherited::take_inherited;
 pub use limits::{Bound, Free, Limits};
 pub use mapping::{Advice, MapError, Mapping};
 pub use places::Places;
-pub use thread::{Priority, boost_timer, lower_priority, raise_priority};
+pub use thread::{Pacer, Raised, boost_timer, raise_priority};
 pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
 pub use vsock::VsockAddr;
 

@@ -1,44 +1,115 @@
 //! What a thread says about itself.
 
+use std::fs::File;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
 use std::ptr::null_mut;
+use std::time::Duration;
 
-/// Lowers the priority of the calling thread for good, so that work in the background leaves vCPUs
-/// and fault handling their cores. A host that refuses is left as it is.
-pub fn lower_priority() {
-    set_nice(5);
-}
+/// How much a thread is raised that a vCPU waits for. No real-time class: one that ran away with a
+/// core would take the host with it.
+const RAISED_NICE: i32 = -10;
 
-/// A thread that does urgent things (a vCPU may be waiting for them) and things that can wait.
+/// While it lives the calling thread is raised: a vCPU waits for what it does. Without the right to,
+/// it stays as it is.
 ///
-/// What is urgent is done at normal priority: a thread that holds a page and does not get a core
-/// keeps the vCPU that wants the page waiting. Going back up takes a privilege; without it the
-/// thread stays where it is.
+/// Everybody else runs at normal priority. Whoever goes below it gets next to nothing of a core on
+/// which somebody else is busy, and what he does takes a hundred times as long.
 #[derive(Debug)]
-pub struct Priority {
-    may_rise: bool,
+pub struct Raised {
+    before: Option<i32>,
+    /// For the thread that made it only.
+    _here: PhantomData<*const ()>,
 }
 
-impl Priority {
-    /// That of the calling thread, for use in it only.
+impl Raised {
+    /// From here on.
+    pub fn begin() -> Self {
+        // SAFETY: getpriority takes plain numbers; on Linux who = 0 means the calling thread, and for
+        // that it does not fail.
+        let before = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let rises = before > RAISED_NICE && set_nice(RAISED_NICE);
+        Self {
+            before: rises.then_some(before),
+            _here: PhantomData,
+        }
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            set_nice(before);
+        }
+    }
+}
+
+/// Paces a thread that nobody waits for, where there are more threads than cores: it sleeps half as
+/// long as it has used a core, whenever it had to wait for one. So it takes one and a half times as
+/// long at most as it would take among equals, and leaves the guest that much. Alone it does not
+/// sleep at all. Where the kernel does not count how long threads wait, nobody is paced.
+#[derive(Debug)]
+pub struct Pacer {
+    file: Option<File>,
+    before: Spent,
+}
+
+/// Nanoseconds of a thread: with a core, and waiting for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Spent {
+    ran: u64,
+    waited: u64,
+}
+
+impl Spent {
+    /// Out of `/proc/thread-self/schedstat`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map(str::parse);
+        Some(Self {
+            ran: numbers.next()?.ok()?,
+            waited: numbers.next()?.ok()?,
+        })
+    }
+
+    /// What is to be slept after so much more.
+    fn due_after(self, before: Self) -> Duration {
+        let ran = self.ran.saturating_sub(before.ran);
+        let waited = self.waited.saturating_sub(before.waited);
+        // A wait now and then is everybody's: timers, interrupts.
+        match waited > ran / 8 {
+            true => Duration::from_nanos(ran / 2).min(LONGEST_SLEEP),
+            false => Duration::ZERO,
+        }
+    }
+}
+
+/// Who sleeps longer may be wanted meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_millis(5);
+
+impl Pacer {
+    /// Of the calling thread, from now on.
     pub fn of_this_thread() -> Self {
-        // Only who may go above normal may come back to it from below.
-        let may_rise = set_nice(-1) && set_nice(0);
-        Self { may_rise }
+        let mut pacer = Self {
+            file: File::open("/proc/thread-self/schedstat").ok(),
+            before: Spent::default(),
+        };
+        pacer.before = pacer.spent().unwrap_or_default();
+        pacer
     }
 
-    /// From here on nobody waits for this thread.
-    pub fn background(&self) {
-        if self.may_rise {
-            set_nice(19);
-        }
+    /// How long to sleep now; nothing where it did not have to wait for a core since the last call.
+    pub fn due(&mut self) -> Duration {
+        let Some(now) = self.spent() else {
+            return Duration::ZERO;
+        };
+        now.due_after(std::mem::replace(&mut self.before, now))
     }
 
-    /// From here on somebody may wait for this thread.
-    pub fn foreground(&self) {
-        if self.may_rise {
-            set_nice(0);
-        }
+    fn spent(&self) -> Option<Spent> {
+        let mut bytes = [0; 96];
+        let got = self.file.as_ref()?.read_at(&mut bytes, 0).ok()?;
+        Spent::parse(std::str::from_utf8(&bytes[..got]).ok()?)
     }
 }
 
@@ -54,10 +125,10 @@ pub fn boost_timer() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
 }
 
-/// Raises the priority of the calling thread, whose delay is a vCPU's delay. Without the right to,
-/// it stays as it is.
+/// Raises the priority of the calling thread for good: its delay is always a vCPU's delay. Without
+/// the right to, it stays as it is.
 pub fn raise_priority() {
-    set_nice(-10);
+    set_nice(RAISED_NICE);
 }
 
 /// Does something while the signals of the calling thread wait, all that can.
@@ -82,4 +153,46 @@ pub(crate) fn without_signals<T>(what: impl FnOnce() -> T) -> T {
     let done = what();
     drop(before);
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nice() -> i32 {
+        // SAFETY: as in `Raised::begin`.
+        unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+    }
+
+    #[test]
+    fn a_thread_is_raised_for_as_long_as_it_is_waited_for() {
+        std::thread::spawn(|| {
+            let before = nice();
+            let raised = Raised::begin();
+            let may = nice() < before;
+            let again = Raised::begin();
+            drop(again);
+            assert_eq!(nice() < before, may);
+            drop(raised);
+            assert_eq!(nice(), before);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn who_had_to_wait_for_a_core_sleeps_half_of_what_he_had() {
+        let spent = |ran, waited| Spent { ran, waited };
+        let due = |ran, waited| spent(ran, waited).due_after(spent(1000, 500)).as_nanos();
+        assert_eq!(due(1000, 500), 0);
+        assert_eq!(due(9000, 500), 0);
+        assert_eq!(due(9000, 1500), 0, "a wait now and then");
+        assert_eq!(due(9000, 1501), 4000);
+        assert_eq!(due(u64::MAX, u64::MAX), 5_000_000);
+        assert_eq!(Spent::parse("12 34 5\n"), Some(spent(12, 34)));
+        assert_eq!(Spent::parse(""), None);
+        // This one counts, or the kernel does not.
+        let mut pacer = Pacer::of_this_thread();
+        assert!(pacer.due() <= LONGEST_SLEEP);
+    }
 }

@@ -21,6 +21,16 @@ pub fn judge(report: &Report) -> Vec<Aim> {
     for series in report.lost.iter().filter(default) {
         aims.push(lost(series, report));
     }
+    aims.extend(report.beside.iter().map(|beside| {
+        let many = beside.threads_per_core;
+        let fair = many + 1;
+        Aim {
+            what: format!("a snapshot beside {many} busy threads a core"),
+            aim: format!("1.5 x {fair} times as long as without them"),
+            reached: format!("{:.2} x {fair}", beside.share()),
+            is_met: Some(beside.share() <= 1.5),
+        }
+    }));
     aims.extend(report.throughput.iter().map(|there| Aim {
         what: format!("throughput in {}", there.dir),
         aim: "80 % of plain writes".to_owned(),

@@ -10,11 +10,12 @@ use paguro_workload::Spec;
 use paguro_workload::spec::Op;
 use serde_json::json;
 
+use super::busy::Busy;
 use super::disk::write_plain;
 use super::fill::{Part, fill};
 use super::limits::{self, MEMORY_BYTES, SET_BYTES, full_speed};
 use super::plan::{GuestLoad, MIB, Plan};
-use super::report::{Report, Resident, RulerTest, Throughput};
+use super::report::{Beside, Report, Resident, RulerTest, Throughput};
 use super::series::{Series, What, measure};
 use super::setup::{
     IDLE_SET, SPARE, files_in, pages_name, room_for, room_in, snapshot, warm, warm_host,
@@ -78,6 +79,7 @@ impl<'a> Campaign<'a> {
         self.bare_faults()?;
         self.gaps()?;
         self.lost()?;
+        self.beside()?;
         self.resident()?;
         let memory = host::memory_dir();
         let mut dirs = vec![memory];
@@ -201,6 +203,33 @@ impl<'a> Campaign<'a> {
                 )?;
                 self.report.protect_once.push(once);
             }
+        }
+        Ok(())
+    }
+
+    fn beside(&mut self) -> Result<()> {
+        let spec = full_speed(Op::Write, Some(SET_BYTES));
+        let mut machine = self.machine(MEMORY_BYTES, PagesArg::Small, BackingArg::Anon, spec)?;
+        let share = (SET_BYTES + 2 * MIB) as f64 / MEMORY_BYTES as f64;
+        let warm = warm(&mut machine, spec, share)?;
+        let runs = self.plan.other_runs;
+        self.bar.say("beside nobody".to_owned());
+        let alone = self.series(&mut machine, warm, Variant::Default, runs)?;
+        for threads_per_core in self.plan.beside.clone() {
+            self.bar
+                .say(format!("beside {threads_per_core} busy threads a core"));
+            let busy = Busy::begin(threads_per_core)?;
+            let series = self.series(&mut machine, warm, Variant::Default, runs)?;
+            drop(busy);
+            self.report.beside.push(Beside {
+                threads_per_core,
+                runs,
+                total_us: series.engine.total_us,
+                alone_us: alone.engine.total_us,
+                stalls_p99_us: series.stalls.p99_us,
+                idle_stalls_p99_us: series.stalls.idle_p99_us,
+                alone_stalls_p99_us: alone.stalls.p99_us,
+            });
         }
         Ok(())
     }

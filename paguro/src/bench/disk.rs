@@ -28,7 +28,6 @@ pub fn write_plain(dir: &Path, bytes: u64, threads: usize) -> Result<Took> {
     file.set_len(bytes)?;
     let next = AtomicU64::new(0);
     let write = || -> std::io::Result<()> {
-        paguro_sys::lower_priority();
         let piece: Vec<u8> = (0..PIECE_BYTES).map(|at| (at / 7) as u8 | 1).collect();
         loop {
             let at = next.fetch_add(PIECE_BYTES, Ordering::Relaxed);

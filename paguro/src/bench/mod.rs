@@ -10,6 +10,7 @@
 //! | [`ruler`] | the clock outside the machine: gaps, stills, time lost |
 //! | [`limits`], [`rig`], [`disk`] | the host's limits: bare faults, bare protection, plain writes |
 //! | [`setup`], [`fill`] | machines that are warm before they are measured |
+//! | [`busy`] | neighbours that keep all cores busy |
 //! | [`load`], [`noise`] | who else used the cores meanwhile, and what the host takes itself |
 //! | [`report`], [`stats`] | the numbers, and what JSON has of them |
 //! | [`aims`] | the aims, and whether they were reached |
@@ -20,6 +21,7 @@
 //! the difference. The first thing measured is the ruler itself, and if it is wrong the run fails.
 
 mod aims;
+mod busy;
 mod campaign;
 mod disk;
 mod fill;

@@ -18,6 +18,8 @@ pub struct Plan {
     pub thp_variants: bool,
     /// RAM of the idle guests whose resident memory is looked at.
     pub resident_bytes: u64,
+    /// Busy threads a core beside which snapshots are taken.
+    pub beside: Vec<usize>,
     /// RAM of the guest whose snapshots are timed.
     pub throughput_bytes: u64,
 }
@@ -51,6 +53,7 @@ impl Plan {
             gaps: gaps.collect(),
             variants_bytes: Some(GIB),
             thp_variants: true,
+            beside: vec![1, 4],
             resident_bytes: GIB,
             throughput_bytes: GIB,
         }
@@ -71,6 +74,7 @@ impl Plan {
             ],
             variants_bytes: None,
             thp_variants: false,
+            beside: vec![1],
             resident_bytes: 256 * MIB,
             throughput_bytes: 512 * MIB,
         }
@@ -96,7 +100,8 @@ impl Plan {
         let ruler = 2 * self.other_runs;
         let variants = if self.thp_variants { 4 } else { 2 };
         let lost = 4 * (self.runs + self.other_runs) + variants * self.other_runs;
+        let beside = (1 + self.beside.len()) * self.other_runs;
         let rest = 2 + 3 + 2 * self.other_runs;
-        (gaps.sum::<usize>() + ruler + lost + rest) as u64
+        (gaps.sum::<usize>() + ruler + lost + beside + rest) as u64
     }
 }

@@ -31,6 +31,8 @@ pub struct Report {
     pub bare_faults: Vec<BareFault>,
     /// Resident memory of an idle guest before and after a snapshot.
     pub resident: Vec<Resident>,
+    /// Beside busy threads.
+    pub beside: Vec<Beside>,
     /// Throughput.
     pub throughput: Vec<Throughput>,
     /// The aims, and what was reached.
@@ -109,6 +111,33 @@ pub struct Throughput {
     pub total_us: Spread,
     /// Plain writes and a sync.
     pub plain_synced_us: Spread,
+}
+
+/// Snapshots of a guest that goes over 256 MiB at full rate, beside threads that keep all cores busy.
+#[derive(Clone, Debug, Serialize)]
+pub struct Beside {
+    /// So many.
+    pub threads_per_core: usize,
+    /// Snapshots.
+    pub runs: usize,
+    /// From the command until the file is complete.
+    pub total_us: Spread,
+    /// The same on the same machine, without the busy threads.
+    pub alone_us: Spread,
+    /// Longest stall but for one in a hundred, see the table of stalls.
+    pub stalls_p99_us: f64,
+    /// The same of the guest beside the busy threads without a snapshot.
+    pub idle_stalls_p99_us: f64,
+    /// Of the snapshots without the busy threads.
+    pub alone_stalls_p99_us: f64,
+}
+
+impl Beside {
+    /// How much longer it takes, of what it would take with a fair part of each core.
+    pub fn share(&self) -> f64 {
+        let fair = self.alone_us.median * (self.threads_per_core + 1) as f64;
+        self.total_us.median / fair.max(1.0)
+    }
 }
 
 impl Throughput {

@@ -61,6 +61,7 @@ pub fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     longest_gaps(report, out)?;
     lost(report, out)?;
     stalls(report, out)?;
+    beside(report, out)?;
     resident(report, out)?;
     throughput(report, out)?;
     extra(report, out)?;
@@ -227,6 +228,29 @@ fn stalls(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             row.push(format!("{:.1}", stalls.p99_us / bare.p99_us));
         }
         table.row(row);
+    }
+    table.print(out)
+}
+
+fn beside(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "Beside N busy threads a core, a guest that goes over 256 MiB of its 512 MiB at full rate: from the\n\
+         command until the file is complete, median / max; of what a fair part of each core would make of\n\
+         the snapshot without them, N + 1 times as long; and the guest's stalls, p99 (in brackets as many\n\
+         of the idle window beside the same threads).\n"
+    )?;
+    let mut table = Table::new(&["N", "snapshot", "without", "of N + 1", "stalls", "without"]);
+    for beside in &report.beside {
+        let (stalls, idle) = (beside.stalls_p99_us, beside.idle_stalls_p99_us);
+        table.row([
+            beside.threads_per_core.to_string(),
+            pair(beside.total_us),
+            pair(beside.alone_us),
+            format!("{:.2}", beside.share()),
+            format!("{} ({})", time(stalls), time(idle)),
+            time(beside.alone_stalls_p99_us),
+        ]);
     }
     table.print(out)
 }

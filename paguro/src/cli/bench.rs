@@ -100,6 +100,8 @@ Fields of --json; times in _us, sizes in _bytes; where several runs were made {m
   bare_faults: through, count, p50_us, p99_us
   resident: backing, memory_bytes, before_bytes, after_bytes, page_tables_before_bytes,
     page_tables_after_bytes
+  beside: threads_per_core (busy ones), runs, total_us, alone_us (without them), stalls_p99_us,
+    idle_stalls_p99_us, alone_stalls_p99_us
   throughput: dir, bytes, threads, runs, save_us, plain_us, total_us, plain_synced_us
   aims: what, aim, reached, is_met (null where it cannot be judged)";
 

@@ -10,6 +10,7 @@ mod matrix;
 mod memory;
 mod migrating;
 mod migrating_fails;
+mod priorities;
 mod protocol;
 mod python;
 mod restoring;
