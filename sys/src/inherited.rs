@@ -42,6 +42,17 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Whether a descriptor is a socket; for one that was inherited and not taken over yet.
+pub fn is_inherited_socket(number: RawFd) -> bool {
+    if number <= 2 {
+        return false;
+    }
+    // SAFETY: it is only asked what it is, which for a number without descriptor is an error.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::fs::fstat(fd)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +61,9 @@ mod tests {
     #[test]
     fn only_what_nobody_owns_can_be_taken_and_only_once() {
         let (reader, writer) = io::pipe().unwrap();
+        assert!(!is_inherited_socket(reader.as_raw_fd()));
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(is_inherited_socket(socket.as_raw_fd()) && !is_inherited_socket(-1));
         assert!(take_inherited(reader.as_raw_fd()).is_err(), "it is owned");
         let writer = OwnedFd::from(writer);
         rustix::io::fcntl_setfd(&writer, FdFlags::empty()).unwrap();

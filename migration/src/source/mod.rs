@@ -379,8 +379,7 @@ fn has_return_path(address: &Address) -> bool {
     match address {
         Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. } => true,
         Address::Exec(_) | Address::File { .. } => false,
-        Address::Fd(number) => std::fs::read_link(format!("/proc/self/fd/{number}"))
-            .is_ok_and(|name| name.to_string_lossy().starts_with("socket:")),
+        Address::Fd(number) => paguro_sys::is_inherited_socket(*number),
     }
 }
 
