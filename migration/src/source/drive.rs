@@ -305,7 +305,7 @@ impl<'s, 'e> Driver<'s, 'e> {
                         }
                     }
                 },
-                SourceState::Completed | SourceState::Gone if self.is_idle() => break,
+                SourceState::Completed | SourceState::Gone { .. } if self.is_idle() => break,
                 _ => {}
             }
             match self.next() {
@@ -518,6 +518,7 @@ impl<'s, 'e> Driver<'s, 'e> {
                     text: error.unwrap_or_else(|| why.to_string()),
                 })
             }
+            SourceState::Gone { permitted: true } => Err(MigrateError::LeftInDoubt),
             _ => Err(MigrateError::GivenUp(Reason::Quit)),
         }
     }

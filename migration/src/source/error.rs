@@ -102,6 +102,10 @@ pub enum MigrateError {
         /// The first error, with its reasons.
         text: String,
     },
+    /// The operator's: he ended this side when the destination had been permitted to run. It may
+    /// run the guest.
+    #[error("this side was ended, and whether the destination runs the guest is not known")]
+    LeftInDoubt,
     /// The host's: no thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

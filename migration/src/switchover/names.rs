@@ -181,7 +181,8 @@ impl Source {
                 Reason::Cancelled => MigrationStatus::Cancelled,
                 _ => MigrationStatus::Failed,
             },
-            SourceState::Gone => MigrationStatus::None,
+            SourceState::Gone { permitted: true } => MigrationStatus::InDoubt,
+            SourceState::Gone { permitted: false } => MigrationStatus::None,
         }
     }
 
@@ -194,7 +195,7 @@ impl Source {
             | SourceState::Stopping
             | SourceState::Ending { .. }
             | SourceState::Resumed { .. }
-            | SourceState::Gone => None,
+            | SourceState::Gone { .. } => None,
             SourceState::PreSwitchover
             | SourceState::Device
             | SourceState::Loading
@@ -269,7 +270,11 @@ impl Source {
                 telling: Telling::Needless | Telling::Told,
                 ..
             } => ("the guest is as it was before", &[]),
-            SourceState::Gone => ("it ends", &[]),
+            SourceState::Gone { permitted: false } => ("it ends", &[]),
+            SourceState::Gone { permitted: true } => (
+                "it ends; the destination was permitted to run, and whether it does is not known",
+                &[],
+            ),
         };
         Advice { is, may }
     }
@@ -376,6 +381,41 @@ mod tests {
             let may = source.advice().may;
             assert!(may.contains(&Choice::RunHere), "{may:?}");
             assert_eq!(may.contains(&Choice::TakeBack), reconnects, "{may:?}");
+        }
+    }
+
+    /// An operator who ends a source is told how far it came: what may run elsewhere has not failed.
+    #[test]
+    fn a_source_that_is_ended_is_not_told_to_have_failed_once_it_permitted() {
+        use SourceEvent as E;
+        let one_way = || {
+            let mut source = Source::new(SourceConfig {
+                return_path: false,
+                reconnects: false,
+                pause_before_switchover: false,
+            });
+            for event in [E::Ready, E::Converged, E::Stopped] {
+                source.on(event).unwrap();
+            }
+            source
+        };
+        let mut source = one_way();
+        source.on(E::Quit).unwrap();
+        assert_eq!(source.status(), MigrationStatus::None);
+        for (event, status) in [
+            (E::EofWritten, MigrationStatus::Completed),
+            (E::EofWithheld, MigrationStatus::None),
+        ] {
+            let mut source = one_way();
+            source.on(E::Sent).unwrap();
+            source.on(E::Quit).unwrap();
+            assert_eq!(source.status(), MigrationStatus::InDoubt);
+            let _ = source.on(E::EofTorn);
+            assert_eq!(source.status(), MigrationStatus::InDoubt);
+            source.on(event).unwrap();
+            assert_eq!(source.status(), status);
+            source.on(E::Quit).unwrap();
+            assert_eq!(source.status(), status);
         }
     }
 

@@ -160,6 +160,10 @@ impl Source {
                 self.run_on(Reason::Channel, Telling::Needless, false)
             }
             SourceState::Permitted { .. } => self.doubt(Wanted::Run),
+            // The operator ended this side meanwhile: it is told how far it came.
+            SourceState::Gone { permitted: true } if whole && !self.config.return_path => {
+                self.to(SourceState::Completed, Actions::none())
+            }
             _ => late("EOF was written, and it no longer mattered"),
         }
     }
@@ -167,6 +171,9 @@ impl Source {
     fn eof_withheld(&mut self) -> Step {
         match self.state {
             SourceState::Permitted { .. } => self.run_on(Reason::Withheld, self.due(), false),
+            SourceState::Gone { permitted: true } => {
+                self.to(SourceState::Gone { permitted: false }, Actions::none())
+            }
             _ => late("EOF was withheld, and it no longer mattered"),
         }
     }
@@ -201,7 +208,7 @@ impl Source {
                 SourceState::Completed
                 | SourceState::Ending { .. }
                 | SourceState::Resumed { .. }
-                | SourceState::Gone,
+                | SourceState::Gone { .. },
                 _,
             ) => late("a SHUT that nobody waits for"),
         }
@@ -234,7 +241,7 @@ impl Source {
             | SourceState::Completed
             | SourceState::Ending { .. }
             | SourceState::Resumed { .. }
-            | SourceState::Gone => late("it failed when it no longer mattered"),
+            | SourceState::Gone { .. } => late("it failed when it no longer mattered"),
         }
     }
 
@@ -351,7 +358,7 @@ impl Source {
                 why: Reason::Cancelled,
             }),
             SourceState::Ending { .. } => late("it is ending already"),
-            SourceState::Completed | SourceState::Resumed { .. } | SourceState::Gone => {
+            SourceState::Completed | SourceState::Resumed { .. } | SourceState::Gone { .. } => {
                 late("there is nothing to cancel")
             }
         }
@@ -391,7 +398,7 @@ impl Source {
             | SourceState::Active
             | SourceState::Ending { .. }
             | SourceState::Resumed { .. }
-            | SourceState::Gone => late("the migration does not hold the guest"),
+            | SourceState::Gone { .. } => late("the migration does not hold the guest"),
         }
     }
 
@@ -403,7 +410,16 @@ impl Source {
         let actions = Actions::none()
             .and_if(open, SourceAction::CloseChannel)
             .and(SourceAction::End);
-        self.to(SourceState::Gone, actions)
+        let state = match self.state {
+            // It has ended, and stays what it is.
+            SourceState::Completed => SourceState::Completed,
+            SourceState::Permitted { .. } | SourceState::InDoubt { .. } => {
+                SourceState::Gone { permitted: true }
+            }
+            SourceState::Gone { permitted } => SourceState::Gone { permitted },
+            _ => SourceState::Gone { permitted: false },
+        };
+        self.to(state, actions)
     }
 
     /// Ends a migration whose permission was not sent.

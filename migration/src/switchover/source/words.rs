@@ -59,7 +59,11 @@ pub enum SourceState {
         telling: Telling,
     },
     /// The process ends.
-    Gone,
+    Gone {
+        /// The destination may run: the permission was sent, or is being sent, and nobody has
+        /// confirmed.
+        permitted: bool,
+    },
 }
 
 /// What became of EOF.
