@@ -24,6 +24,7 @@
 mod bench;
 mod cli;
 mod demo;
+mod done;
 mod ending;
 mod force;
 mod guest;

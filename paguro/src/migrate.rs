@@ -9,6 +9,7 @@ use paguro_migration::channel::Address;
 use serde_json::{Map, Value, json};
 
 use crate::cli::{AtTimeoutArg, MigrateArgs};
+use crate::done;
 use crate::hints::{self, Advised};
 use crate::interrupt::Interrupts;
 use crate::lab::options;
@@ -31,6 +32,10 @@ pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
     let ended = run(args, &uri);
     let failed = !matches!(&ended, Ok(ended) if ended["status"] == "completed");
     match ended {
+        Ok(ended) if !failed => done::tell(&ended, |report| match args.json {
+            true => Ok(writeln!(io::stdout(), "{report:#}")?),
+            false => print_report(report),
+        }),
         Ok(ended) if args.json => writeln!(io::stdout(), "{ended:#}")?,
         Err(error) if args.json => {
             let hint = hints::hint(&error);
@@ -40,8 +45,7 @@ pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
             });
             writeln!(io::stdout(), "{ended:#}")?;
         }
-        Ok(ended) if failed => return Err(failure(&ended)),
-        Ok(ended) => print_report(&ended)?,
+        Ok(ended) => return Err(failure(&ended)),
         Err(error) => return Err(error),
     }
     Ok(if failed {
@@ -195,6 +199,10 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
 /// Starts it and waits for its end.
 fn watch(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<Value> {
     client.execute("migrate", json!({ "uri": uri }))?;
+    watch_on(client, uri, interrupts).context(done::LOST)
+}
+
+fn watch_on(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<Value> {
     let bar = Bar::bytes("moving");
     let mut cancelled = false;
     let mut doubt: Option<Instant> = None;
@@ -210,7 +218,7 @@ fn watch(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<Valu
         match status {
             "completed" => {
                 drop(bar);
-                return completed(client);
+                return Ok(completed(client, uri));
             }
             "failed" | "cancelled" => return Ok(stopped(&now, uri)),
             _ if doubt.is_some_and(|since| since.elapsed() > DOUBT) => {
@@ -260,16 +268,13 @@ fn show(bar: &Bar, now: &Value) {
     ));
 }
 
-fn completed(client: &mut Client) -> Result<Value> {
-    let mut report = client.execute("x-paguro-query-report", json!({}))?;
-    if !report.is_object() {
-        bail!("the report is no object: {report}");
-    }
-    report["status"] = "completed".into();
+fn completed(client: &mut Client, uri: &str) -> Value {
+    let mut report = done::report(client);
+    report["uri"] = uri.into();
     for field in ["error", "hint", "advice"] {
         report[field] = Value::Null;
     }
-    Ok(report)
+    report
 }
 
 fn stopped(now: &Value, uri: &str) -> Value {
@@ -325,6 +330,9 @@ fn print_report(report: &Value) -> Result<()> {
     let size = |field: &str| human(number(field));
     let mut out = io::stdout().lock();
     let uri = report["uri"].as_str().unwrap_or_default();
+    if report["total_us"].is_null() {
+        return Ok(writeln!(out, "moved to {uri}")?);
+    }
     writeln!(out, "moved to {uri}: {}", size("total_bytes"))?;
     writeln!(out, "  total       {:>9.1} ms", millis("total_us"))?;
     writeln!(

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cli::SnapshotArgs;
+use crate::done;
 use crate::hints::{self, Advised};
 use crate::interrupt::Interrupts;
 use crate::progress::Bar;
@@ -38,6 +39,10 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let ended = take(args, &path);
     let failed = !matches!(&ended, Ok(ended) if ended["status"] == "completed");
     match ended {
+        Ok(ended) if !failed => done::tell(&ended, |report| match args.json {
+            true => Ok(writeln!(io::stdout(), "{report:#}")?),
+            false => print_report(report),
+        }),
         Ok(ended) if args.json => writeln!(io::stdout(), "{ended:#}")?,
         Err(error) if args.json => {
             let hint = hints::hint(&error);
@@ -45,8 +50,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
             let ended = json!({ "status": "failed", "path": path, "error": text, "hint": hint });
             writeln!(io::stdout(), "{ended:#}")?;
         }
-        Ok(ended) if failed => return Err(failure(&ended)),
-        Ok(ended) => print_report(&ended)?,
+        Ok(ended) => return Err(failure(&ended)),
         Err(error) => return Err(error),
     }
     Ok(if failed {
@@ -116,6 +120,10 @@ fn run(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Valu
     let addr = json!({ "transport": "file", "filename": name, "offset": 0 });
     let channel = json!({ "channel-type": "main", "addr": addr });
     client.execute("migrate", json!({ "channels": [channel] }))?;
+    watch(client, path, interrupts).context(done::LOST)
+}
+
+fn watch(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Value> {
     let bar = Bar::bytes("saving");
     let mut cancelled = false;
     loop {
@@ -125,7 +133,7 @@ fn run(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Valu
         match status {
             "completed" => {
                 drop(bar);
-                return completed(client, path);
+                return Ok(completed(client, path));
             }
             "failed" | "cancelled" => {
                 return Ok(json!({
@@ -154,16 +162,12 @@ fn run(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Valu
     }
 }
 
-fn completed(client: &mut Client, path: &Path) -> Result<Value> {
-    let mut report = client.execute("x-paguro-query-report", json!({}))?;
-    if !report.is_object() {
-        bail!("the report is no object: {report}");
-    }
-    report["status"] = "completed".into();
+fn completed(client: &mut Client, path: &Path) -> Value {
+    let mut report = done::report(client);
     report["path"] = json!(path);
     report["error"] = Value::Null;
     report["hint"] = Value::Null;
-    Ok(report)
+    report
 }
 
 fn failure(ended: &Value) -> anyhow::Error {
@@ -182,6 +186,9 @@ fn print_report(report: &Value) -> Result<()> {
     let millis = |field: &str| number(field) as f64 / 1000.0;
     let path = PathBuf::from(report["path"].as_str().unwrap_or_default());
     let mut out = io::stdout().lock();
+    if report["total_us"].is_null() {
+        return Ok(writeln!(out, "{}", path.display())?);
+    }
     let page = paguro_sys::page_size() as u64;
     writeln!(
         out,

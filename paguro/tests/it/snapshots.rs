@@ -257,6 +257,29 @@ fn the_command_fails_with_what_the_machine_said() {
     );
 }
 
+/// What cannot be told of something complete does not make a failure of it.
+#[test]
+fn a_report_that_cannot_be_printed_is_no_failure() {
+    let (dir, machine) = run(&[]);
+    let address = machine.qmp_address();
+    let file = dir.path().join("a");
+    for json in [true, false] {
+        let mut args = vec!["snapshot", "--stop", "--qmp", &address];
+        args.push(file.to_str().unwrap());
+        args.extend(json.then_some("--json"));
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut command = crate::machine::paguro(args);
+        let command = command.stdout(full.unwrap());
+        let output = command.stderr(std::process::Stdio::piped()).output();
+        let output = output.unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("its report cannot be printed"), "{said}");
+        machine.connect().execute("cont", json!({}));
+    }
+    assert!(file.exists());
+}
+
 fn output_of(args: [String; 4]) -> String {
     let output = output(args);
     assert_eq!(output.status.code(), Some(1));
