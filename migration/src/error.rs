@@ -9,8 +9,8 @@ use paguro_wire::snapshot::LayoutError;
 
 use crate::machine::MachineError;
 
-/// A snapshot failed. The guest runs on as before, nothing of it is protected any more, and no
-/// file stands under the name that was asked for.
+/// A snapshot failed. The guest runs on as before, nothing of it is protected any more, and no new
+/// file stands under the name that was asked for, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
@@ -60,7 +60,7 @@ pub enum SnapshotError {
     /// The machine's: a RAM block came or went while its memory was being armed.
     #[error("the machine's RAM blocks changed while the snapshot was being prepared")]
     BlocksChanged,
-    /// The file's.
+    /// The file's, or the caller's where a [`TargetError`](crate::TargetError) is inside.
     #[error("cannot {doing} {path}")]
     File {
         /// What was tried, as a verb.
@@ -68,6 +68,16 @@ pub enum SnapshotError {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host's: the file is whole and was to get its name, and nobody knows whether it did. A
+    /// guest that was stopped for it stays so.
+    #[error("whether {path} was written is not known")]
+    FileInDoubt {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
         #[source]
         source: std::io::Error,
     },
@@ -80,4 +90,15 @@ pub enum SnapshotError {
     /// Cancelled.
     #[error("the snapshot was cancelled")]
     Cancelled,
+}
+
+impl SnapshotError {
+    /// Whether the file may have got its name all the same.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::FileInDoubt { .. } => true,
+            Self::Stream(error) => error.is_file_in_doubt(),
+            _ => false,
+        }
+    }
 }

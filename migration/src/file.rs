@@ -3,27 +3,67 @@
 //! It has no name until it is complete and on the disk: it is made without one (`O_TMPFILE`), so
 //! that a killed process leaves nothing behind, and linked and renamed at the end, which replaces
 //! an older file in one step. On file systems that cannot do this it has a name of its own
-//! (`.NAME.PID.partial`) meanwhile, which a failure removes.
+//! (`.NAME.RANDOM.partial`) meanwhile, which a failure removes.
+//!
+//! # What can fail, and when
+//!
+//! Whoever finds the file under its name may run the guest that is in it. So there is one moment,
+//! the rename, before which any failure means that there is no file, and after which none does.
+//!
+//! *Before anything is written* all that can be known is found out: where the name leads and
+//! whether what is there can be replaced ([`Target`]), that there is room for a page at least, that
+//! a name can be given and changed, and that the name can be made to last (a directory that may be
+//! written but not read cannot be opened to be synced, and some file systems sync none).
+//!
+//! *Before the rename* the content is synced, which is where a disk or a server that is full or
+//! broken says so.
+//!
+//! *A rename that failed* may have been done all the same: the answer of a server can be lost. If
+//! the temporary name is still there to be removed, it was not; if the file stands under its name,
+//! it was; otherwise nobody knows, and [`NotNamed::Unknown`] says so.
+//!
+//! *After the rename* the directory is synced. If that fails the file is there for all who look,
+//! and may be gone after a crash of the host: that is no failure but a warning, as the guest must
+//! not run on beside a file that can be run.
 
-use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, IoSlice, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstatfs, linkat, openat, renameat, syncfs, unlinkat};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::SnapshotError;
+use crate::target::{Target, TargetError};
 
-/// The file's fault, or the host's.
+/// The file's fault, or the host's, or the caller's ([`TargetError`]).
 #[derive(Debug)]
 pub(crate) struct FileError {
     /// What was tried, as a verb.
     pub(crate) doing: &'static str,
     pub(crate) path: PathBuf,
     pub(crate) source: io::Error,
+}
+
+/// Why a file that was written does not stand under its name.
+#[derive(Debug)]
+pub(crate) enum NotNamed {
+    /// It certainly does not, and never will.
+    No(FileError),
+    /// It may.
+    Unknown(FileError),
+}
+
+impl From<FileError> for NotNamed {
+    fn from(error: FileError) -> Self {
+        Self::No(error)
+    }
 }
 
 impl From<FileError> for SnapshotError {
@@ -36,65 +76,119 @@ impl From<FileError> for SnapshotError {
     }
 }
 
+impl From<NotNamed> for SnapshotError {
+    fn from(error: NotNamed) -> Self {
+        match error {
+            NotNamed::No(error) => error.into(),
+            NotNamed::Unknown(FileError { path, source, .. }) => Self::FileInDoubt { path, source },
+        }
+    }
+}
+
+/// How the name is made to last.
+#[derive(Debug)]
+enum Lasting {
+    /// By syncing its directory.
+    Directory(OwnedFd),
+    /// By syncing all of its file system, for which the file's own descriptor will do. Others' data
+    /// are waited for, too.
+    FileSystem,
+    /// Not at all.
+    Never,
+}
+
 /// A file that is not there yet.
 #[derive(Debug)]
 pub(crate) struct PartialFile {
     file: File,
+    /// As the caller named it.
     path: PathBuf,
-    dir: PathBuf,
-    /// Its name for the time being, if it needs one.
-    name: Option<PathBuf>,
+    target: Target,
+    lasting: Lasting,
+    /// Its name for the time being, in the directory of its target, if it needs one.
+    name: Option<OsString>,
     written_bytes: AtomicU64,
+    /// Of those, what was on the disk when it was synced last; more than can be before that.
+    settled_bytes: AtomicU64,
+    #[cfg(test)]
+    lacking: Lacking,
 }
 
+/// What a host or a file system cannot do, for tests on one that can.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Lacking {
+    /// Files without a name.
+    unnamed: bool,
+    /// Renames; in their place.
+    rename: Option<Rename>,
+    /// Syncing a directory and a file system once the name was given.
+    sync: bool,
+}
+
+#[cfg(test)]
+type Rename = fn(&Target, &OsStr, &OsStr) -> rustix::io::Result<()>;
+
 impl PartialFile {
-    /// Makes one that shall become `path`. What is no regular file (a device, a pipe) is not
-    /// replaced.
-    pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
+    /// Makes one that shall become `path`, and with `sync` last. What is no regular file (a device,
+    /// a pipe) is not replaced; a link is followed.
+    pub(crate) fn create(path: &Path, sync: bool) -> Result<Self, FileError> {
+        Self::create_with(
+            path,
+            sync,
+            #[cfg(test)]
+            Lacking::default(),
+        )
+    }
+
+    fn create_with(
+        path: &Path,
+        sync: bool,
+        #[cfg(test)] lacking: Lacking,
+    ) -> Result<Self, FileError> {
         let failed = |source| FileError {
             doing: "create",
             path: path.to_owned(),
             source,
         };
-        if path.file_name().is_none() || path.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-            return Err(failed(io::Error::other("it is no regular file")));
-        }
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        let unnamed = options
-            .clone()
-            .custom_flags(OFlags::TMPFILE.bits() as i32)
-            .open(&dir);
+        let target = Target::find(path).map_err(failed)?;
+        let unnamed = open_unnamed(&target);
+        #[cfg(test)]
+        let unnamed = unnamed.filter(|_| !lacking.unnamed);
         let (file, name) = match unnamed {
-            Ok(file) => (file, None),
-            Err(error) if is_no_tmpfile(&error) => {
-                let name = partial_name(path, &dir);
-                (
-                    options.create_new(true).open(&name).map_err(failed)?,
-                    Some(name),
-                )
+            Some(file) => (file, None),
+            None => {
+                let (file, name) = open_named(&target).map_err(failed)?;
+                (file, Some(name))
             }
-            Err(error) => return Err(failed(error)),
         };
-        Ok(Self {
+        let mut partial = Self {
             file,
             path: path.to_owned(),
-            dir,
+            target,
+            lasting: Lasting::Never,
             name,
             written_bytes: AtomicU64::new(0),
-        })
+            settled_bytes: AtomicU64::new(u64::MAX),
+            #[cfg(test)]
+            lacking,
+        };
+        partial.try_rename().map_err(failed)?;
+        partial.try_room().map_err(failed)?;
+        if sync {
+            partial.lasting = partial.try_sync()?;
+        }
+        Ok(partial)
     }
 
     /// Bytes written so far.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Its length, holes included.
+    pub(crate) fn len(&self) -> u64 {
+        self.file.metadata().map_or(0, |file| file.len())
     }
 
     /// Sets the length, so that what is not written is a hole.
@@ -107,12 +201,14 @@ impl PartialFile {
     /// Takes over the first bytes of the file that it will replace, if there is one.
     pub(crate) fn keep_start(&self, bytes: u64) -> Result<(), FileError> {
         let failed = |error| self.failed("copy the start of", error);
-        match File::open(&self.path) {
-            Ok(old) => io::copy(&mut old.take(bytes), &mut &self.file)
+        // Should it be a pipe by now, it is not waited for.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match openat(self.target.dir(), self.target.name(), flags, Mode::empty()) {
+            Ok(old) => io::copy(&mut File::from(old).take(bytes), &mut &self.file)
                 .map(drop)
                 .map_err(failed),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed(error)),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(failed(error.into())),
         }
     }
 
@@ -136,7 +232,7 @@ impl PartialFile {
         let written = loop {
             match rustix::io::pwritev(&self.file, pieces, offset) {
                 Ok(written) => break written,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(self.failed("write", error.into())),
             }
         };
@@ -155,47 +251,138 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Gives it its name, when all of it is on the disk.
-    pub(crate) fn complete(mut self, sync: bool) -> Result<(), FileError> {
-        if sync {
-            self.file
-                .sync_all()
-                .map_err(|error| self.failed("sync", error))?;
+    /// Waits until what was written is on the disk, if it is to last at all.
+    pub(crate) fn settle(&self) -> Result<(), FileError> {
+        let written = self.written_bytes();
+        let settled = self.settled_bytes.load(Ordering::Relaxed) == written;
+        if settled || matches!(self.lasting, Lasting::Never) {
+            return Ok(());
         }
+        self.file
+            .sync_all()
+            .map_err(|error| self.failed("sync", error))?;
+        self.settled_bytes.store(written, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives it its name, when all of it is on the disk. Whatever fails after that is given back:
+    /// the file is there, but it is not sure that it lasts.
+    pub(crate) fn complete(mut self) -> Result<Option<FileError>, NotNamed> {
+        self.settle()?;
+        self.check_target()
+            .map_err(|error| self.failed("name", error))?;
         let name = match self.name.clone() {
             Some(name) => name,
             None => {
-                let name = partial_name(&self.path, &self.dir);
-                self.link(&name)
-                    .map_err(|error| self.failed("name", error))?;
+                let linked = with_new_name(&self.target, |name| self.link(name));
+                let ((), name) = linked.map_err(|error| self.failed("name", error))?;
                 self.name = Some(name.clone());
                 name
             }
         };
-        std::fs::rename(&name, &self.path).map_err(|error| self.failed("rename", error))?;
-        self.name = None;
-        if sync {
-            let dir = File::open(&self.dir).and_then(|dir| dir.sync_all());
-            dir.map_err(|error| self.failed("sync the directory of", error))?;
+        if let Err(error) = self.rename(&name, self.target.name()) {
+            self.after_failed_rename(&name, error)?;
         }
+        self.name = None;
+        let lasts = match &self.lasting {
+            Lasting::Directory(dir) => rustix::fs::fsync(dir).or_else(|error| {
+                tracing::debug!(%error, "a directory cannot be synced any more");
+                syncfs(&self.file).map_err(|_| error)
+            }),
+            Lasting::FileSystem => syncfs(&self.file),
+            Lasting::Never => Ok(()),
+        };
+        #[cfg(test)]
+        let lasts = lasts.and(if self.lacking.sync {
+            Err(Errno::IO)
+        } else {
+            Ok(())
+        });
+        Ok(lasts
+            .err()
+            .map(|error| self.failed("sync the directory of", error.into())))
+    }
+
+    fn rename(&self, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+        #[cfg(test)]
+        if let Some(rename) = self.lacking.rename {
+            return rename(&self.target, from, to);
+        }
+        let dir = self.target.dir();
+        renameat(dir, from, dir, to)
+    }
+
+    /// Whether the name was given all the same.
+    fn after_failed_rename(&mut self, name: &OsStr, error: Errno) -> Result<(), NotNamed> {
+        let failed = self.failed("rename", error.into());
+        match unlinkat(self.target.dir(), name, AtFlags::empty()) {
+            Ok(()) => {
+                self.name = None;
+                Err(NotNamed::No(failed))
+            }
+            Err(Errno::NOENT) if matches!(self.target.has(&self.file), Ok(true)) => Ok(()),
+            Err(_) => Err(NotNamed::Unknown(failed)),
+        }
+    }
+
+    /// Whether the path still leads to where the file will stand.
+    fn check_target(&self) -> io::Result<()> {
+        match Target::find(&self.path)?.is(&self.target)? {
+            true => Ok(()),
+            false => Err(TargetError::Moved.into()),
+        }
+    }
+
+    /// A file that has a name is given another one, as it will be at the end. (One without can be:
+    /// all file systems that know such files can do it, but for those that [`open_unnamed`] leaves
+    /// out.)
+    fn try_rename(&mut self) -> io::Result<()> {
+        let Some(name) = &self.name else {
+            return Ok(());
+        };
+        let ((), name) = with_new_name(&self.target, |new| self.rename(name, new))?;
+        self.name = Some(name);
         Ok(())
     }
 
-    /// Links the file without a name; by its descriptor where that is allowed, else through /proc.
-    fn link(&self, name: &Path) -> io::Result<()> {
-        let by_fd = rustix::fs::linkat(self.file.as_fd(), "", CWD, name, AtFlags::EMPTY_PATH);
-        if by_fd.is_ok() {
-            return Ok(());
+    /// A file system without room for one page is full.
+    fn try_room(&self) -> io::Result<()> {
+        self.file.write_all_at(&[0; 4096], 0)?;
+        self.file.set_len(0)
+    }
+
+    /// How the name can be made to last, by doing it.
+    fn try_sync(&self) -> Result<Lasting, FileError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(self.target.dir(), ".", flags, Mode::empty());
+        let error = match opened.and_then(|dir| rustix::fs::fsync(&dir).map(|()| dir)) {
+            Ok(dir) => return Ok(Lasting::Directory(dir)),
+            Err(error) => error,
+        };
+        match syncfs(&self.file) {
+            Ok(()) => {
+                let path = self.path.display();
+                tracing::debug!(%error, %path, "its directory cannot be synced: all is");
+                Ok(Lasting::FileSystem)
+            }
+            Err(_) => Err(self.failed("sync the directory of", error.into())),
         }
-        use std::os::fd::AsRawFd;
-        let proc = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        Ok(rustix::fs::linkat(
-            CWD,
-            proc,
-            CWD,
-            name,
-            AtFlags::SYMLINK_FOLLOW,
-        )?)
+    }
+
+    /// Links the file without a name; by its descriptor where that is allowed, else through /proc.
+    fn link(&self, name: &OsStr) -> rustix::io::Result<()> {
+        let dir = self.target.dir();
+        match linkat(&self.file, "", dir, name, AtFlags::EMPTY_PATH) {
+            // Not for everybody.
+            Err(Errno::NOENT | Errno::PERM | Errno::ACCESS) => linkat(
+                CWD,
+                proc_path(&self.file),
+                dir,
+                name,
+                AtFlags::SYMLINK_FOLLOW,
+            ),
+            done => done,
+        }
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> FileError {
@@ -209,25 +396,82 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        if let Some(name) = &self.name
-            && let Err(error) = std::fs::remove_file(name)
-        {
-            tracing::warn!(name = %name.display(), %error, "an incomplete file is left");
+        let Some(name) = &self.name else { return };
+        match unlinkat(self.target.dir(), name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => {
+                let name = name.display();
+                tracing::warn!(%name, %error, "an incomplete file is left");
+            }
         }
     }
 }
 
-fn is_no_tmpfile(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let errno = Errno::from_io_error(error);
-    matches!(errno, Some(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL))
+/// A file without a name, where it can be given one later.
+fn open_unnamed(target: &Target) -> Option<File> {
+    /// What can be done there depends on a program, which may not be able to link such a file.
+    const FUSE_MAGIC: u64 = 0x6573_5546;
+    let dir = target.dir();
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = openat(dir, ".", flags, MODE).ok().map(File::from)?;
+    if fstatfs(&file).ok()?.f_type as u64 & 0xffff_ffff == FUSE_MAGIC {
+        return None;
+    }
+    // By its descriptor: "." exists, which is said only once the file was found and may be linked.
+    // Through /proc, where that is mounted.
+    let by_fd = linkat(&file, "", dir, ".", AtFlags::EMPTY_PATH) == Err(Errno::EXIST);
+    let by_proc = || linkat(CWD, proc_path(&file), dir, ".", AtFlags::SYMLINK_FOLLOW);
+    (by_fd || by_proc() == Err(Errno::EXIST)).then_some(file)
 }
 
-fn partial_name(path: &Path, dir: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    name.push(format!(".{}-{count}.partial", std::process::id()));
-    dir.join(name)
+/// A file with a name for the time being.
+fn open_named(target: &Target) -> io::Result<(File, OsString)> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let opened = with_new_name(target, |name| openat(target.dir(), name, flags, MODE));
+    opened.map(|(file, name)| (file.into(), name))
 }
+
+/// Guest RAM is nobody else's business, whoever could read the file that is replaced.
+const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Tries names for the time being until one is free. Two machines may save to one directory, and
+/// one that was killed may have left its name; in containers all have the same process id.
+fn with_new_name<T>(
+    target: &Target,
+    mut attempt: impl FnMut(&OsStr) -> rustix::io::Result<T>,
+) -> io::Result<(T, OsString)> {
+    const TRIES: usize = 16;
+    for _ in 0..TRIES {
+        let name = partial_name(target.name())?;
+        match attempt(&name) {
+            Err(Errno::EXIST) => {}
+            done => return Ok((done?, name)),
+        }
+    }
+    Err(Errno::EXIST.into())
+}
+
+/// Of a long name only the beginning: what is added must not make it too long.
+fn partial_name(of: &OsStr) -> io::Result<OsString> {
+    const KEPT_BYTES: usize = 96;
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    let bytes = of.as_bytes();
+    let mut kept = bytes.len().min(KEPT_BYTES);
+    // Some file systems refuse a character that is cut.
+    while kept < bytes.len() && kept > 0 && bytes[kept] & 0xc0 == 0x80 {
+        kept -= 1;
+    }
+    let random = u64::from_ne_bytes(random);
+    let end = format!(".{random:016x}.partial");
+    let name = [b".", &bytes[..kept], end.as_bytes()].concat();
+    Ok(OsString::from_vec(name))
+}
+
+fn proc_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

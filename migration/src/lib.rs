@@ -34,6 +34,7 @@ mod save;
 mod snapshot;
 pub mod source;
 pub mod switchover;
+mod target;
 
 pub use allowance::Allowance;
 pub use control::{Control, Status};
@@ -41,3 +42,4 @@ pub use error::SnapshotError;
 pub use memory::Memory;
 pub use options::{HugePolicy, Sabotage, SnapshotOptions};
 pub use snapshot::{SnapshotReport, snapshot, snapshot_to_stream};
+pub use target::TargetError;

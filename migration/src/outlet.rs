@@ -131,9 +131,10 @@ impl StreamOutlet {
         Ok(())
     }
 
-    /// Ends the channel as a whole one.
-    pub(crate) fn complete(self) -> Result<(), SnapshotError> {
-        self.stream.finish().map_err(of_stream)
+    /// Ends the channel as a whole one; what could not be confirmed is given back in words.
+    pub(crate) fn complete(self) -> Result<Option<String>, SnapshotError> {
+        let unconfirmed = self.stream.finish().map_err(of_stream)?;
+        Ok(unconfirmed.map(|what| crate::snapshot::unconfirmed(&what)))
     }
 }
 

@@ -5,6 +5,9 @@
 //! last look at RAM (collecting it may write there), and written after RAM. Every step that fails
 //! drops what was built so far, and the destructors undo it: [`Frozen`] takes all protection away,
 //! the machine's `Paused` lets it run on, `PartialFile` leaves no file.
+//!
+//! A guest that is stopped for its snapshot may be run by whoever finds the file. So from just
+//! before the file gets its name nothing but the certainty that it did not lets it run on.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +34,11 @@ use crate::{Control, Memory, Sabotage, SnapshotError, SnapshotOptions, Status};
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct SnapshotReport {
     /// The file.
+    #[serde(serialize_with = "in_words")]
     pub path: PathBuf,
+    /// What could not be confirmed, in words, although all is there: that the file outlives a crash
+    /// of the host.
+    pub warning: Option<String>,
     /// Whether the guest ran on meanwhile.
     pub background: bool,
     /// Length of the file, holes included.
@@ -150,18 +157,29 @@ fn finish(
     result: Result<SnapshotReport, SnapshotError>,
     control: &Control,
 ) -> Result<SnapshotReport, SnapshotError> {
+    let result = result.map_err(|error| match error {
+        // There may be a file.
+        error if error.is_in_doubt() => error,
+        _ if control.is_cancelled() => SnapshotError::Cancelled,
+        error => error,
+    });
     match &result {
         Ok(_) => control.finish(Status::Completed, None),
-        Err(_) if control.is_cancelled() => control.finish(Status::Cancelled, None),
+        Err(SnapshotError::Cancelled) => control.finish(Status::Cancelled, None),
         Err(error) => control.finish(Status::Failed, Some(chain(error))),
     }
-    result.map_err(|error| {
-        if control.is_cancelled() {
-            SnapshotError::Cancelled
-        } else {
-            error
-        }
-    })
+    result
+}
+
+/// Of a file that is there: what could not be confirmed of it.
+pub(crate) fn unconfirmed(error: &dyn std::error::Error) -> String {
+    let why = chain(error);
+    format!("the file is complete and has its name, but a crash of the host may undo that: {why}")
+}
+
+/// A report can be told whatever the name is.
+fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// An error with its reasons, in one line.
@@ -213,7 +231,7 @@ fn run(
         None
     };
     let outlet = match to {
-        To::File(path) => Outlet::File(PartialFile::create(path)?),
+        To::File(path) => Outlet::File(PartialFile::create(path, options.sync)?),
         To::Stream(address, channel) => Outlet::Stream(Box::new(StreamOutlet::open(
             address,
             channel,
@@ -270,7 +288,7 @@ fn run(
         .iter()
         .map(|block| block.used_bytes())
         .collect();
-    let stopped = if options.background {
+    let mut stopped = if options.background {
         drop(paused);
         None
     } else {
@@ -335,20 +353,38 @@ fn run(
         stream.write_rest(&sections, control)?;
     }
     count(&mut report, &freeze, table_bytes, control);
-    match outlet {
-        Saving::File(file, _) => file.complete(options.sync)?,
-        Saving::Stream(stream) => stream.complete()?,
+    if let Saving::File(file, _) = &outlet {
+        file.settle()?;
+        if control.is_cancelled() {
+            return Err(SnapshotError::Cancelled);
+        }
     }
-    if let Some(mut paused) = stopped {
-        paused.stay(true);
-    }
-    report.file_bytes = match to {
-        To::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
-        To::Stream(..) => report.written_bytes,
+    report.file_bytes = match &outlet {
+        Saving::File(file, _) => file.len(),
+        Saving::Stream(_) => report.written_bytes,
     };
+    hold(&mut stopped, true);
+    let completed = match outlet {
+        Saving::File(file, _) => complete(file),
+        Saving::Stream(stream) => stream.complete(),
+    };
+    report.warning = completed.inspect_err(|error| hold(&mut stopped, error.is_in_doubt()))?;
     report.finish_us = micros(finishing.elapsed());
     report.total_us = micros(begin.elapsed());
     Ok(report)
+}
+
+/// Whether a guest that was stopped stays so.
+fn hold(stopped: &mut Option<Box<dyn Paused + '_>>, stay: bool) {
+    if let Some(paused) = stopped {
+        paused.stay(stay);
+    }
+}
+
+/// Gives the file its name.
+fn complete(file: PartialFile) -> Result<Option<String>, SnapshotError> {
+    let what = file.complete()?.map(SnapshotError::from);
+    Ok(what.map(|what| unconfirmed(&what)))
 }
 
 /// Where a snapshot goes, opened before the guest notices anything.

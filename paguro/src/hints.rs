@@ -7,13 +7,13 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 
 use paguro_dirty::FreezeError;
-use paguro_migration::SnapshotError;
 use paguro_migration::channel::ChannelError;
 use paguro_migration::destination::ReceiveError;
 use paguro_migration::handover::HandOverError;
 use paguro_migration::restore::RestoreError;
 use paguro_migration::source::MigrateError;
 use paguro_migration::switchover::Reason;
+use paguro_migration::{SnapshotError, TargetError};
 use paguro_ram::RamError;
 use paguro_vmm::VmError;
 use paguro_wire::{DecodeError, Fault};
@@ -130,6 +130,8 @@ fn of_snapshot(error: &SnapshotError) -> Option<String> {
         SnapshotError::Busy => "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)",
         SnapshotError::NoKernelFaults | SnapshotError::CannotFreeze(_) => KERNEL_FAULTS,
         SnapshotError::UnseenWriter { .. } | SnapshotError::NoWriteProtect { .. } => STOPPED,
+        SnapshotError::File { doing, source, .. } => return of_target(doing, source),
+        SnapshotError::FileInDoubt { .. } => FILE_IN_DOUBT,
         _ => return None,
     };
     Some(hint.to_owned())
@@ -158,6 +160,14 @@ fn of_migration(error: &MigrateError) -> Option<String> {
                  all of RAM come), or until the snapshot is, and try again"
             }
             Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
+            _ if text.starts_with("the channel to the destination failed: cannot create ")
+                || text.starts_with("the channel to the destination failed: cannot sync ")
+                || text.starts_with("cannot write to the destination: cannot write /")
+                || text.starts_with("cannot sync what was written to the destination")
+                || text.starts_with("cannot end the channel to the destination: cannot ") =>
+            {
+                return of_target_text(text).map(str::to_owned);
+            }
             Reason::Channel if text.starts_with("the channel to the destination failed") => {
                 return of_no_channel(text).map(str::to_owned);
             }
@@ -198,6 +208,79 @@ fn of_no_channel(text: &str) -> Option<&'static str> {
         None
     }
 }
+
+const FILE_IN_DOUBT: &str = "look at the file: if it is new it is whole, as no other ever gets its \
+     name; `paguro inspect --verify` says so";
+
+/// Why a file cannot be put where it was to be.
+fn of_target(doing: &str, source: &io::Error) -> Option<String> {
+    let inside = source.get_ref().and_then(|inside| inside.downcast_ref());
+    let hint = match (inside, source.raw_os_error()) {
+        (Some(target), _) => of_target_kind(target),
+        (None, Some(errno)) => of_target_errno(doing, errno),
+        (None, None) => None,
+    };
+    hint.map(str::to_owned)
+}
+
+/// The same of an error that the engine keeps as text.
+fn of_target_text(text: &str) -> Option<&'static str> {
+    let mut all = TargetError::ALL.iter();
+    if let Some(target) = all.find(|target| text.ends_with(&target.to_string())) {
+        return of_target_kind(target);
+    }
+    let (_, errno) = text.rsplit_once("(os error ")?;
+    let errno = errno.trim_end_matches(')').parse().ok()?;
+    let doing = match text.contains("cannot sync the directory") {
+        true => SYNC_DIRECTORY,
+        false => "create",
+    };
+    of_target_errno(doing, errno)
+}
+
+const SYNC_DIRECTORY: &str = "sync the directory of";
+
+fn of_target_kind(target: &TargetError) -> Option<&'static str> {
+    Some(match target {
+        TargetError::Directory => "name a file in it",
+        TargetError::Pipe | TargetError::Socket | TargetError::Device | TargetError::Descriptor => {
+            "name a file; a stream, which a migration is and a snapshot without `mapped-ram`, goes \
+             anywhere: `exec:cat >PATH`, or `fd:` with an inherited descriptor"
+        }
+        TargetError::ForeignLink => "name the file that it leads to, if that is what you want",
+        TargetError::MountPoint => {
+            "mount the directory instead of the file, or name another file: one that something is \
+             mounted on cannot be replaced"
+        }
+        TargetError::Irreplaceable => {
+            "name another file; this one belongs to somebody else in a directory such as /tmp, or is \
+             immutable or append-only (`lsattr`)"
+        }
+        TargetError::Moved => "try again: somebody changed a link or a directory meanwhile",
+        _ => return None,
+    })
+}
+
+fn of_target_errno(doing: &str, errno: i32) -> Option<&'static str> {
+    use rustix::io::Errno;
+    Some(match Errno::from_raw_os_error(errno) {
+        Errno::NOSPC | Errno::DQUOT => ROOM,
+        _ if doing == SYNC_DIRECTORY => {
+            "name a file on another file system: there nothing can be made to outlive a crash"
+        }
+        Errno::ACCESS | Errno::PERM => {
+            "let the user that runs the machine write to that directory, or name another one"
+        }
+        Errno::ROFS => "name a file on a file system that can be written",
+        Errno::NAMETOOLONG => "give a shorter name: most file systems take 255 bytes",
+        Errno::NOENT => "make the directory first; a link must lead into one that exists",
+        Errno::LOOP => "name the file itself: the links lead in a circle",
+        _ => return None,
+    })
+}
+
+const ROOM: &str =
+    "make room, or write to another file system; the older file of that name is untouched";
 
 const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` says more; start \
      this machine again, and move the guest with the source's `mode` set to cpr-transfer \
@@ -263,6 +346,8 @@ fn of_channel(error: &ChannelError) -> Option<String> {
              machine that came in listens for a minute more"
         }
         ChannelError::Tls { .. } => CERTIFICATES,
+        ChannelError::File { doing, source, .. } => return of_target(doing, source),
+        ChannelError::FileInDoubt { .. } => FILE_IN_DOUBT,
         _ => return None,
     };
     Some(hint.to_owned())
@@ -341,9 +426,7 @@ fn of_file(error: &DecodeError) -> Option<String> {
 
 fn of_io(error: &io::Error) -> Option<String> {
     let hint = match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "make room, or write to another file system; the older file of that name is untouched"
-        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ROOM,
         ErrorKind::ConnectionRefused => "start the machine with --qmp: nobody listens there",
         _ => return None,
     };
@@ -393,7 +476,12 @@ mod tests {
                 "cannot agree on TLS with tcp:h:1: reset",
                 Some("or neither"),
             ),
-            ("cannot create /nosuch/x: no", None),
+            (
+                "cannot create /nosuch/x: No such file or directory (os error 2)",
+                Some("make the directory"),
+            ),
+            ("cannot create /dev/null: it is a device", Some("exec:cat")),
+            ("cannot create /x: no", None),
         ] {
             let hint = of_source(Reason::Channel, &format!("{failed}{text}"));
             let right = match (&hint, expected) {

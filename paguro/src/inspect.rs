@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use paguro_wire::snapshot::verify::{VerifyReport, verify};
 use paguro_wire::snapshot::{SnapshotFile, Summary};
+use rustix::fs::OFlags;
 use serde_json::json;
 
 use crate::cli::InspectArgs;
@@ -19,7 +21,14 @@ const VERIFY_THREADS: usize = 2;
 /// Runs the command. Damage is told on standard output like all else, and by the exit status.
 pub fn inspect(args: &InspectArgs) -> Result<ExitCode> {
     let name = args.file.display();
-    let reader = File::open(&args.file).with_context(|| format!("cannot open {name}"))?;
+    // A named pipe would wait for its writer here.
+    let mut options = File::options();
+    let opened = options
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32);
+    let reader = opened
+        .open(&args.file)
+        .with_context(|| format!("cannot open {name}"))?;
     let (file, summary, report) =
         read(&reader, args).with_context(|| format!("{name} cannot be read as a snapshot"))?;
     let clean = report.as_ref().is_none_or(VerifyReport::is_clean);

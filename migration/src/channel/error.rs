@@ -75,7 +75,7 @@ pub enum ChannelError {
         /// How it ended.
         status: ExitStatus,
     },
-    /// The host's: a file.
+    /// The host's, or the caller's where a [`TargetError`](crate::TargetError) is inside: a file.
     #[error("cannot {doing} {path}")]
     File {
         /// What was tried, as a verb.
@@ -83,6 +83,15 @@ pub enum ChannelError {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's: a file that is whole was to get its name, and nobody knows whether it did.
+    #[error("whether {path} was written is not known")]
+    FileInDoubt {
+        /// Which.
+        path: PathBuf,
+        /// What happened.
         #[source]
         source: io::Error,
     },
@@ -115,7 +124,9 @@ impl ChannelError {
                 ..
             } => io::ErrorKind::UnexpectedEof,
             Self::Tls { .. } => io::ErrorKind::InvalidData,
-            Self::Io { source, .. } | Self::File { source, .. } => source.kind(),
+            Self::Io { source, .. }
+            | Self::File { source, .. }
+            | Self::FileInDoubt { source, .. } => source.kind(),
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, self)

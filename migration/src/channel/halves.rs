@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use paguro_sys::Places;
 use rustix::event::PollFlags;
 
-use super::Stop;
 use super::command::{Direction, Running};
 use super::link::{Link, LinkKind};
 use super::stream_file::StreamFile;
 use super::tls::{Inbox, Session};
+use super::{ChannelError, Stop};
 
 /// A way to the peer, made by [`Outgoing`](super::Outgoing) or [`Listener`](super::Listener).
 ///
@@ -142,7 +142,7 @@ pub struct Handle {
 
 impl Handle {
     /// Ends both directions for good: what blocks in a read or a write, here or at the peer, ends
-    /// at once, here with [`Stopped`](super::ChannelError::Stopped).
+    /// at once, here with [`Stopped`](ChannelError::Stopped).
     pub fn shutdown(&self) {
         self.stop.stop();
         if let Some(link) = self
@@ -206,7 +206,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// [`Command`](super::ChannelError::Command), [`Stopped`](super::ChannelError::Stopped).
+    /// [`Command`](ChannelError::Command), [`Stopped`](ChannelError::Stopped).
     pub fn finish(mut self) -> io::Result<()> {
         self.core.take().map_or(Ok(()), Core::close)
     }
@@ -262,13 +262,36 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Ends the stream as a whole one: the peer reads to its end, TLS says that it is the end; a
-    /// file is synced and gets its name; a command is waited for, and its failure is an error.
+    /// Waits until what was written so far is on the disk, where a file is written; so that a disk
+    /// that fails does so before the last bytes, which make the stream a whole one.
     ///
     /// # Errors
     ///
-    /// [`Command`](super::ChannelError::Command), [`File`](super::ChannelError::File), and those of a write.
-    pub fn finish(mut self) -> io::Result<()> {
+    /// [`File`](ChannelError::File), [`Stopped`](ChannelError::Stopped), or the host's.
+    pub fn settle(&mut self) -> io::Result<()> {
+        match (&self.file, self.core.as_deref()) {
+            (Some(file), Some(core)) => file.settle(core.stops()),
+            (
+                None,
+                Some(Core {
+                    link: Some(link), ..
+                }),
+            ) => link.sync(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the stream as a whole one: the peer reads to its end, TLS says that it is the end; a
+    /// file is synced and gets its name; a command is waited for, and its failure is an error.
+    ///
+    /// A file that has its name is there, whatever fails then: it is no error, but given back, if
+    /// it is not sure that the name outlives a crash of the host.
+    ///
+    /// # Errors
+    ///
+    /// [`Command`](ChannelError::Command); [`File`](ChannelError::File), if there is none, and
+    /// [`FileInDoubt`](ChannelError::FileInDoubt), if there may be one; and those of a write.
+    pub fn finish(mut self) -> io::Result<Option<ChannelError>> {
         let Some(core) = self.core.take() else {
             return Err(one_way());
         };
@@ -281,7 +304,7 @@ impl Writer {
             }
             link.end_writes()?;
         }
-        core.close()
+        core.close().map(|()| None)
     }
 
     /// The descriptor, where its bytes are those of the stream (not with TLS, not that of a file

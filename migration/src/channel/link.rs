@@ -91,8 +91,16 @@ impl Link {
                 Ok(()) | Err(Errno::NOTCONN) => Ok(()),
                 Err(error) => Err(error.into()),
             },
-            LinkKind::File => Ok(rustix::fs::fsync(&self.fd)?),
+            LinkKind::File => self.sync(),
             LinkKind::Pipe => Ok(()),
+        }
+    }
+
+    /// Waits until what was written to a file is on the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match self.kind {
+            LinkKind::File => Ok(rustix::fs::fsync(&self.fd)?),
+            LinkKind::Socket | LinkKind::Pipe => Ok(()),
         }
     }
 

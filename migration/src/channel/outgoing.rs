@@ -41,6 +41,9 @@ impl Outgoing {
                     return of_socket(descriptor, address, options, until);
                 }
                 let link = Link::new(descriptor, kind, text.clone(), options).map_err(failed)?;
+                // What cannot be synced at the end is known now.
+                link.sync()
+                    .map_err(|error| ChannelError::of_io("sync", &text, error))?;
                 Ok(Channel::of_link(link, None, None, Direction::Out))
             }
             Address::Exec(arguments) => {

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 
 use super::{ChannelError, Stop};
-use crate::file::{FileError, PartialFile};
+use crate::file::{FileError, NotNamed, PartialFile};
 
 #[derive(Debug)]
 pub(super) struct StreamFile {
@@ -16,7 +16,7 @@ impl StreamFile {
     /// A file that shall become `path`. Of an older one the first `offset` bytes are kept: they
     /// are somebody else's header, such as libvirt's.
     pub(super) fn create(path: &Path, offset: u64) -> Result<Self, FileError> {
-        let file = PartialFile::create(path)?;
+        let file = PartialFile::create(path, true)?;
         if offset != 0 {
             file.keep_start(offset)?;
         }
@@ -34,12 +34,23 @@ impl StreamFile {
         Ok(bytes)
     }
 
-    /// Syncs it and gives it its name.
-    pub(super) fn finish(self, stops: [&Stop; 2]) -> io::Result<()> {
+    /// Waits until what was written is on the disk.
+    pub(super) fn settle(&self, stops: [&Stop; 2]) -> io::Result<()> {
         check(stops)?;
         self.file
-            .complete(true)
+            .settle()
             .map_err(|error| ChannelError::from(error).into_io())
+    }
+
+    /// Syncs it and gives it its name. What could not be confirmed after that is given back.
+    pub(super) fn finish(self, stops: [&Stop; 2]) -> io::Result<Option<ChannelError>> {
+        // Syncing may take long, and who stops it meanwhile wants no file.
+        self.settle(stops)?;
+        check(stops)?;
+        match self.file.complete() {
+            Ok(unconfirmed) => Ok(unconfirmed.map(ChannelError::from)),
+            Err(error) => Err(ChannelError::from(error).into_io()),
+        }
     }
 }
 
@@ -47,6 +58,15 @@ fn check(stops: [&Stop; 2]) -> io::Result<()> {
     match stops.iter().any(|stop| stop.is_stopped()) {
         true => Err(ChannelError::Stopped.into_io()),
         false => Ok(()),
+    }
+}
+
+impl From<NotNamed> for ChannelError {
+    fn from(error: NotNamed) -> Self {
+        match error {
+            NotNamed::No(error) => error.into(),
+            NotNamed::Unknown(FileError { path, source, .. }) => Self::FileInDoubt { path, source },
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! A snapshot file that is read.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use paguro_pager::{PageSource, SourceError};
@@ -14,8 +15,10 @@ use paguro_wire::globalstate;
 use paguro_wire::snapshot::extension::crc32c;
 use paguro_wire::snapshot::verify::verify_metadata;
 use paguro_wire::snapshot::{Block, SnapshotFile};
+use rustix::fs::{FileType, OFlags};
 
 use super::RestoreError;
+use crate::TargetError;
 
 /// A snapshot file: everything but its pages is read and checked.
 #[derive(Debug)]
@@ -43,7 +46,19 @@ impl RestoreFile {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(open)?;
+        // A named pipe would wait for its writer here.
+        let mut options = OpenOptions::new();
+        let opened = options
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let file = opened.open(path).map_err(open)?;
+        let mode = rustix::fs::fstat(&file)
+            .map_err(|error| open(error.into()))?
+            .st_mode;
+        match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => {}
+            other => return Err(open(TargetError::of_kind(other).into())),
+        }
         let parsed = SnapshotFile::parse(&file).map_err(decode)?;
         if parsed.extension.is_some() {
             let damage = verify_metadata(&file, &parsed).map_err(decode)?;

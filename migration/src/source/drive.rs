@@ -503,10 +503,11 @@ impl<'s, 'e> Driver<'s, 'e> {
                         false => paused.stay(true),
                     }
                 }
-                Ok(self
-                    .migration
-                    .progress
-                    .report(self.options.address.to_string()))
+                let uri = self.options.address.to_string();
+                Ok(MigrateReport {
+                    warning: self.migration.warning(),
+                    ..self.migration.progress.report(uri)
+                })
             }
             SourceState::Resumed {
                 why: Reason::Cancelled,

@@ -132,6 +132,17 @@ impl MigrateError {
         Self::Broken { doing, source }
     }
 
+    /// Whether a file may have got its name, and may not.
+    pub(crate) fn is_file_in_doubt(&self) -> bool {
+        match self {
+            Self::Broken { source, .. } => matches!(
+                ChannelError::inside(source),
+                Some(ChannelError::FileInDoubt { .. })
+            ),
+            _ => false,
+        }
+    }
+
     /// What the control side is told of it.
     pub(super) fn reason(&self) -> Reason {
         match self {

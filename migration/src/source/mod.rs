@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::channel::{Address, Stop};
+use crate::channel::{Address, ChannelError, Stop};
 use crate::switchover::{
     Advice, Choice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction,
     SourceConfig, SourceEvent, SourceState, Unexpected, Wanted,
@@ -86,6 +86,8 @@ struct Inner {
     actions: VecDeque<SourceAction>,
     /// Why it failed, in words; the first reason.
     error: Option<String>,
+    /// What could not be confirmed, in words.
+    warning: Option<String>,
     /// When each PING 1 went whose PONG has not come.
     asked: VecDeque<Instant>,
     /// How long such a PONG took, the fastest of all.
@@ -131,6 +133,7 @@ impl Migration {
                 source,
                 actions: VecDeque::new(),
                 error: None,
+                warning: None,
                 asked: VecDeque::new(),
                 round_trip: None,
                 heard: Instant::now(),
@@ -243,6 +246,11 @@ impl Migration {
         self.lock().error.clone()
     }
 
+    /// What could not be confirmed of one that has completed; see [`MigrateReport::warning`].
+    pub fn warning(&self) -> Option<String> {
+        self.lock().warning.clone()
+    }
+
     /// Why it was given up, as far as the control side knows; [`Self::error`] has the words.
     pub fn reason(&self) -> Option<Reason> {
         match self.lock().source.state() {
@@ -323,6 +331,13 @@ impl Migration {
         let text = crate::snapshot::chain(&error);
         tracing::debug!(%text, "noted");
         self.lock().error.get_or_insert(text);
+    }
+
+    /// Keeps in words what could not be confirmed of a stream that is whole.
+    fn warn(&self, unconfirmed: &ChannelError) {
+        let text = crate::snapshot::unconfirmed(unconfirmed);
+        tracing::debug!(%text, "not confirmed");
+        self.lock().warning = Some(text);
     }
 
     /// This side or the channel failed.

@@ -44,7 +44,7 @@ impl Asked {
     pub(super) fn acknowledge(mut self, id: MigrationId) {
         let verb = Verb::Known;
         let said = self.writer.write_all(&Query { id, verb }.encode());
-        if let Err(error) = said.and_then(|()| self.writer.finish()) {
+        if let Err(error) = said.and_then(|()| self.writer.finish().map(drop)) {
             tracing::debug!(%error, "the destination was not told that its answer is known");
         }
     }

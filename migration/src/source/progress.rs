@@ -80,6 +80,9 @@ impl Progress {
 pub struct MigrateReport {
     /// Where to.
     pub uri: String,
+    /// What could not be confirmed, in words, although all is there: that a file outlives a crash
+    /// of the host.
+    pub warning: Option<String>,
     /// Bytes of RAM.
     pub total_bytes: u64,
     /// Bytes written to all channels.
@@ -134,6 +137,7 @@ impl Progress {
         let get = Self::get;
         MigrateReport {
             uri,
+            warning: None,
             total_bytes: get(&self.total_bytes),
             transferred_bytes: get(&self.transferred_bytes),
             multifd_bytes: get(&self.multifd_bytes),

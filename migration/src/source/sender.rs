@@ -535,10 +535,21 @@ impl Sender<'_> {
     /// Without a return path the end of the channel is the only confirmation there is.
     fn last_way(mut self) -> Result<(), Stopped> {
         let is_file = matches!(self.options.address, crate::channel::Address::File { .. });
-        let sent = self.stream.eof(&self.devices);
+        // A disk fails while nobody may run.
+        let settled = self.stream.settle().map_err(EofError::Withheld);
+        let sent = settled.and_then(|()| self.stream.eof(&self.devices));
         let migration = self.migration;
         let event = match sent.map(|()| self.stream.finish()) {
-            Ok(Ok(())) => SourceEvent::EofWritten,
+            Ok(Ok(unconfirmed)) => {
+                if let Some(what) = unconfirmed {
+                    migration.warn(&what);
+                }
+                SourceEvent::EofWritten
+            }
+            Ok(Err(error)) if error.is_file_in_doubt() => {
+                migration.note(error);
+                SourceEvent::EofTorn
+            }
             // A file that never got its name is none.
             Ok(Err(error)) | Err(EofError::Torn(error) | EofError::Withheld(error)) if is_file => {
                 migration.note(error);

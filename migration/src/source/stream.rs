@@ -15,7 +15,7 @@ use paguro_wire::stream::{devices, header};
 
 use super::MigrateError;
 use super::forecast::Bandwidth;
-use crate::channel::Writer;
+use crate::channel::{ChannelError, Writer};
 
 /// The number of the RAM section; devices follow.
 const RAM_SECTION: u32 = 1;
@@ -255,8 +255,15 @@ impl Stream {
         }
     }
 
-    /// Ends the channel as a whole one.
-    pub(crate) fn finish(self) -> Result<(), MigrateError> {
+    /// Waits until what was written is on the disk, where it goes to one.
+    pub(crate) fn settle(&mut self) -> Result<(), MigrateError> {
+        self.writer
+            .settle()
+            .map_err(|error| MigrateError::broken("sync what was written to", error))
+    }
+
+    /// Ends the channel as a whole one; as [`Writer::finish`].
+    pub(crate) fn finish(self) -> Result<Option<ChannelError>, MigrateError> {
         self.writer
             .finish()
             .map_err(|error| MigrateError::broken("end the channel to", error))

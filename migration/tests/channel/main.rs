@@ -6,5 +6,6 @@ mod cancel;
 mod one_way;
 mod refused;
 mod silent;
+mod targets;
 mod tls;
 mod tools;

@@ -16,7 +16,9 @@ fn send(to: &str, bytes: &[u8]) -> std::io::Result<()> {
     let (mut reader, mut writer) = channel.split();
     assert!(reader.read(&mut [0]).is_err(), "it goes the other way");
     writer.write_all(bytes)?;
-    writer.finish()
+    let unconfirmed = writer.finish()?;
+    assert!(unconfirmed.is_none(), "{unconfirmed:?}");
+    Ok(())
 }
 
 fn receive(from: &str) -> std::io::Result<Vec<u8>> {
@@ -97,6 +99,22 @@ fn an_inherited_pipe_carries_a_stream() {
     assert!(matches!(error, ChannelError::Unsuitable { .. }), "{error}");
 }
 
+/// The last bytes make a stream a whole one, so a disk must fail before them, or at the beginning.
+#[test]
+fn what_was_inherited_and_cannot_be_synced_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(dir.path().join("x")).unwrap();
+    let to = inherited(file.into());
+    let (_, mut writer) = Outgoing::connect(&to, &options()).unwrap().split();
+    writer.write_all(b"x").unwrap();
+    writer.settle().unwrap();
+    assert!(writer.finish().unwrap().is_none());
+    let mut options_of_file = std::fs::File::options();
+    let name = options_of_file.write(true).open("/proc/self/comm").unwrap();
+    let error = Outgoing::connect(&inherited(name.into()), &options()).unwrap_err();
+    assert!(text(&error).starts_with("cannot sync fd:"), "{error}");
+}
+
 #[test]
 fn a_file_has_its_name_only_when_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -140,10 +158,7 @@ fn a_file_is_written_and_read_from_an_offset() {
 #[test]
 fn what_is_no_file_is_neither_replaced_nor_read_as_one() {
     let error = Outgoing::connect(&address("file:/dev/null"), &options()).unwrap_err();
-    assert_eq!(
-        text(&error),
-        "cannot create /dev/null: it is no regular file"
-    );
+    assert_eq!(text(&error), "cannot create /dev/null: it is a device");
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     rustix::fs::mknodat(

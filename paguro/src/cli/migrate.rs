@@ -38,10 +38,11 @@ by descriptor, and only the state of devices is sent: for replacing this program
 lives. The machine here cannot run again afterwards: there is one RAM, which the guest writes there.
 
 URI: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND (its standard input is the stream),
-file:PATH[,offset=N]. fd:, exec: and file: are those of the machine's process.
+file:PATH[,offset=N]. fd:, exec: and file: are those of the machine's process. A file is replaced
+as by `paguro snapshot`, when it is complete.
 
-Fields of --json on success: `status` (`completed`), `hint`, `error` and `advice` (null), and those of
-the engine's report, times in microseconds, sizes in bytes, pages of the host:
+Fields of --json on success: `status` (`completed`), `hint`, `error` and `advice` (null), `warning` (what
+could not be confirmed, null if there is nothing), and those of the engine's report, times in microseconds, sizes in bytes, pages of the host:
   uri, total_us, setup_us (until RAM began to be sent), track_us (of that, to begin tracking writes)
   downtime_us (the guest stood still, as the source sees it), forecast_us (by which it was stopped),
   last_dirty_bytes (what was left then), sync_us (the last look for written pages)

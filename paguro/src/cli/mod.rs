@@ -139,10 +139,14 @@ Examples:
   paguro snapshot --qmp unix:/tmp/a.sock a.snap --json | jq .pause_us
 
 When it returns, the file is complete and on disk. Until then an older file of that name stays as it
-was. Ctrl-C cancels; the guest runs on.
+was; the new one belongs to the user that runs the machine, with mode 0600. A link is followed, and
+the file replaced where it leads. What can be known to be in the way (a pipe, a device, a directory
+without the right to write, a name too long) is refused before the machine is paused. Ctrl-C cancels;
+the guest runs on.
 
-Fields of --json on success: `status` (`completed`), `hint` and `error` (null), and those of the
-engine's report, times in microseconds, sizes in bytes:
+Fields of --json on success: `status` (`completed`), `hint` and `error` (null), `warning` (what could
+not be confirmed, null if there is nothing), and those of the engine's report, times in
+microseconds, sizes in bytes:
   path, file_bytes (holes included), written_bytes, background
   total_pages, normal_pages (in the file), zero_pages
   faults (writes of the guest that waited for a copy), fault_pages (copied for them)

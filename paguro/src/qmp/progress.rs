@@ -46,6 +46,10 @@ fn of_job(job: &Job) -> Value {
         // It is in doubt, or goes on telling its destination that it was given up.
         (Work::Migration(migration), None) => Some(unfinished(migration)),
     };
+    let report = outcome.as_ref().and_then(|outcome| outcome.report.as_ref());
+    if let Some(warning) = report.and_then(|report| report["warning"].as_str()) {
+        all["x-paguro-warning"] = warning.into();
+    }
     if let Some(failure) = failure.filter(|_| status != "cancelled") {
         tell_failure(&mut all, failure);
     }

@@ -18,12 +18,13 @@ const IN_VAIN: Duration = Duration::from_secs(60);
 /// The program, in no environment that would change what it does.
 pub fn paguro<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(PAGURO);
-    clean(command.args(args));
+    plain(&mut command).args(args);
     command
 }
 
-fn clean(command: &mut Command) {
-    command.env_remove("PAGURO_FORCE").env_remove("PAGURO_LOG");
+/// In no such environment.
+pub fn plain(command: &mut Command) -> &mut Command {
+    command.env_remove("PAGURO_FORCE").env_remove("PAGURO_LOG")
 }
 
 /// What a command that ends by itself printed.
@@ -78,31 +79,23 @@ impl Machine {
 
     /// As [`Self::run_in_turn`], with that as its `PAGURO_FORCE`.
     pub fn run_forced(dir: &Path, args: &[&str], force: &str) -> Self {
-        Self::run_by(dir, args, |args| {
-            let mut command = paguro(args);
-            command.env("PAGURO_FORCE", force);
-            command
-        })
+        let mut command = paguro([""; 0]);
+        command.env("PAGURO_FORCE", force);
+        Self::run_by(command, dir, args)
     }
 
     /// As [`Self::run_in_turn`], in a cgroup.
     pub fn run_in(cgroup: &MemoryCgroup, dir: &Path, args: &[&str]) -> Self {
-        let members = cgroup.members();
-        Self::run_by(dir, args, |args| {
-            // Before it is the program, so that all that the program has is counted.
-            let mut command = Command::new("/bin/sh");
-            let join = r#"echo $$ > "$0" && exec "$@""#;
-            command
-                .args(["-c", join])
-                .arg(members)
-                .arg(PAGURO)
-                .args(args);
-            clean(&mut command);
-            command
-        })
+        // Before it is the program, so that all that the program has is counted.
+        let mut command = Command::new("/bin/sh");
+        let join = r#"echo $$ > "$0" && exec "$@""#;
+        command.args(["-c", join]).arg(cgroup.members()).arg(PAGURO);
+        plain(&mut command);
+        Self::run_by(command, dir, args)
     }
 
-    fn run_by(dir: &Path, args: &[&str], program: impl FnOnce(Vec<&str>) -> Command) -> Self {
+    /// The same by a command that has yet to be given arguments.
+    pub fn run_by(mut command: Command, dir: &Path, args: &[&str]) -> Self {
         let socket = dir.join("qmp.sock");
         let qmp = format!("unix:{}", socket.display());
         let mut all = vec!["run", "--qmp", &qmp, "--serial", "none"];
@@ -115,7 +108,8 @@ impl Machine {
             all.extend(["--memory", "16M"]);
         }
         all.extend(args);
-        let child = program(all)
+        let child = command
+            .args(all)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

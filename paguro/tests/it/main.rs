@@ -2,6 +2,7 @@
 
 mod cli;
 mod demo;
+mod files;
 mod handing_over;
 mod handing_over_fails;
 mod killed;
