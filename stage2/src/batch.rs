@@ -11,7 +11,7 @@
 
 use crate::cpu::Cpu;
 use crate::descriptor::{CONTIGUOUS, NO_TRANSLATE, VALID, child, is_valid, table_entry};
-use crate::layout::{BlockChange, PAGE_SIZE};
+use crate::layout::BlockChange;
 use crate::stage2::{Exclusive, Stage2};
 use crate::sync::{AtomicU64, Ordering};
 use crate::table::{CACHE_TABLES, Table, TableCache, TableMemory};
@@ -160,6 +160,7 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
                 self.report.entries_changed += 1;
             }
         }
+        self.stage2.clean_entries(entries);
         self.push(Change::Unhint { entries });
     }
 
@@ -235,10 +236,16 @@ impl<M: TableMemory, C: Cpu, B> Stage2<M, C, B> {
 
     pub(crate) fn clean_table(&self, table: &Table) {
         self.cpu
-            .clean((table as *const Table).cast(), PAGE_SIZE as usize);
+            .clean((table as *const Table).cast(), size_of::<Table>());
+    }
+
+    pub(crate) fn clean_entries(&self, entries: &[AtomicU64]) {
+        self.cpu
+            .clean(entries.as_ptr().cast(), size_of_val(entries));
     }
 
     pub(crate) fn clean_entry(&self, entry: &AtomicU64) {
-        self.cpu.clean((entry as *const AtomicU64).cast(), 8);
+        self.cpu
+            .clean((entry as *const AtomicU64).cast(), size_of::<AtomicU64>());
     }
 }

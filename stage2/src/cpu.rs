@@ -14,13 +14,16 @@ pub unsafe trait Cpu {
     /// Everything of this VM's VMID, stage 1 and 2 combined, on all CPUs (`tlbi vmalls12e1is`).
     fn invalidate_vm(&self);
 
-    /// The leaf of `level` at `ipa` on all CPUs, with what stage 1 made of it (`tlbi ipas2e1is`, `dsb
-    /// ish`, `tlbi vmalle1is`: a TLB may hold both stages as one entry, which the first does not find).
-    fn invalidate_ipa(&self, ipa: u64, level: u8);
+    /// The leaf at `ipa` on all CPUs, with what stage 1 made of it (`tlbi ipas2e1is`, `dsb ish`, `tlbi
+    /// vmalle1is`: a TLB may hold both stages as one entry, which the first does not find).
+    ///
+    /// With a `level` only a leaf of that level has to go (FEAT_TTL); without one, of any: under
+    /// FEAT_BBM level 2 a TLB may still hold the block that the tables have split.
+    fn invalidate_ipa(&self, ipa: u64, level: Option<u8>);
 
     /// The same on this CPU only: after a page became writable. A CPU that still holds the old entry
     /// takes one spurious fault and comes here itself, so nobody else is disturbed.
-    fn invalidate_ipa_here(&self, ipa: u64, level: u8);
+    fn invalidate_ipa_here(&self, ipa: u64, level: Option<u8>);
 
     /// Stores to tables become visible to the walkers (`dsb ishst`).
     fn publish(&self);

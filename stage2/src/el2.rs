@@ -33,11 +33,10 @@ impl El2 {
         self.vttbr.store(vttbr, Ordering::Release);
     }
 
-    fn operand(&self, ipa: u64, level: u8) -> u64 {
-        let ttl = if self.has_ttl {
-            (TTL_4_KIB | u64::from(level)) << TTL_SHIFT
-        } else {
-            0
+    fn operand(&self, ipa: u64, level: Option<u8>) -> u64 {
+        let ttl = match level {
+            Some(level) if self.has_ttl => (TTL_4_KIB | u64::from(level)) << TTL_SHIFT,
+            _ => 0,
         };
         ipa >> 12 | ttl
     }
@@ -93,7 +92,7 @@ unsafe impl Cpu for El2 {
         });
     }
 
-    fn invalidate_ipa(&self, ipa: u64, level: u8) {
+    fn invalidate_ipa(&self, ipa: u64, level: Option<u8>) {
         let operand = self.operand(ipa, level);
         // SAFETY: as above. The second operation is for entries that combine both stages; it must not
         // overtake the first, or a walk in between could combine anew what the first has yet to drop.
@@ -103,7 +102,7 @@ unsafe impl Cpu for El2 {
         });
     }
 
-    fn invalidate_ipa_here(&self, ipa: u64, level: u8) {
+    fn invalidate_ipa_here(&self, ipa: u64, level: Option<u8>) {
         let operand = self.operand(ipa, level);
         // SAFETY: as above, for this CPU only. The store barrier is the inner shareable one: another
         // CPU's walker may meet the new entry as soon as that vCPU faults on the old one.

@@ -177,7 +177,7 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
         };
         update(place.slot(), |raw| raw | WRITE);
         self.clean_entry(place.slot());
-        self.cpu.invalidate_ipa_here(place.start, place.level);
+        self.cpu.invalidate_ipa_here(place.start, self.hint(&place));
         resolution
     }
 
@@ -194,7 +194,7 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
                 return Resolution::Denied;
             }
             // A TLB may hold on to an entry that has become more permissive.
-            self.cpu.invalidate_ipa_here(place.start, place.level);
+            self.cpu.invalidate_ipa_here(place.start, self.hint(place));
         }
         Resolution::Retry
     }
@@ -223,7 +223,7 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
             guard.mark(place.start, place.end - place.start);
             place.slot().fetch_or(WRITE, Ordering::AcqRel);
             self.clean_entry(place.slot());
-            self.cpu.invalidate_ipa_here(place.start, place.level);
+            self.cpu.invalidate_ipa_here(place.start, self.hint(&place));
             return Resolution::Logged {
                 pages: (place.end - place.start) / PAGE_SIZE,
             };
@@ -260,6 +260,12 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
         Resolution::Logged { pages: 1 }
     }
 
+    /// The level that an invalidation may name. Under FEAT_BBM level 2 none: a split that is under way,
+    /// or just done, leaves the block in the TLBs until the end of its pass.
+    fn hint(&self, place: &Place<'_>) -> Option<u8> {
+        (self.config.block_change != BlockChange::Direct).then_some(place.level)
+    }
+
     /// One block for one table, with an invalidation of its own; see [`batch`](crate::batch) for many.
     fn exchange_block(&self, place: &Place<'_>, table_pa: u64) {
         let new = table_entry(table_pa);
@@ -270,7 +276,7 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
         };
         debug_assert!(is_valid(before));
         self.clean_entry(place.slot());
-        self.cpu.invalidate_ipa(place.start, place.level);
+        self.cpu.invalidate_ipa(place.start, self.hint(place));
         place.slot().store(new, Ordering::Release);
         self.clean_entry(place.slot());
         self.cpu.publish();

@@ -59,9 +59,7 @@ impl<B> Visitor<B> for Protect {
             }
         }
         if changed > 0 {
-            work.stage2
-                .cpu
-                .clean(entries.as_ptr().cast(), size_of_val(entries));
+            work.stage2.clean_entries(entries);
             work.report.entries_changed += changed;
             work.report.stale = true;
         }
@@ -108,9 +106,7 @@ impl<B: Deref<Target = [AtomicU64]>> Visitor<B> for Restore {
             changed += 1;
         }
         if changed > 0 {
-            work.stage2
-                .cpu
-                .clean(entries.as_ptr().cast(), size_of_val(entries));
+            work.stage2.clean_entries(entries);
             work.report.entries_changed += changed;
             work.report.stale = true;
         }

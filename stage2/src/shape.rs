@@ -181,9 +181,7 @@ impl<B: Deref<Target = [AtomicU64]>> Visitor<B> for Unmap {
             work.report.entries_changed += 1;
             work.report.stale = true;
         }
-        work.stage2
-            .cpu
-            .clean(entries.as_ptr().cast(), size_of_val(entries));
+        work.stage2.clean_entries(entries);
         Flow::Continue(())
     }
 

@@ -465,6 +465,7 @@ fn probe(tables: &Tables, model: &Model) {
 }
 
 fn compare(tables: &Tables, model: &Model) {
+    tables.cpu().assert_cleaned();
     let mut mapped_bytes = 0;
     for leaf in leaves(tables, 0..1 << tables.config().ipa_bits) {
         mapped_bytes += leaf.range.end - leaf.range.start;

@@ -92,11 +92,11 @@ struct NoBroadcast(El2);
 unsafe impl Cpu for NoBroadcast {
     fn invalidate_vm(&self) {}
 
-    fn invalidate_ipa(&self, ipa: u64, level: u8) {
+    fn invalidate_ipa(&self, ipa: u64, level: Option<u8>) {
         self.0.invalidate_ipa(ipa, level);
     }
 
-    fn invalidate_ipa_here(&self, ipa: u64, level: u8) {
+    fn invalidate_ipa_here(&self, ipa: u64, level: Option<u8>) {
         self.0.invalidate_ipa_here(ipa, level);
     }
 

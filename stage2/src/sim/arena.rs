@@ -1,10 +1,11 @@
 //! Table memory on the heap, with a budget.
 
+use super::rules::Rules;
 use crate::sync::Mutex;
 use crate::table::{Table, TableMemory};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where the simulated tables stand; aligned for a root of sixteen.
 const BASE_PA: u64 = 0x7000_0000_0000;
@@ -21,6 +22,7 @@ struct Pool {
     in_use: Vec<AtomicBool>,
     free: Mutex<Vec<usize>>,
     budget: AtomicU64,
+    rules: OnceLock<Rules>,
 }
 
 impl Arena {
@@ -34,6 +36,7 @@ impl Arena {
             in_use,
             free,
             budget: AtomicU64::new(u64::MAX),
+            rules: OnceLock::new(),
         }))
     }
 
@@ -51,13 +54,37 @@ impl Arena {
             .count()
     }
 
-    /// The entry as it is now; `None` if its table was given back.
-    pub(crate) fn entry(&self, table_pa: u64, slot: usize) -> Option<u64> {
-        let at = Self::index(table_pa);
-        let table = self.0.in_use[at]
-            .load(Ordering::SeqCst)
-            .then_some(&self.0.tables[at])?;
-        Some(table.entries()[slot].load(crate::sync::Ordering::SeqCst))
+    /// From now on all changes of tables are checked.
+    pub(super) fn watch(&self, rules: Rules) {
+        let watched = self.0.rules.set(rules).is_ok();
+        assert!(watched, "one tree at a time is checked");
+    }
+
+    pub(super) fn rules(&self) -> Option<&Rules> {
+        self.0.rules.get()
+    }
+
+    /// Memory of tables was changed and is cleaned.
+    pub(super) fn cleaned(&self, start: *const u8, bytes: usize) {
+        let Some(rules) = self.rules() else {
+            return;
+        };
+        let from_first = start.addr() - self.0.tables.as_ptr().addr();
+        let (table, byte) = (
+            from_first / size_of::<Table>(),
+            from_first % size_of::<Table>(),
+        );
+        // Entries are larger under shuttle, whose atomics are more than their value.
+        let entry_bytes = size_of::<Table>() / 512;
+        let slots = byte / entry_bytes..(byte + bytes.max(1)).div_ceil(entry_bytes).min(512);
+        let pa = BASE_PA + table as u64 * TABLE_BYTES;
+        rules.cleaned(pa, slots, |slot| self.entry(pa, slot));
+    }
+
+    /// The entry as it is now.
+    pub(super) fn entry(&self, table_pa: u64, slot: usize) -> u64 {
+        let table = &self.0.tables[Self::index(table_pa)];
+        table.entries()[slot].load(crate::sync::Ordering::SeqCst)
     }
 
     fn index(pa: u64) -> usize {
@@ -89,10 +116,17 @@ unsafe impl TableMemory for Arena {
         for used in &self.0.in_use[first..first + tables] {
             assert!(!used.swap(true, Ordering::SeqCst), "table handed out twice");
         }
-        Some(BASE_PA + first as u64 * TABLE_BYTES)
+        let pa = BASE_PA + first as u64 * TABLE_BYTES;
+        if let Some(rules) = self.rules() {
+            rules.allocated(pa, tables);
+        }
+        Some(pa)
     }
 
     fn free(&self, pa: u64, tables: usize) {
+        if let Some(rules) = self.rules() {
+            rules.freed(pa, tables);
+        }
         let first = Self::index(pa);
         for used in &self.0.in_use[first..first + tables] {
             assert!(used.swap(false, Ordering::SeqCst), "table given back twice");

@@ -1,11 +1,12 @@
 //! CPUs with TLBs.
 
-use super::Arena;
+use super::rules::Rules;
+use super::{Arena, Gate};
 use crate::cpu::Cpu;
-use crate::descriptor::{ACCESSED, ADDRESS, CONTIGUOUS, DIRTY_MODIFIER, NO_TRANSLATE, WRITE};
-use crate::descriptor::{index, is_table, is_valid, output, span};
+use crate::descriptor::{ACCESSED, ADDRESS, Attributes, CONTIGUOUS, DIRTY_MODIFIER, NO_TRANSLATE};
+use crate::descriptor::{Execute, WRITE, index, is_table, is_valid, output, span};
 use crate::fault::{Access, Fault, FaultKind, Resolution};
-use crate::layout::BlockChange;
+use crate::layout::{BlockChange, Config};
 use crate::stage2::Stage2;
 use crate::sync::{AtomicU64, Mutex, Ordering, thread_local};
 use crate::table::{TableCache, TableMemory};
@@ -16,6 +17,9 @@ use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 
 /// Entries of a TLB; the oldest makes room.
 const TLB_ENTRIES: usize = 48;
+/// Faults of one access that are not the log's, nor somebody's change under way, but a fault path that
+/// does not see what is wrong.
+const FAULTS_MAX: u64 = 100_000;
 
 thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -23,18 +27,8 @@ thread_local! {
 
 struct Cached {
     range: Range<u64>,
-    pa: u64,
-    entry: u64,
-    /// How the walker came to it.
-    path: Vec<Step>,
-}
-
-/// An entry that the walker read.
-#[derive(Clone, Copy)]
-struct Step {
-    table_pa: u64,
-    slot: usize,
     level: u8,
+    pa: u64,
     entry: u64,
 }
 
@@ -44,6 +38,7 @@ pub struct Cpus {
     broadcasts: Counter,
     broken: Broken,
     arena: Option<Arena>,
+    gate: Gate,
 }
 
 /// Accesses by which a late invalidation is late.
@@ -66,14 +61,35 @@ impl Cpus {
             broadcasts: Counter::new(0),
             broken: Broken::Not,
             arena: None,
+            gate: Gate::new(),
         }
     }
 
-    /// From now on every invalidation looks whether a TLB holds an entry that has changed its size, or
-    /// lost its hint, in tables from `arena`: there it should have been broken, or marked nT.
-    pub fn check_break_before_make(mut self, arena: &Arena) -> Self {
+    /// From now on every change of the tables that are made next, by `config` and from `arena`, is held
+    /// to what the architecture demands before an entry may be made, or a table be given back. A breach
+    /// stops the program where it is committed, whether or not a TLB holds what it should not.
+    pub fn strict(mut self, arena: &Arena, config: &Config) -> Self {
+        arena.watch(Rules::new(config));
         self.arena = Some(arena.clone());
         self
+    }
+
+    /// Strict CPUs stop the program if an entry was changed and not cleaned (for walkers that are not
+    /// coherent). To be called while nobody is at work on the tables.
+    pub fn assert_cleaned(&self) {
+        if let Some((arena, rules)) = self.rules() {
+            rules.assert_cleaned(|table_pa, slot| arena.entry(table_pa, slot));
+        }
+    }
+
+    fn rules(&self) -> Option<(&Arena, &Rules)> {
+        let arena = self.arena.as_ref()?;
+        Some((arena, arena.rules()?))
+    }
+
+    /// Where a pass can be stopped.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// CPUs on which broadcast invalidation does nothing: to see that a test would notice.
@@ -98,7 +114,8 @@ impl Cpus {
         self.broadcasts.load(Relaxed)
     }
 
-    fn each_tlb(&self, change: impl Fn(&mut Vec<Cached>)) {
+    /// A broadcast invalidation of the whole VM, or of a leaf and the level that is hinted.
+    fn broadcast(&self, leaf: Option<(u64, Option<u8>)>) {
         self.broadcasts.fetch_add(1, Relaxed);
         match &self.broken {
             Broken::Not => {}
@@ -109,12 +126,12 @@ impl Cpus {
                 return;
             }
         }
+        let number = self.rules().map(|(_, rules)| rules.begin_invalidation());
         for tlb in &self.tlbs {
-            let mut tlb = tlb.lock().unwrap();
-            if let Some(arena) = &self.arena {
-                tlb.iter().for_each(|cached| check_path(arena, cached));
-            }
-            change(&mut tlb);
+            forget(&mut tlb.lock().unwrap(), leaf);
+        }
+        if let (Some((_, rules)), Some(number)) = (self.rules(), number) {
+            rules.end_invalidation(number, leaf);
         }
     }
 
@@ -133,60 +150,49 @@ impl Cpus {
     }
 }
 
-/// A walk that starts now, from anywhere in what is cached, must not find another size; and what was
-/// walked through must not be given back before it is invalidated.
-fn check_path(arena: &Arena, cached: &Cached) {
-    let now = |step: &Step| {
-        let entry = arena.entry(step.table_pa, step.slot);
-        entry.unwrap_or_else(|| {
-            panic!(
-                "a table was given back too early, at {:#x}",
-                cached.range.start
-            )
-        })
+fn forget(tlb: &mut Vec<Cached>, leaf: Option<(u64, Option<u8>)>) {
+    let Some((ipa, hint)) = leaf else {
+        return tlb.clear();
     };
-    cached.path.iter().for_each(|step| {
-        now(step);
-    });
-    for step in &cached.path {
-        let now = now(step);
-        if !is_valid(now) || !is_table(now, step.level) && now & NO_TRANSLATE != 0 {
-            return;
-        }
-        let same_size = is_table(now, step.level) == is_table(step.entry, step.level)
-            && (is_table(now, step.level) || (now ^ step.entry) & CONTIGUOUS == 0);
-        assert!(
-            same_size,
-            "break-before-make was forgotten at {:#x}",
-            cached.range.start
-        );
-    }
+    let is_other_level = |level| hint.is_some_and(|hint| hint != level);
+    tlb.retain(|cached| !cached.range.contains(&ipa) || is_other_level(cached.level));
 }
 
 // SAFETY: each invalidation takes the lock of every TLB concerned, which a CPU holds from translation
 // to the end of the access, so none is under way through an entry that is gone; mutexes order memory.
 unsafe impl Cpu for Cpus {
     fn invalidate_vm(&self) {
-        self.each_tlb(Vec::clear);
+        self.broadcast(None);
     }
 
-    fn invalidate_ipa(&self, ipa: u64, _level: u8) {
-        self.each_tlb(|tlb| tlb.retain(|cached| !cached.range.contains(&ipa)));
+    fn invalidate_ipa(&self, ipa: u64, level: Option<u8>) {
+        self.broadcast(Some((ipa, level)));
     }
 
-    fn invalidate_ipa_here(&self, ipa: u64, _level: u8) {
+    fn invalidate_ipa_here(&self, ipa: u64, level: Option<u8>) {
         if let Some(tlb) = self.tlbs.get(CURRENT.with(Cell::get)) {
-            tlb.lock()
-                .unwrap()
-                .retain(|cached| !cached.range.contains(&ipa));
+            forget(&mut tlb.lock().unwrap(), Some((ipa, level)));
         }
     }
 
     fn publish(&self) {}
 
-    #[cfg(not(feature = "shuttle"))]
+    fn clean(&self, start: *const u8, bytes: usize) {
+        if let Some(arena) = &self.arena {
+            arena.cleaned(start, bytes);
+        }
+    }
+
+    fn should_yield(&self) -> bool {
+        self.gate.pass()
+    }
+
     fn relax(&self) {
+        self.gate.wait();
+        #[cfg(not(feature = "shuttle"))]
         std::thread::yield_now();
+        #[cfg(feature = "shuttle")]
+        crate::sync::spin_loop();
     }
 }
 
@@ -234,7 +240,7 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
         access: Access,
         operation: impl Fn(u64) -> R,
     ) -> Result<R, Stopped> {
-        loop {
+        for _ in 0..FAULTS_MAX {
             let fault = match self.instruction(ipa, access, &operation) {
                 Ok(result) => return Ok(result),
                 Err(fault) => fault,
@@ -247,6 +253,7 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
                 resolution => return Err(Stopped { resolution, fault }),
             }
         }
+        panic!("the same fault comes for ever, at {ipa:#x}");
     }
 
     /// The tables set aside for this CPU's faults.
@@ -267,8 +274,15 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
         let hit = tlb.iter().position(|cached| cached.range.contains(&ipa));
         if let Some(at) = hit {
             let cached = &tlb[at];
+            let pa = cached.pa + (ipa - cached.range.start);
+            if self.stage2.cpu.arena.is_some() {
+                self.check_hit(ipa, pa);
+            }
+            if !may(access, cached.entry | WRITE) {
+                return Err(fault(FaultKind::Permission));
+            }
             if access != Access::Write || cached.entry & WRITE != 0 {
-                return Ok(operation(cached.pa + (ipa - cached.range.start)));
+                return Ok(operation(pa));
             }
             if cached.entry & DIRTY_MODIFIER == 0 || !self.stage2.config.hardware_dirty {
                 return Err(fault(FaultKind::Permission));
@@ -279,8 +293,7 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
         if ipa >= self.stage2.layout.limit() {
             return Err(fault(FaultKind::Translation));
         }
-        let mut path = Vec::with_capacity(4);
-        let place = self.walk(ipa, &mut path);
+        let place = self.walk(ipa);
         let mut entry = place.entry;
         loop {
             if !is_valid(entry) {
@@ -292,6 +305,9 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
                     return Err(fault(FaultKind::AccessFlag));
                 }
                 wanted |= ACCESSED;
+            }
+            if !may(access, entry | WRITE) {
+                return Err(fault(FaultKind::Permission));
             }
             if access == Access::Write && entry & WRITE == 0 {
                 if !self.stage2.config.hardware_dirty || entry & DIRTY_MODIFIER == 0 {
@@ -317,8 +333,8 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
         let cached = Cached {
             pa: pa - (place.start - start),
             range,
+            level: place.level,
             entry,
-            path,
         };
         if entry & NO_TRANSLATE == 0 {
             insert(&mut tlb, cached, self.stage2.config.block_change);
@@ -326,20 +342,24 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
         Ok(operation(pa + (ipa - place.start)))
     }
 
+    /// What the tables say now, if anything, is what the TLB says.
+    fn check_hit(&self, ipa: u64, pa: u64) {
+        let place = self.walk(ipa);
+        let now = output(place.entry, place.level) + (ipa - place.start);
+        assert!(
+            !is_valid(place.entry) || now == pa,
+            "a TLB leads from {ipa:#x} to {pa:#x}, and the tables to {now:#x}"
+        );
+    }
+
     /// As hardware does it: without a lock, each entry read once.
-    fn walk(&self, ipa: u64, path: &mut Vec<Step>) -> Place<'s> {
+    fn walk(&self, ipa: u64) -> Place<'s> {
         let mut level = self.stage2.layout.start_level;
         let mut table_pa = self.stage2.root_pa_of(ipa);
         loop {
             let table = self.stage2.table_at(table_pa);
             let slot = index(ipa, level);
             let entry = table.entries()[slot].load(Ordering::Acquire);
-            path.push(Step {
-                table_pa,
-                slot,
-                level,
-                entry,
-            });
             if !is_table(entry, level) {
                 let start = ipa & !(span(level) - 1);
                 return Place {
@@ -357,19 +377,29 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
     }
 }
 
+/// Whether the permissions of an entry allow the access.
+fn may(access: Access, entry: u64) -> bool {
+    let attributes = Attributes::of(entry);
+    match access {
+        Access::Read => attributes.read,
+        Access::Write => entry & WRITE != 0,
+        Access::Execute => attributes.execute == Execute::All,
+    }
+}
+
 fn insert(tlb: &mut Vec<Cached>, new: Cached, block_change: BlockChange) {
     let overlaps =
         |old: &Cached| old.range.start < new.range.end && new.range.start < old.range.end;
-    if block_change != BlockChange::Direct {
-        let conflict = tlb
-            .iter()
-            .find(|old| overlaps(old) && old.range != new.range);
-        assert!(
-            conflict.is_none(),
-            "TLB conflict at {:#x}: an entry changed its size without break-before-make",
-            new.range.start
-        );
-    }
+    let agrees = |old: &Cached| {
+        old.pa.wrapping_sub(old.range.start) == new.pa.wrapping_sub(new.range.start)
+            && (old.range == new.range || block_change == BlockChange::Direct)
+    };
+    let conflict = tlb.iter().find(|old| overlaps(old) && !agrees(old));
+    assert!(
+        conflict.is_none(),
+        "TLB conflict at {:#x}: an entry changed its size or output without break-before-make",
+        new.range.start
+    );
     tlb.retain(|old| old.range != new.range);
     if tlb.len() == TLB_ENTRIES {
         tlb.remove(0);

@@ -19,10 +19,7 @@ pub const BLOCK_CHANGES: [BlockChange; 3] = [
 
 pub fn machine(config: Config, tables: usize, cpus: usize) -> Tables {
     let arena = Arena::new(tables);
-    let mut cpus = Cpus::new(cpus);
-    if config.block_change != BlockChange::Direct {
-        cpus = cpus.check_break_before_make(&arena);
-    }
+    let cpus = Cpus::new(cpus).strict(&arena, &config);
     Stage2::new(config, arena, cpus).unwrap()
 }
 
