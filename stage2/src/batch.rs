@@ -5,6 +5,9 @@
 //! that nobody can reach any more go back to the allocator. Both halves are done under one hold of the
 //! lock, so a vCPU that met a missing entry finds it made again when it gets the lock.
 //!
+//! Removing a leaf is the first half of a change whose second half is somebody else's: as soon as the
+//! lock is free, another CPU may map something else there. So the invalidation comes before that, too.
+//!
 //! The hardware may be changing entries too. What it can change in an entry that is exchanged here is
 //! the access flag alone (DBM is set only on pages, and only while they are logged), and a lost access
 //! flag is set again by the next access.
@@ -45,6 +48,8 @@ pub(crate) struct Work<'a, 'c, M: TableMemory, C: Cpu, B> {
     pub(crate) report: &'a mut PassReport,
     /// A table was wanted and the cache was empty.
     pub(crate) starved: bool,
+    /// Leaves are gone whose translation TLBs may still hold.
+    removed: bool,
     cache: &'a mut TableCache<'c, M>,
     batch: Batch<'a>,
 }
@@ -67,6 +72,7 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
             bounds,
             report,
             starved: false,
+            removed: false,
             cache,
             batch,
         }
@@ -164,6 +170,25 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
         self.push(Change::Unhint { entries });
     }
 
+    /// Removes all that the slots map.
+    pub(crate) fn remove(
+        &mut self,
+        table: &Table,
+        slots: Range<usize>,
+        mut each: impl FnMut(usize, u64),
+    ) {
+        let entries = &table.entries()[slots.clone()];
+        let before = self.report.entries_changed;
+        for (slot, entry) in slots.zip(entries) {
+            if entry.load(Ordering::Relaxed) != 0 {
+                each(slot, entry.swap(0, Ordering::AcqRel));
+                self.report.entries_changed += 1;
+            }
+        }
+        self.removed |= self.report.entries_changed != before;
+        self.stage2.clean_entries(entries);
+    }
+
     /// Frees an unlinked table once no walker can be in it.
     pub(crate) fn retire(&mut self, table_pa: u64) {
         self.push(Change::Retire { table_pa });
@@ -174,9 +199,10 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
         self.batch.len += 1;
     }
 
-    /// One invalidation, then the second half of everything begun.
+    /// One invalidation, then the second half of everything begun. Belongs before the lock is given up.
     pub(crate) fn complete(&mut self) {
-        if self.batch.len == 0 {
+        let removed = core::mem::take(&mut self.removed);
+        if self.batch.len == 0 && !removed {
             return;
         }
         let len = core::mem::take(&mut self.batch.len);
@@ -187,6 +213,7 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
             Change::Retire { .. } => true,
         };
         if self.stage2.config.block_change == BlockChange::Direct
+            && !removed
             && !changes.iter().flatten().any(frees)
         {
             // Old and new translate alike, and these CPUs may hold both: the pass's last one will do.

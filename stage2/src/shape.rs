@@ -141,7 +141,45 @@ impl<B> Visitor<B> for Merge {
     }
 }
 
-/// Removes all entries of a range, and tables left without any.
+/// What reaches out of the range was split before; if it is there all the same, somebody mapped it, or
+/// merged it, while the lock was free between two passes.
+pub(crate) fn cut_block<M: TableMemory, C: Cpu, B>(
+    place: &Place<'_>,
+    work: &mut Work<'_, '_, M, C, B>,
+) -> Flow {
+    let size = place.end - place.start;
+    let set = place.start & !(16 * size - 1);
+    let set_is_within = work.bounds.start <= set && set + 16 * size <= work.bounds.end;
+    if place.entry & CONTIGUOUS != 0 && !set_is_within {
+        let first = place.slot & !15;
+        work.unhint(place.table, first..first + 16);
+    } else if !place.is_within(&work.bounds) {
+        work.split(place);
+    } else {
+        return Flow::Continue(());
+    }
+    Flow::Break(place.start.max(work.bounds.start))
+}
+
+/// The same for the contiguous sets at both ends of some pages.
+pub(crate) fn cut_pages<M: TableMemory, C: Cpu, B>(
+    pages: &Pages<'_>,
+    work: &mut Work<'_, '_, M, C, B>,
+) -> Flow {
+    for slot in [pages.slots.start, pages.slots.end - 1] {
+        let set = slot & !15..(slot & !15) + 16;
+        let is_within = pages.slots.start <= set.start && set.end <= pages.slots.end;
+        let entry = pages.table.entries()[slot].load(Ordering::Relaxed);
+        if !is_within && entry & (VALID | CONTIGUOUS) == VALID | CONTIGUOUS {
+            work.unhint(pages.table, set);
+            return Flow::Break(pages.start);
+        }
+    }
+    Flow::Continue(())
+}
+
+/// Removes all entries of a range, and tables left without any. Contiguous sets go as a whole: while the
+/// lock is free none may be there in part.
 pub(crate) struct Unmap;
 
 impl<B: Deref<Target = [AtomicU64]>> Visitor<B> for Unmap {
@@ -150,15 +188,13 @@ impl<B: Deref<Target = [AtomicU64]>> Visitor<B> for Unmap {
         place: &Place<'_>,
         work: &mut Work<'_, '_, M, C, B>,
     ) -> Flow {
-        if !place.is_within(&work.bounds) {
-            // The edges were split before; a merge on another CPU undid it while the lock was free.
-            work.split(place);
-            return Flow::Break(place.start.max(work.bounds.start));
-        }
-        place.slot().swap(0, Ordering::AcqRel);
-        work.stage2.clean_entry(place.slot());
-        work.report.entries_changed += 1;
-        work.report.stale = true;
+        cut_block(place, work)?;
+        let first = place.slot & !15;
+        let slots = match place.entry & CONTIGUOUS {
+            0 => place.slot..place.slot + 1,
+            _ => first..first + 16,
+        };
+        work.remove(place.table, slots, |_, _| ());
         Flow::Continue(())
     }
 
@@ -167,21 +203,15 @@ impl<B: Deref<Target = [AtomicU64]>> Visitor<B> for Unmap {
         pages: &Pages<'_>,
         work: &mut Work<'_, '_, M, C, B>,
     ) -> Flow {
-        let entries = &pages.table.entries()[pages.slots.clone()];
-        for (at, entry) in entries.iter().enumerate() {
-            if entry.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
+        cut_pages(pages, work)?;
+        let guard = work.guard;
+        work.remove(pages.table, pages.slots.clone(), |slot, old| {
             // Written since the hardware's log was last harvested: nobody can see that later.
-            let old = entry.swap(0, Ordering::AcqRel);
             if old & (DIRTY_MODIFIER | WRITE) == DIRTY_MODIFIER | WRITE {
-                work.guard
-                    .mark(pages.start + at as u64 * PAGE_SIZE, PAGE_SIZE);
+                let page = (slot - pages.slots.start) as u64;
+                guard.mark(pages.start + page * PAGE_SIZE, PAGE_SIZE);
             }
-            work.report.entries_changed += 1;
-            work.report.stale = true;
-        }
-        work.stage2.clean_entries(entries);
+        });
         Flow::Continue(())
     }
 
@@ -196,6 +226,14 @@ impl<B: Deref<Target = [AtomicU64]>> Visitor<B> for Unmap {
         // Filled by the last table below: that has to be completed, then this one is come to again.
         if work.batch_is_full() {
             return Flow::Break(place.start);
+        }
+        // Parts that were walked before the lock was free for a while may be mapped again.
+        let children = work.stage2.below(place.entry).entries();
+        if children
+            .iter()
+            .any(|entry| entry.load(Ordering::Relaxed) != 0)
+        {
+            return Flow::Continue(());
         }
         place.slot().store(0, Ordering::Release);
         work.stage2.clean_entry(place.slot());

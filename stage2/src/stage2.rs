@@ -220,6 +220,9 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
     /// Removes what is mapped in the range; absent parts are no error. When it returns no CPU can reach
     /// the memory through these tables any more, so it may be given to somebody else.
     ///
+    /// What another CPU maps in the range meanwhile stays mapped, if it came behind the pass. It comes
+    /// after an invalidation: the lock is not given up before what was unmapped is gone from the TLBs.
+    ///
     /// Bits of pages that were written before stay set in a dirty log.
     ///
     /// # Errors

@@ -191,3 +191,36 @@ fn stopping_under_running_guests_leaves_them_running() {
         assert!(leaf(&tables, 0).is_some_and(|leaf| leaf.level == 2 && leaf.writable));
     });
 }
+
+/// A page is unmapped, and then all around it, while another CPU maps it elsewhere: it is there at its new
+/// place, or was unmapped after that; nothing is left of the old one, and no table is lost.
+#[test]
+fn unmapping_beside_mapping_leaves_one_or_the_other() {
+    both_schedulers(|| {
+        let tables = Arc::new(machine(Config::new(36), 12, 2));
+        let used = tables.memory().used();
+        for mapped in [0..2 * PAGE, MIB_2..MIB_2 + PAGE] {
+            tables
+                .map(mapped.clone(), mapped.start + PAGE, Attributes::RAM)
+                .unwrap();
+        }
+        let guest = {
+            let tables = tables.clone();
+            thread::spawn(move || {
+                let mut cpu = SoftCpu::new(&tables, 0);
+                let _ = cpu.access(0, Access::Read, |_| ());
+                let page = Attributes::RAM;
+                if tables.map_page(cpu.tables(), 0, 9 * PAGE, page).unwrap() {
+                    let now = cpu.access(0, Access::Read, |pa| pa);
+                    assert!(now.is_err() || now == Ok(9 * PAGE), "{now:x?}");
+                }
+            })
+        };
+        // The page beside it keeps the table.
+        tables.unmap(0..PAGE).unwrap();
+        tables.unmap(0..GIB).unwrap();
+        guest.join().unwrap();
+        tables.unmap(0..GIB).unwrap();
+        assert_eq!(tables.memory().used(), used, "a table was lost");
+    });
+}
