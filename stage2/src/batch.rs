@@ -48,8 +48,12 @@ pub(crate) struct Work<'a, 'c, M: TableMemory, C: Cpu, B> {
     pub(crate) report: &'a mut PassReport,
     /// A table was wanted and the cache was empty.
     pub(crate) starved: bool,
+    /// The walk has to come here again when it is done with what it has begun.
+    pub(crate) again: Option<u64>,
     /// Leaves are gone whose translation TLBs may still hold.
     removed: bool,
+    /// Chunks walked since the lock could last be given up without an invalidation.
+    chunks: usize,
     cache: &'a mut TableCache<'c, M>,
     batch: Batch<'a>,
 }
@@ -72,14 +76,35 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
             bounds,
             report,
             starved: false,
+            again: None,
             removed: false,
+            chunks: 0,
             cache,
             batch,
         }
     }
 
-    pub(crate) fn wants_yield(&self) -> bool {
-        self.guard.contended() || self.stage2.cpu.should_yield()
+    /// Asked after each chunk. A hypervisor that wants the lock to be given up gets it at once; somebody
+    /// who waits for it, as soon as that costs no invalidation, or the batch has as many chunks as it has
+    /// places: 32 blocks under faults share one then, as they do without.
+    pub(crate) fn wants_yield(&mut self) -> bool {
+        let owes = self.owes_invalidation();
+        self.chunks = if owes { self.chunks + 1 } else { 0 };
+        let may_yield = !owes || self.chunks >= CACHE_TABLES;
+        may_yield && self.guard.contended() || self.stage2.cpu.should_yield()
+    }
+
+    /// Whether an invalidation has to come before the lock may be given up.
+    fn owes_invalidation(&self) -> bool {
+        let needed = |change: &Change<'_>| match change {
+            // Old and new translate alike, and CPUs of FEAT_BBM level 2 may hold both.
+            Change::Exchange { retired: None, .. } | Change::Unhint { .. } => {
+                self.stage2.config.block_change != BlockChange::Direct
+            }
+            Change::Exchange { .. } | Change::Retire { .. } => true,
+        };
+        let changes = &self.batch.changes[..self.batch.len];
+        self.removed || changes.iter().flatten().any(needed)
     }
 
     pub(crate) fn batch_is_full(&self) -> bool {
@@ -201,28 +226,21 @@ impl<'a, 'c, M: TableMemory, C: Cpu, B> Work<'a, 'c, M, C, B> {
 
     /// One invalidation, then the second half of everything begun. Belongs before the lock is given up.
     pub(crate) fn complete(&mut self) {
-        let removed = core::mem::take(&mut self.removed);
-        if self.batch.len == 0 && !removed {
+        if self.batch.len == 0 && !self.removed {
             return;
         }
-        let len = core::mem::take(&mut self.batch.len);
-        let changes = &mut self.batch.changes[..len];
-        let frees = |change: &Change<'_>| match change {
-            Change::Exchange { retired, .. } => retired.is_some(),
-            Change::Unhint { .. } => false,
-            Change::Retire { .. } => true,
-        };
-        if self.stage2.config.block_change == BlockChange::Direct
-            && !removed
-            && !changes.iter().flatten().any(frees)
-        {
-            // Old and new translate alike, and these CPUs may hold both: the pass's last one will do.
-            self.report.stale = true;
-        } else {
+        if self.owes_invalidation() {
             self.stage2.cpu.invalidate_vm();
             self.report.invalidations += 1;
             self.report.stale = false;
+        } else {
+            // The pass's last one will do.
+            self.report.stale = true;
         }
+        self.removed = false;
+        self.chunks = 0;
+        let len = core::mem::take(&mut self.batch.len);
+        let changes = &mut self.batch.changes[..len];
         for change in changes.iter_mut().filter_map(Option::take) {
             match change {
                 Change::Exchange { slot, new, retired } => {

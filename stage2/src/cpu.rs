@@ -35,8 +35,9 @@ pub unsafe trait Cpu {
     }
 
     /// Asked between two chunks of a pass (at most 2 MiB of pages each, or one block): `true` makes
-    /// the pass give up the lock before it goes on. It does so unasked when a vCPU waits for the lock;
-    /// this is for reasons of the hypervisor's own, such as a pending interrupt.
+    /// the pass give up the lock before it goes on, after an invalidation if blocks are in the middle of
+    /// a change. It does so unasked when a vCPU waits for the lock; this is for reasons of the
+    /// hypervisor's own, such as a pending interrupt.
     fn should_yield(&self) -> bool {
         false
     }

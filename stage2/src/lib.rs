@@ -52,8 +52,9 @@
 //! vCPUs may run through everything here, except dropping the [`Stage2`]. [`handle_fault`] and
 //! [`map_page`] are called by the vCPU that faulted, on its own CPU, with a [`TableCache`] of its own;
 //! the cache is filled before the lock is taken. Passes walk in chunks and give the lock up as soon as
-//! somebody waits for it, or [`Cpu::should_yield`] says so; then they walk again from the root. Two
-//! passes at once answer `Busy`. [`unmap`], [`map`] and faults go on during a pass.
+//! somebody waits for it (amid splits, merges and unmapping, where that costs an invalidation, after up
+//! to 32 chunks), or [`Cpu::should_yield`] says so; then they walk again from the root. Two passes at
+//! once answer `Busy`. [`unmap`], [`map`] and faults go on during a pass.
 //!
 //! A fault handler is this, in full:
 //!

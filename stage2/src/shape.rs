@@ -43,8 +43,12 @@ impl<B> Visitor<B> for Split {
             let first = place.slot & !15;
             work.unhint(place.table, first..first + 16);
             // The neighbours are broken with it; to split it, come again when it is made.
-            if splits || work.batch_is_full() {
-                return Flow::Break(place.start.max(work.bounds.start));
+            let again = place.start.max(work.bounds.start);
+            if splits {
+                work.again.get_or_insert(again);
+            }
+            if work.batch_is_full() {
+                return Flow::Break(again);
             }
             return Flow::Continue(());
         }
@@ -53,8 +57,12 @@ impl<B> Visitor<B> for Split {
             if !work.split(place) {
                 return Flow::Break(again);
             }
-            // What replaces a 1 GiB block may have to be split again, once it is linked.
-            if place.level == 1 || work.batch_is_full() {
+            // What replaces a 1 GiB block may have to be split again, once it is linked. Its neighbours
+            // come first, to share the invalidation.
+            if place.level == 1 {
+                work.again.get_or_insert(again);
+            }
+            if work.batch_is_full() {
                 return Flow::Break(again);
             }
         }

@@ -10,6 +10,10 @@
 //! up to 32 of them share one invalidation. A walk ends early by naming the address to resume at:
 //! because the batch is full, because tables ran out, or because somebody wants the lock. Whatever the
 //! reason, it then starts again from the root, as the tables walked through may be gone.
+//!
+//! Whoever waits for the lock gets it after the chunk at hand, unless giving it up costs an invalidation:
+//! each makes all vCPUs walk their tables anew, which is worse than some waiting. Then the batch is
+//! filled first, for as many chunks as it has places.
 
 use crate::batch::Work;
 use crate::cpu::Cpu;
@@ -201,10 +205,11 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
             loop {
                 let flow = self.walk(at..walked.end, visitor, &mut work);
                 work.complete();
-                match flow {
-                    Flow::Continue(()) => return Ok(()),
-                    Flow::Break(resume) => at = resume,
-                }
+                at = match (flow, work.again.take()) {
+                    (Flow::Continue(()), None) => return Ok(()),
+                    (Flow::Continue(()), Some(again)) => again,
+                    (Flow::Break(resume), again) => again.map_or(resume, |at| at.min(resume)),
+                };
                 if work.starved || work.wants_yield() {
                     break;
                 }

@@ -85,6 +85,34 @@ fn protecting_many_blocks_costs_one_invalidation() {
 }
 
 #[test]
+fn blocks_of_1_gib_share_an_invalidation_too() {
+    let tables = machine(Config::new(40), 4 * 513 + 64, 1);
+    tables.map(0..4 * GIB, 0, Attributes::RAM).unwrap();
+    let report = tables.split(0..4 * GIB).unwrap();
+    assert_eq!(report.splits, 4 * 513);
+    // One for all four, and the first of the others find their tables used up by these.
+    assert_eq!(report.invalidations, 1 + (4 * 512_u64).div_ceil(32) + 1);
+}
+
+#[test]
+fn a_split_that_is_interrupted_between_blocks_of_1_gib_leaves_none_behind() {
+    for chunks in 0..3 {
+        let tables = machine(Config::new(40), 2 * 513 + 64, 1);
+        tables.map(0..2 * GIB, 0, Attributes::RAM).unwrap();
+        let gate = tables.cpu().gate();
+        gate.close_after(chunks);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                gate.reached();
+                tables.lookup(0).unwrap();
+            });
+            tables.split(0..2 * GIB).unwrap();
+        });
+        assert_eq!(leaves(&tables, 0..2 * GIB).len(), 2 * 512 * 512);
+    }
+}
+
+#[test]
 fn every_attribute_survives_protect_split_and_merge() {
     let all = Attributes {
         memory: MemoryType::NON_CACHEABLE,

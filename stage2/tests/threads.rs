@@ -260,3 +260,49 @@ fn shape_changes_under_running_guests_never_lose_a_translation() {
         });
     }
 }
+
+/// A vCPU that faults all the while wants the lock after each block, and every time that it gets it an
+/// invalidation has to come before: a batch is filled first.
+#[test]
+fn an_eager_split_under_faults_shares_its_invalidations() {
+    const BLOCKS: u64 = 2;
+    for block_change in BLOCK_CHANGES {
+        let config = Config {
+            block_change,
+            ..Config::new(40)
+        };
+        let tables = machine(config, BLOCKS as usize * 513 + 64, 1);
+        let end = BLOCKS * GIB;
+        tables.map(0..end, 0, Attributes::RAM).unwrap();
+        tables.add_region(0..end, bitmap(end)).unwrap();
+        let stop = AtomicBool::new(false);
+        let report = thread::scope(|scope| {
+            scope.spawn(|| {
+                let fault = Fault {
+                    ipa: end - PAGE,
+                    kind: FaultKind::Translation,
+                    access: Access::Read,
+                };
+                let mut cache = tables.table_cache();
+                while !stop.load(SeqCst) {
+                    let resolution = tables.handle_fault(&fault, &mut cache);
+                    assert_eq!(resolution, Resolution::Retry);
+                }
+            });
+            let _running = StopOnDrop(&stop);
+            let options = LogOptions {
+                split: SplitPolicy::Eager,
+                ..LogOptions::default()
+            };
+            tables.start_logging(Scope::All, options).unwrap()
+        });
+        assert_eq!(report.splits, BLOCKS * 513);
+        println!("{block_change:?}: {report:?}");
+        let limit = match block_change {
+            BlockChange::Direct => 1,
+            // Both 1 GiB blocks, then 32 smaller ones each time, and what protects.
+            _ => 1 + report.splits.div_ceil(32) + 1,
+        };
+        assert!(report.invalidations <= limit, "{report:?}");
+    }
+}
