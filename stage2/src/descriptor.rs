@@ -13,8 +13,12 @@
 //! | 51 | DBM | set only while the hardware logs: then a clear S2AP\[1\] means "clean" |
 //! | 52 | Contiguous | dropped where entries of one set would come to differ |
 //! | 54:53 | XN | kept |
-//! | 57:55 | software | the caller's, kept |
+//! | 56:55 | software | the caller's, kept |
+//! | 57 | software | ours: `protect` took write permission, and only `unprotect` gives it back |
 //! | 58 | software | ours: the mapper granted writes (never changed afterwards) |
+//!
+//! So a page that could be written and cannot be for now says why: bit 57 is set, or the log did it. A
+//! page may be without permission for both reasons, and then gets it back when both are gone.
 //!
 //! An entry whose valid bit is clear but which is not zero is in the middle of a break-before-make:
 //! the walker of the hardware ignores its other bits, and they are what it is made again from. No
@@ -27,6 +31,8 @@ pub(crate) const ACCESSED: u64 = 1 << 10;
 pub(crate) const NO_TRANSLATE: u64 = 1 << 16;
 pub(crate) const DIRTY_MODIFIER: u64 = 1 << 51;
 pub(crate) const CONTIGUOUS: u64 = 1 << 52;
+/// Frozen by [`protect`](crate::Stage2::protect): neither [`WRITE`] nor [`DIRTY_MODIFIER`] is set.
+pub(crate) const PROTECTED: u64 = 1 << 57;
 /// Writes were granted by whoever mapped the entry; a clear [`WRITE`] is then ours to undo.
 pub(crate) const GRANTED: u64 = 1 << 58;
 
@@ -169,7 +175,7 @@ pub struct Attributes {
     pub accessed: bool,
     /// Give the contiguous hint wherever sixteen entries allow it.
     pub contiguous: bool,
-    /// Three bits of the caller's own (bits 57:55); higher bits are ignored.
+    /// Two bits of the caller's own (bits 56:55); higher bits are ignored.
     pub software: u8,
 }
 
@@ -196,7 +202,7 @@ impl Attributes {
         let mut bits = u64::from(self.memory.0 & 0xf) << MEMORY_SHIFT
             | (self.shareability as u64) << SHARE_SHIFT
             | (self.execute as u64) << XN_SHIFT
-            | u64::from(self.software & 0b111) << SOFTWARE_SHIFT;
+            | u64::from(self.software & 0b11) << SOFTWARE_SHIFT;
         if self.read {
             bits |= READ;
         }
@@ -227,7 +233,7 @@ impl Attributes {
             },
             accessed: entry & ACCESSED != 0,
             contiguous: entry & CONTIGUOUS != 0,
-            software: (entry >> SOFTWARE_SHIFT) as u8 & 0b111,
+            software: (entry >> SOFTWARE_SHIFT) as u8 & 0b11,
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::cpu::Cpu;
 use crate::descriptor::{
-    ACCESSED, CONTIGUOUS, DIRTY_MODIFIER, GRANTED, NO_TRANSLATE, VALID, WRITE,
+    ACCESSED, CONTIGUOUS, DIRTY_MODIFIER, GRANTED, NO_TRANSLATE, PROTECTED, VALID, WRITE,
 };
 use crate::descriptor::{Attributes, Execute, index, is_valid, table_entry};
 use crate::layout::{BlockChange, PAGE_SIZE};
@@ -162,8 +162,12 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
         if entry & GRANTED == 0 {
             return Resolution::Denied;
         }
+        if entry & PROTECTED != 0 {
+            return Resolution::Protected;
+        }
         let resolution = match guard.at(fault.ipa).map(|region| (region, region.state)) {
-            None | Some((_, State::Off)) => return Resolution::Protected,
+            // Neither reason to take the permission is left.
+            None | Some((_, State::Off)) => Resolution::Retry,
             Some((region, State::Logging(_) | State::Preparing)) => {
                 if place.level < 3 {
                     drop(guard);
@@ -214,7 +218,8 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
             State::Preparing => false,
             State::Off | State::Stopping => return Resolution::Retry,
         };
-        if place.level == 3 || place.entry & (VALID | GRANTED | WRITE) != VALID | GRANTED {
+        let unwritable = place.entry & (VALID | GRANTED | PROTECTED | WRITE) == VALID | GRANTED;
+        if place.level == 3 || !unwritable {
             return Resolution::Retry;
         }
         let is_divisible = place.entry & CONTIGUOUS == 0 && place.is_within(&region.range);

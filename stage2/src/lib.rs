@@ -78,7 +78,8 @@
 //! # What holds
 //!
 //! - Protecting clears one bit, S2AP\[1\]. All other bits stay; what the mapper granted is kept in a
-//!   software bit (58), so a read-only page is never made writable.
+//!   software bit (58), so a read-only page is never made writable. [`protect`] notes what it took in
+//!   another (57): neither a log nor the end of one gives that back.
 //! - No bit is handed out, and none of its pages should be read, before the invalidation of that pass
 //!   is complete on all CPUs. It is one invalidation a pass, by VMID; splitting adds one for up to 32
 //!   blocks, none with FEAT_BBM level 2.
@@ -106,6 +107,7 @@
 //! [`map_page`]: Stage2::map_page
 //! [`map`]: Stage2::map
 //! [`unmap`]: Stage2::unmap
+//! [`protect`]: Stage2::protect
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 
 mod batch;

@@ -1,11 +1,12 @@
 //! The tree of one VM: its root, its lock, and the operations that have nothing to do with logging.
 
 use crate::cpu::Cpu;
-use crate::descriptor::{ADDRESS, Attributes, WRITE, index, is_table, is_valid, output, span};
+use crate::descriptor::{ADDRESS, Attributes, PROTECTED, WRITE};
+use crate::descriptor::{index, is_table, is_valid, output, span};
 use crate::error::{ConfigError, LogError, TableError};
 use crate::layout::{Config, Layout, PAGE_SIZE};
 use crate::lock::{ReadGuard, TicketLock, WriteGuard};
-use crate::protect::{Protect, Restore};
+use crate::protect::{Freeze, Thaw};
 use crate::region::Regions;
 use crate::shape::{Merge, Split, Unmap};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
@@ -53,6 +54,8 @@ pub struct Leaf {
     pub attributes: Attributes,
     /// Whether a write goes through at this moment, be it that the hardware notes it.
     pub writable: bool,
+    /// Whether [`protect`](Stage2::protect) has taken write permission.
+    pub protected: bool,
 }
 
 impl<M: TableMemory, C: Cpu, B> Stage2<M, C, B> {
@@ -202,6 +205,7 @@ impl<M: TableMemory, C: Cpu, B> Stage2<M, C, B> {
             level: place.level,
             attributes: Attributes::of(place.entry),
             writable: place.entry & WRITE != 0,
+            protected: place.entry & PROTECTED != 0,
         }))
     }
 
@@ -245,22 +249,28 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
         })
     }
 
-    /// Clears write permission in the range, exactly, outside of any log: a write then comes back from
+    /// Takes write permission from all that is mapped in the range, exactly: a write then comes back from
     /// the fault path as [`Resolution::Protected`](crate::Resolution::Protected), for the caller to act
     /// on and to [`unprotect`](Self::unprotect). Blocks and sets that reach out of the range are split.
     ///
+    /// A log may be on, start, be collected and stop meanwhile: none of it lets a write through, and a
+    /// write that was refused is not logged. Bits of pages that were written before stay set. What is
+    /// mapped afterwards is not protected.
+    ///
     /// # Errors
-    /// `OutOfTables`: nothing is protected.
+    /// `OutOfTables`: nothing is protected (unless a [`map`](Self::map) across an edge of the range ran
+    /// on another CPU at the same time).
     pub fn protect(&self, range: Range<u64>) -> Result<PassReport, TableError> {
-        self.permission_pass(range, &mut Protect { by_hardware: false })
+        self.permission_pass(range, &mut Freeze)
     }
 
-    /// Gives write permission back in the range, exactly, wherever the mapper granted it.
+    /// Undoes [`protect`](Self::protect) in the range, exactly. Where a log is on, the next write faults
+    /// once more, and is logged.
     ///
     /// # Errors
     /// `OutOfTables`: a block that reaches out of the range could not be split; nothing was changed.
     pub fn unprotect(&self, range: Range<u64>) -> Result<PassReport, TableError> {
-        self.permission_pass(range, &mut Restore)
+        self.permission_pass(range, &mut Thaw)
     }
 
     fn permission_pass(
@@ -270,7 +280,6 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
     ) -> Result<PassReport, TableError> {
         self.layout.check(&range)?;
         let _pass = self.begin_pass().ok_or(TableError::Busy)?;
-        self.refuse_logged(&range)?;
         self.finished(|report| {
             let mut split = Split {
                 eager: false,

@@ -163,7 +163,6 @@ fn regions_and_moments_are_checked() {
         tables.collect(id, 0, Some(&[]), &mut word),
         Err(LogError::TooShort { words_needed: 1 })
     );
-    assert_eq!(tables.protect(0..PAGE), Err(TableError::Logged));
     assert_eq!(tables.merge(0..GIB), Err(TableError::Logged));
     assert_eq!(
         tables.remove_region(id).err(),

@@ -122,7 +122,7 @@ fn every_attribute_survives_protect_split_and_merge() {
         execute: Execute::PrivilegedOnly,
         accessed: true,
         contiguous: false,
-        software: 0b101,
+        software: 0b10,
     };
     let tables = machine(Config::new(36), 10, 1);
     tables.map(GIB..2 * GIB, GIB, all).unwrap();

@@ -15,7 +15,13 @@ struct Mapped {
     end: u64,
     pa: u64,
     attributes: Attributes,
-    writable: bool,
+    protected: bool,
+}
+
+impl Mapped {
+    fn writable(&self) -> bool {
+        self.attributes.write && !self.protected
+    }
 }
 
 /// Disjoint intervals by their start, and what the log should say.
@@ -67,10 +73,10 @@ impl Model {
         }
     }
 
-    fn set_writable(&mut self, range: &Range<u64>, writable: bool) {
+    fn set_protected(&mut self, range: &Range<u64>, protected: bool) {
         for start in self.within(range) {
             let mapped = self.mapped.get_mut(&start).unwrap();
-            mapped.writable = writable && mapped.attributes.write;
+            mapped.protected = protected && mapped.attributes.write;
         }
     }
 
@@ -140,7 +146,7 @@ fn range_in(zone: Range<u64>) -> impl Strategy<Value = Range<u64>> {
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {
-    (any::<bool>(), any::<bool>(), 0..8u8, 0..10u8).prop_map(
+    (any::<bool>(), any::<bool>(), 0..4u8, 0..10u8).prop_map(
         |(contiguous, accessed, software, kind)| {
             let memory = if kind == 0 {
                 MemoryType::NON_CACHEABLE
@@ -249,8 +255,6 @@ fn run(config: Config, logged_zone: usize, ops: Vec<Op>) {
     if model.logging.is_some() {
         collect_all(&tables, &mut model, id);
         tables.stop_logging(Scope::All, true).unwrap();
-        let region = model.region.clone();
-        model.set_writable(&region, true);
         model.logging = None;
         compare(&tables, &model);
     }
@@ -297,7 +301,7 @@ fn apply(
                         end: range.end,
                         pa,
                         attributes,
-                        writable: attributes.write,
+                        protected: false,
                     };
                     model.mapped.insert(range.start, mapped);
                 }
@@ -316,13 +320,8 @@ fn apply(
             } else {
                 tables.unprotect(range.clone())
             };
-            match model.is_logged(&range) {
-                true => assert_eq!(result, Err(TableError::Logged)),
-                false => {
-                    result.unwrap();
-                    model.set_writable(&range, !protect);
-                }
-            }
+            result.unwrap();
+            model.set_protected(&range, protect);
         }
         Op::Split(range) => {
             tables.split(range.clone()).unwrap();
@@ -352,7 +351,6 @@ fn apply(
             match options.initial {
                 InitialLog::AllDirty => model.mark(region),
                 InitialLog::Clean => {
-                    model.set_writable(&region, false);
                     // Exactly the region: what shared a block with its edges is as it was.
                     for leaf in leaves(tables, region) {
                         assert!(!leaf.writable, "{leaf:x?} is still writable");
@@ -372,8 +370,6 @@ fn apply(
             }
             result.unwrap();
             model.logging = None;
-            let region = model.region.clone();
-            model.set_writable(&region, true);
         }
     }
 }
@@ -389,10 +385,10 @@ fn access(cpu: &mut SoftCpu<'_, sim::Arena, Bits>, model: &mut Model, ipa: u64, 
         return assert_eq!(result, Err(Resolution::Unmapped));
     };
     let logged = model.logging.is_some() && model.region.contains(&ipa);
-    // The log gives permission back; elsewhere what was taken away stays away.
+    // The log gives permission back; what `protect` took stays away, in a log and outside.
     let expected = match write {
         true if !mapped.attributes.write => Err(Resolution::Denied),
-        true if !mapped.writable && !logged => Err(Resolution::Protected),
+        true if mapped.protected => Err(Resolution::Protected),
         _ => Ok(mapped.pa + (ipa - start)),
     };
     assert_eq!(result, expected, "at {ipa:#x}");
@@ -495,9 +491,11 @@ fn check_leaf(model: &Model, leaf: &Leaf, ipa: u64) -> (u64, Mapped) {
         ..leaf.attributes
     };
     assert_eq!(found, mapped.attributes, "at {ipa:#x}");
+    assert_eq!(leaf.protected, mapped.protected, "at {ipa:#x}");
     let logged = model.logging.is_some() && model.region.contains(&ipa);
     match logged {
-        false => assert_eq!(leaf.writable, mapped.writable, "at {ipa:#x}"),
+        false => assert_eq!(leaf.writable, mapped.writable(), "at {ipa:#x}"),
+        true if leaf.writable && mapped.protected => panic!("{ipa:#x} can be written"),
         true if leaf.level == 3 && leaf.writable => {
             assert!(model.dirty.contains(&ipa), "{ipa:#x} is unlogged")
         }
