@@ -131,6 +131,11 @@ impl MemoryType {
     pub const NON_CACHEABLE: Self = Self(0b0101);
     /// Normal, inner and outer write-back.
     pub const NORMAL: Self = Self(0b1111);
+
+    /// With FEAT_S2FWB too.
+    pub(crate) const fn is_device(self) -> bool {
+        self.0 & 0b1100 == 0
+    }
 }
 
 /// SH\[1:0\].

@@ -24,8 +24,11 @@ use core::ops::Deref;
 pub enum Access {
     /// A load.
     Read,
-    /// A store, or the update of a stage-1 entry by the walker.
+    /// A store.
     Write,
+    /// Both of one place, and the hardware does not say which was stopped: the walker of stage 1, which
+    /// reads an entry and sets a flag in it, or cache maintenance.
+    ReadWrite,
     /// An instruction fetch.
     Execute,
 }
@@ -91,12 +94,15 @@ impl Syndrome {
             _ => return Self::Other,
         };
         let in_stage_1_walk = esr_el2 & 1 << 7 != 0;
+        let is_cache_maintenance = esr_el2 & 1 << 8 != 0;
         let access = match (in_stage_1_walk, is_fetch) {
-            // A walk of stage 1 only reads, unless it is stopped by a permission: then it was about to
-            // set an access flag or dirty state in the guest's table. WnR speaks of the guest's access.
-            (true, _) if kind == FaultKind::Permission => Access::Write,
+            // A walk of stage 1 only reads, unless it is stopped by a permission: then it may have been
+            // about to set a flag in the guest's table, too. WnR speaks of the guest's access.
+            (true, _) if kind == FaultKind::Permission => Access::ReadWrite,
             (true, _) => Access::Read,
             (false, true) => Access::Execute,
+            // WnR is set for all of it, and some of it needs no more than to read.
+            (false, false) if is_cache_maintenance => Access::ReadWrite,
             (false, false) if esr_el2 & 1 << 6 != 0 => Access::Write,
             (false, false) => Access::Read,
         };
@@ -156,8 +162,15 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
             self.clean_entry(place.slot());
             self.cpu.publish();
         }
-        if fault.access != Access::Write || entry & WRITE != 0 {
-            return self.settle(fault, &place, entry);
+        let attributes = Attributes::of(entry);
+        let writes = match fault.access {
+            Access::Write => true,
+            Access::ReadWrite => attributes.read,
+            Access::Read | Access::Execute => false,
+        };
+        if !writes || entry & WRITE != 0 {
+            let is_logged = guard.wants_pages(&(place.start..place.end));
+            return self.settle(fault, &place, entry, is_logged);
         }
         if entry & GRANTED == 0 {
             return Resolution::Denied;
@@ -186,11 +199,17 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
     }
 
     /// A fault on an entry that, by now, has nothing against a write; or that was no write.
-    fn settle(&self, fault: &Fault, place: &Place<'_>, entry: u64) -> Resolution {
+    fn settle(&self, fault: &Fault, place: &Place<'_>, entry: u64, is_logged: bool) -> Resolution {
         let attributes = Attributes::of(entry);
         let permitted = match fault.access {
             Access::Read => attributes.read,
             Access::Write => entry & WRITE != 0,
+            // A walk may also be refused because the guest's table is in device memory (HCR_EL2.PTW),
+            // whatever the permissions are: where no log changes them, trying again would not help.
+            Access::ReadWrite => {
+                let refuses_walks = attributes.memory.is_device() && !is_logged;
+                attributes.read && entry & WRITE != 0 && !refuses_walks
+            }
             Access::Execute => attributes.execute == Execute::All,
         };
         if fault.kind == FaultKind::Permission {

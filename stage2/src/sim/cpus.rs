@@ -281,7 +281,7 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
             if !may(access, cached.entry | WRITE) {
                 return Err(fault(FaultKind::Permission));
             }
-            if access != Access::Write || cached.entry & WRITE != 0 {
+            if !writes(access) || cached.entry & WRITE != 0 {
                 return Ok(operation(pa));
             }
             if cached.entry & DIRTY_MODIFIER == 0 || !self.stage2.config.hardware_dirty {
@@ -309,7 +309,7 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
             if !may(access, entry | WRITE) {
                 return Err(fault(FaultKind::Permission));
             }
-            if access == Access::Write && entry & WRITE == 0 {
+            if writes(access) && entry & WRITE == 0 {
                 if !self.stage2.config.hardware_dirty || entry & DIRTY_MODIFIER == 0 {
                     return Err(fault(FaultKind::Permission));
                 }
@@ -377,12 +377,17 @@ impl<'s, M: TableMemory, B: Deref<Target = [AtomicU64]>> SoftCpu<'s, M, B> {
     }
 }
 
+fn writes(access: Access) -> bool {
+    matches!(access, Access::Write | Access::ReadWrite)
+}
+
 /// Whether the permissions of an entry allow the access.
 fn may(access: Access, entry: u64) -> bool {
     let attributes = Attributes::of(entry);
     match access {
         Access::Read => attributes.read,
         Access::Write => entry & WRITE != 0,
+        Access::ReadWrite => attributes.read && entry & WRITE != 0,
         Access::Execute => attributes.execute == Execute::All,
     }
 }
