@@ -5,7 +5,13 @@ use crate::fault::Syndrome;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// HCR_EL2.
 const TGE: u64 = 1 << 27;
+const E2H: u64 = 1 << 34;
+/// TCR_EL1: no walks by TTBR0_EL1, TTBR1_EL1.
+const EPD: u64 = 1 << 7 | 1 << 23;
+/// SCTLR_EL1: stage 1 is on.
+const M: u64 = 1;
 /// TTL of a leaf level with the 4 KiB granule, bits 47:44 of the operand.
 const TTL_SHIFT: u32 = 44;
 const TTL_4_KIB: u64 = 0b01 << 2;
@@ -14,9 +20,15 @@ const TTL_4_KIB: u64 = 0b01 << 2;
 ///
 /// Works with and without FEAT_VHE. Make it, make the tables with it, then [`bind`](Self::bind) it to
 /// the VTTBR_EL2 under which the VM runs; before that there is nothing that a TLB could hold.
+///
+/// Some CPUs walk for an address translation that they only speculate on, with registers that are half
+/// one VM's and half another's while these are exchanged here, and keep what they find:
+/// [`errata::speculative_at`](crate::errata::speculative_at) tells which. Ask it on every CPU, and make
+/// this [`without_stage_1_walks`](Self::without_stage_1_walks) if any is one of them.
 pub struct El2 {
     vttbr: AtomicU64,
     has_ttl: bool,
+    stops_walks: bool,
 }
 
 impl El2 {
@@ -25,7 +37,14 @@ impl El2 {
         Self {
             vttbr: AtomicU64::new(0),
             has_ttl,
+            stops_walks: false,
         }
+    }
+
+    /// Keeps the walker of stage 1 still while the registers of another VM are in place.
+    pub const fn without_stage_1_walks(mut self) -> Self {
+        self.stops_walks = true;
+        self
     }
 
     /// Says under which VTTBR_EL2 ([`Stage2::vttbr`](crate::Stage2::vttbr)) the VM runs.
@@ -54,25 +73,73 @@ impl El2 {
             asm!("mrs {daif}, daif", "msr daifset, #0xf", "mrs {vttbr}, vttbr_el2", "mrs {hcr}, hcr_el2",
                 daif = out(reg) daif, vttbr = out(reg) old_vttbr, hcr = out(reg) hcr, options(nostack));
         }
-        let switched = old_vttbr != vttbr || hcr & TGE != 0;
-        if switched {
+        let is_other = old_vttbr != vttbr || hcr & TGE != 0;
+        if !is_other {
+            invalidate();
+        } else {
+            // A walk that began before must not end with the registers of another VM.
+            // SAFETY: a barrier.
+            unsafe { asm!("dsb nsh", options(nostack)) };
+            let stage_1 = self.stops_walks.then(|| stop_walks(hcr & E2H != 0));
             // SAFETY: no guest runs on this CPU until the old values are back; EL2 itself does not
-            // translate through stage 2.
+            // translate through stage 2. Stage 2 is in place before its regime is.
             unsafe {
-                asm!("msr hcr_el2, {hcr}", "msr vttbr_el2, {vttbr}", "isb",
+                asm!("msr vttbr_el2, {vttbr}", "isb", "msr hcr_el2, {hcr}", "isb",
                     hcr = in(reg) hcr & !TGE, vttbr = in(reg) vttbr, options(nostack));
             }
-        }
-        invalidate();
-        if switched {
+            invalidate();
             // SAFETY: puts back what was read above.
             unsafe {
-                asm!("msr vttbr_el2, {vttbr}", "msr hcr_el2, {hcr}", "isb",
+                asm!("msr hcr_el2, {hcr}", "isb", "msr vttbr_el2, {vttbr}", "isb",
                     hcr = in(reg) hcr, vttbr = in(reg) old_vttbr, options(nostack));
+            }
+            if let Some(stage_1) = stage_1 {
+                let_walk(hcr & E2H != 0, stage_1);
             }
         }
         // SAFETY: puts back the mask read above.
         unsafe { asm!("msr daif, {}", in(reg) daif, options(nostack)) };
+    }
+}
+
+/// TCR_EL1 and SCTLR_EL1 of a guest.
+type Stage1 = (u64, u64);
+
+/// Nothing is walked for by the guest's stage 1 any more, nor taken for an address of stage 2 because
+/// stage 1 is off. Returns what was there.
+fn stop_walks(e2h: bool) -> Stage1 {
+    let (tcr, sctlr): (u64, u64);
+    // SAFETY: registers of the guest's, which does not run on this CPU until they are put back. With E2H
+    // their plain names are EL2's own, and these encodings are TCR_EL12 and SCTLR_EL12.
+    unsafe {
+        if e2h {
+            asm!("mrs {tcr}, s3_5_c2_c0_2", "mrs {sctlr}, s3_5_c1_c0_0",
+                "orr {scratch}, {tcr}, {epd}", "msr s3_5_c2_c0_2, {scratch}", "isb",
+                "orr {scratch}, {sctlr}, {m}", "msr s3_5_c1_c0_0, {scratch}", "isb",
+                tcr = out(reg) tcr, sctlr = out(reg) sctlr, scratch = out(reg) _,
+                epd = in(reg) EPD, m = in(reg) M, options(nostack));
+        } else {
+            asm!("mrs {tcr}, tcr_el1", "mrs {sctlr}, sctlr_el1",
+                "orr {scratch}, {tcr}, {epd}", "msr tcr_el1, {scratch}", "isb",
+                "orr {scratch}, {sctlr}, {m}", "msr sctlr_el1, {scratch}", "isb",
+                tcr = out(reg) tcr, sctlr = out(reg) sctlr, scratch = out(reg) _,
+                epd = in(reg) EPD, m = in(reg) M, options(nostack));
+        }
+    }
+    (tcr, sctlr)
+}
+
+/// Puts back what [`stop_walks`] returned, in the opposite order.
+fn let_walk(e2h: bool, (tcr, sctlr): Stage1) {
+    // SAFETY: as above; these are the guest's own values.
+    unsafe {
+        if e2h {
+            asm!("msr s3_5_c1_c0_0, {sctlr}", "isb", "msr s3_5_c2_c0_2, {tcr}", "isb",
+                tcr = in(reg) tcr, sctlr = in(reg) sctlr, options(nostack));
+        } else {
+            asm!("msr sctlr_el1, {sctlr}", "isb", "msr tcr_el1, {tcr}", "isb",
+                tcr = in(reg) tcr, sctlr = in(reg) sctlr, options(nostack));
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub enum Syndrome {
 }
 
 impl Syndrome {
-    /// Reads ESR_EL2, HPFAR_EL2 and FAR_EL2.
+    /// Reads ESR_EL2, HPFAR_EL2 and FAR_EL2, of a VM that is not secure: HPFAR_EL2.NS is not looked at.
     ///
     /// HPFAR_EL2 does not hold the address of a permission fault, the very one that a log is made of,
     /// unless a walk of stage 1 met it. `translate` is then asked for the guest physical address of the

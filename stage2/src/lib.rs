@@ -117,6 +117,7 @@ mod cpu;
 mod descriptor;
 #[cfg(all(feature = "el2", target_arch = "aarch64"))]
 pub mod el2;
+pub mod errata;
 mod error;
 mod fault;
 mod layout;

@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 use paguro_stage2::el2::El2;
+use paguro_stage2::errata;
 
 #[derive(Debug)]
 pub struct Features {
@@ -12,14 +13,16 @@ pub struct Features {
     /// FEAT_BBM level.
     pub block_change: u8,
     pub ttl: bool,
+    /// Its walker of stage 1 has to be kept still.
+    pub speculative_at: bool,
 }
 
 pub fn read() -> Features {
-    let (mmfr0, mmfr1, mmfr2): (u64, u64, u64);
+    let (mmfr0, mmfr1, mmfr2, midr): (u64, u64, u64, u64);
     // SAFETY: reads identification registers.
     unsafe {
         asm!("mrs {}, id_aa64mmfr0_el1", "mrs {}, id_aa64mmfr1_el1", "mrs {}, id_aa64mmfr2_el1",
-            out(reg) mmfr0, out(reg) mmfr1, out(reg) mmfr2);
+            "mrs {}, midr_el1", out(reg) mmfr0, out(reg) mmfr1, out(reg) mmfr2, out(reg) midr);
     }
     let pa_range = (mmfr0 & 0xf).min(5) as u8;
     Features {
@@ -29,11 +32,15 @@ pub fn read() -> Features {
         hardware_dirty: mmfr1 & 0xf >= 2,
         block_change: (mmfr2 >> 52 & 0xf).min(2) as u8,
         ttl: mmfr2 >> 48 & 0xf != 0,
+        speculative_at: errata::speculative_at(midr),
     }
 }
 
 impl Features {
     pub fn el2(&self) -> El2 {
-        El2::new(self.ttl)
+        match self.speculative_at {
+            true => El2::new(self.ttl).without_stage_1_walks(),
+            false => El2::new(self.ttl),
+        }
     }
 }

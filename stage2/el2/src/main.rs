@@ -79,6 +79,10 @@ extern "C" fn rust_start(core: usize) -> ! {
     shared::a_stale_entry_loses_nothing(&features);
     shared::a_stale_entry_would_lose_a_write(&features);
     scenarios += 2;
+    for stops_walks in [false, true] {
+        shared::registers_of_another_vm_are_put_back(&features, stops_walks);
+        scenarios += 1;
+    }
     for split in [SplitPolicy::Lazy, SplitPolicy::Eager] {
         for hardware_dirty in [false, true]
             .into_iter()

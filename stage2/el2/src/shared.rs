@@ -5,6 +5,7 @@ use crate::features::Features;
 use crate::memory::{self, SMALL, guest_word};
 use crate::rounds::{PAGE, Random, registers, vm};
 use crate::vcpu::Vcpu;
+use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use paguro_stage2::el2::El2;
 use paguro_stage2::{Attributes, Config, Cpu, LogMode, LogOptions, Scope, words_for};
@@ -36,6 +37,64 @@ pub fn a_stale_entry_would_lose_a_write(features: &Features) {
         |cpu, vttbr| cpu.0.bind(vttbr)
     ));
     println!("ok: without invalidation the write is lost");
+}
+
+/// The core that collects was about to run another VM, or the host of VHE: what is loaded there must not
+/// keep the invalidation from its aim, and is there afterwards.
+pub fn registers_of_another_vm_are_put_back(features: &Features, stops_walks: bool) {
+    let cpu = match stops_walks {
+        true => El2::new(features.ttl).without_stage_1_walks(),
+        false => El2::new(features.ttl),
+    };
+    let own = Loaded::read();
+    let other = Loaded {
+        hcr: own.hcr | TGE,
+        vttbr: 99 << 48 | memory::SMALL,
+        tcr: 0x3519,
+        sctlr: 0x30d0_0800,
+    };
+    other.write();
+    let logged = second_write_is_logged(features, cpu, |cpu, vttbr| cpu.bind(vttbr));
+    let after = Loaded::read();
+    own.write();
+    assert!(logged, "the invalidation was for another VM");
+    assert_eq!(after, other);
+    println!("ok: another VM's registers, walks stopped: {stops_walks}");
+}
+
+const TGE: u64 = 1 << 27;
+
+#[derive(PartialEq, Debug)]
+struct Loaded {
+    hcr: u64,
+    vttbr: u64,
+    tcr: u64,
+    sctlr: u64,
+}
+
+impl Loaded {
+    fn read() -> Self {
+        let (hcr, vttbr, tcr, sctlr);
+        // SAFETY: reads registers.
+        unsafe {
+            asm!("mrs {}, hcr_el2", "mrs {}, vttbr_el2", "mrs {}, tcr_el1", "mrs {}, sctlr_el1",
+                out(reg) hcr, out(reg) vttbr, out(reg) tcr, out(reg) sctlr);
+        }
+        Self {
+            hcr,
+            vttbr,
+            tcr,
+            sctlr,
+        }
+    }
+
+    fn write(&self) {
+        // SAFETY: no guest runs on this core, and EL2 translates by none of these.
+        unsafe {
+            asm!("msr hcr_el2, {}", "msr vttbr_el2, {}", "msr tcr_el1, {}", "msr sctlr_el1, {}", "isb",
+                in(reg) self.hcr, in(reg) self.vttbr, in(reg) self.tcr, in(reg) self.sctlr);
+        }
+    }
 }
 
 fn second_write_is_logged<C: Cpu + Sync>(
