@@ -27,10 +27,15 @@ pub fn present(
     let bytes = block.bytes_of(&pages);
     let mapping = block.mapping();
     let mut runs = |bytes: Range<usize>| found(bytes.start / page..bytes.end.div_ceil(page));
+    let huge = block.unit_pages() > 1;
     match (block.backing(), block.file()) {
-        _ if block.unit_pages() > 1 => hugetlb(mapping, bytes, runs),
+        (Backing::Anonymous, _) if huge => hugetlb(mapping, None, bytes, runs),
+        (Backing::Memfd, Some(file)) if huge => {
+            hugetlb(mapping, Some((file, block.file_offset())), bytes, runs)
+        }
         (Backing::Memfd, Some(file)) => shared(mapping, file, block.file_offset(), bytes, runs),
-        // A private file mapping reads the file where nothing was written: all of it has content.
+        // A private file mapping reads the file where nothing was written: all of it has content. So may
+        // all of shared memory, which others may have written, where its file is not known.
         (Backing::PrivateFile, _) | (Backing::Memfd, None) => {
             runs(bytes);
             Ok(())

@@ -1,9 +1,10 @@
 //! Guests that move to another process on this host, and their RAM with them.
 
+use paguro_oracle::SnapshotFile;
 use paguro_testkit::HugePages;
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, Qmp, text, turn};
+use crate::machine::{Machine, Qmp, text, turn, wait_written};
 use crate::migrating::{Side, has_kvm};
 
 /// A process that waits for RAM: there is nobody yet who would answer over QMP.
@@ -116,6 +117,37 @@ fn huge_pages_are_taken_along() {
     moves("threads", &["--pages", "2m"]);
     if has_kvm() {
         moves("kvm", &["--pages", "2m"]);
+    }
+}
+
+/// Nothing of it is in the page tables there before the guest, which stands still, wants it.
+#[test]
+fn what_was_handed_over_can_be_saved_before_it_is_touched() {
+    let huge = HugePages::take(8);
+    let pages: &[&str] = match huge {
+        Some(_) => &["4k", "2m"],
+        None => &["4k"],
+    };
+    let _turn = turn();
+    for pages in pages {
+        let args = ["--backing", "memfd", "--pages", pages];
+        let mut here = Side::run(&args);
+        wait_written(&mut here.qmp, here.machine.pid());
+        here.qmp.execute("stop", json!({}));
+        let waiting = Waiting::start(&["--pages", pages]);
+        let at = waiting.at.clone();
+        let (here, output) = here.migrate(&at, &["--mode", "cpr-transfer"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let there = waiting.arrive();
+        let file = there.dir.path().join("a.snap");
+        drop(there.qmp);
+        let output = there.machine.snapshot(&file, &["--stop"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let file = SnapshotFile::open(&file).unwrap();
+        let report = paguro_oracle::check(&file, file.device_writers()).unwrap();
+        assert!(report.is_right(), "{pages}: {:?}", report.wrong);
+        assert!(report.vcpus[0].done > 0, "{pages}: nothing of it was saved");
+        drop(here);
     }
 }
 

@@ -200,11 +200,49 @@ fn huge_pages_are_told_apart_one_by_one() {
     mapping.copy_in(HUGE_PAGE_BYTES + 77, &[1]);
     mapping.copy_in(3 * HUGE_PAGE_BYTES, &[1]);
     let mut found = Vec::new();
-    hugetlb(&mapping, 0..mapping.len(), |run| found.push(run)).unwrap();
+    hugetlb(&mapping, None, 0..mapping.len(), |run| found.push(run)).unwrap();
     let page = |number: usize| number * HUGE_PAGE_BYTES..(number + 1) * HUGE_PAGE_BYTES;
     assert_eq!(found, [page(1), page(3)]);
     // More than any pool has: that is an answer, not a bus error later.
     assert!(Mapping::anonymous(1 << 46, true).is_err());
+}
+
+/// Memory that another process has handed over: nothing of it is in the page tables here.
+#[test]
+fn huge_pages_that_others_wrote_are_told_by_their_file() {
+    let _alone = alone();
+    let Some(_huge_pages) = HugePages::take(8) else {
+        return;
+    };
+    use rustix::fs::MemfdFlags;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let file = rustix::fs::memfd_create("presence", flags).unwrap();
+    rustix::fs::ftruncate(&file, 4 * HUGE_PAGE_BYTES as u64).unwrap();
+    let theirs = Mapping::shared(file.as_fd(), 4 * HUGE_PAGE_BYTES, true).unwrap();
+    let ours = Mapping::shared(file.as_fd(), 4 * HUGE_PAGE_BYTES, true).unwrap();
+    let found = || {
+        let mut found = Vec::new();
+        hugetlb(&ours, Some((file.as_fd(), 0)), 0..ours.len(), |run| {
+            found.push(run.start / HUGE_PAGE_BYTES);
+        })
+        .unwrap();
+        found
+    };
+    assert!(found().is_empty());
+    // The last byte, and the first.
+    theirs.copy_in(2 * HUGE_PAGE_BYTES - 1, &[1]);
+    theirs.copy_in(3 * HUGE_PAGE_BYTES, &[1]);
+    assert_eq!(found(), [1, 3]);
+    let blocks = rustix::fs::fstat(&file).unwrap().st_blocks;
+    assert_eq!(
+        blocks as usize * 512,
+        2 * HUGE_PAGE_BYTES,
+        "asking made pages"
+    );
+    for page in [0, 2] {
+        theirs.copy_in(page * HUGE_PAGE_BYTES, &[1]);
+    }
+    assert_eq!(found(), [0, 1, 2, 3]);
 }
 
 proptest! {
