@@ -49,6 +49,19 @@ pub fn judge(report: &Report) -> Vec<Aim> {
             is_met: Some(grown == 0),
         }
     }));
+    let total = |name: &str| {
+        let of = report.backings.iter().find(|of| of.backing == name);
+        of.map(|of| of.total_us.median)
+    };
+    if let (Some(anon), Some(memfd)) = (total("anon"), total("memfd")) {
+        let ratio = memfd / anon.max(1.0);
+        aims.push(Aim {
+            what: "snapshot of a guest in memfd, by that in anonymous memory".to_owned(),
+            aim: "1.2x".to_owned(),
+            reached: format!("{ratio:.2}x"),
+            is_met: Some(ratio <= 1.2),
+        });
+    }
     aims
 }
 

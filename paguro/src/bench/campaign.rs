@@ -15,7 +15,7 @@ use super::disk::write_plain;
 use super::fill::{Part, fill};
 use super::limits::{self, MEMORY_BYTES, SET_BYTES, full_speed};
 use super::plan::{GuestLoad, MIB, Plan};
-use super::report::{Beside, Report, Resident, RulerTest, Throughput};
+use super::report::{Beside, OfBacking, Report, Resident, RulerTest, Throughput};
 use super::series::{Series, What, measure};
 use super::setup::{
     IDLE_SET, SPARE, files_in, pages_name, room_for, room_in, snapshot, warm, warm_host,
@@ -81,6 +81,7 @@ impl<'a> Campaign<'a> {
         self.lost()?;
         self.beside()?;
         self.resident()?;
+        self.backings()?;
         let memory = host::memory_dir();
         let mut dirs = vec![memory];
         if !dirs.iter().any(|dir| dir == self.dir) {
@@ -237,11 +238,18 @@ impl<'a> Campaign<'a> {
     fn resident(&mut self) -> Result<()> {
         let bytes = self.plan.resident_bytes;
         let cases = [
-            ("anon", PagesArg::Small, BackingArg::Anon),
-            ("memfd", PagesArg::Small, BackingArg::Memfd),
-            ("2m", PagesArg::Huge, BackingArg::Anon),
+            ("anon", PagesArg::Small, BackingArg::Anon, ""),
+            // As without CAP_SYS_ADMIN: what may have been swapped out is looked at.
+            (
+                "anon, in doubt",
+                PagesArg::Small,
+                BackingArg::Anon,
+                "no-marker-entries",
+            ),
+            ("memfd", PagesArg::Small, BackingArg::Memfd, ""),
+            ("2m", PagesArg::Huge, BackingArg::Anon, ""),
         ];
-        for (backing, pages, kind) in cases {
+        for (backing, pages, kind, force) in cases {
             self.bar.say(format!("resident memory, {backing}"));
             let pool = match pages {
                 PagesArg::Huge => match HugePages::reserve(bytes) {
@@ -259,7 +267,10 @@ impl<'a> Campaign<'a> {
                 set_bytes: Some(IDLE_SET),
                 ..Spec::default()
             };
-            let mut machine = self.machine(bytes, pages, kind, spec)?;
+            let mut machine = Machine::start(&MachineOptions {
+                force: force.to_owned(),
+                ..self.options(bytes, pages, kind, spec)
+            })?;
             machine.wait_writes(1000)?;
             let page = match pages {
                 PagesArg::Huge => HUGE_PAGE_BYTES as u64,
@@ -273,7 +284,7 @@ impl<'a> Campaign<'a> {
             fill(&mut machine, touched)?;
             let before = (machine.ram_memory()?, machine.process_memory()?);
             let dir = files_in(&host::dir_for(2 * bytes))?;
-            snapshot(&mut machine, dir.path(), false)?;
+            let taken = snapshot(&mut machine, dir.path(), false)?;
             let after = (machine.ram_memory()?, machine.process_memory()?);
             drop(machine);
             drop(pool);
@@ -284,8 +295,45 @@ impl<'a> Campaign<'a> {
                 after_bytes: after.0.resident_bytes,
                 page_tables_before_bytes: before.1.page_table_bytes,
                 page_tables_after_bytes: after.1.page_table_bytes,
+                total_us: taken["total_us"].as_f64().unwrap_or(0.0),
             });
             self.step()?;
+        }
+        Ok(())
+    }
+
+    /// The same guest in memory of either kind.
+    fn backings(&mut self) -> Result<()> {
+        let spec = Spec {
+            rate_pages_per_s: 50_000,
+            set_bytes: Some(SET_BYTES),
+            ..Spec::default()
+        };
+        for (backing, name) in [(BackingArg::Anon, "anon"), (BackingArg::Memfd, "memfd")] {
+            self.bar.say(format!("snapshots, {name}"));
+            let mut machine = self.machine(MEMORY_BYTES, PagesArg::Small, backing, spec)?;
+            fill(&mut machine, Part::dense(0.5))?;
+            let dir = files_in(&host::dir_for(MEMORY_BYTES))?;
+            let mut taken = Vec::new();
+            for _ in 0..self.plan.runs {
+                warm_host(MEMORY_BYTES);
+                taken.push(snapshot(&mut machine, dir.path(), false)?);
+                self.step()?;
+            }
+            let field = |name: &str| {
+                Spread::of(
+                    taken
+                        .iter()
+                        .map(|report| report[name].as_f64().unwrap_or(0.0)),
+                )
+            };
+            self.report.backings.push(OfBacking {
+                backing: name,
+                memory_bytes: MEMORY_BYTES,
+                runs: taken.len(),
+                setup_us: field("setup_us"),
+                total_us: field("total_us"),
+            });
         }
         Ok(())
     }
@@ -349,7 +397,17 @@ impl<'a> Campaign<'a> {
         backing: BackingArg,
         workload: Spec,
     ) -> Result<Machine> {
-        Machine::start(&MachineOptions {
+        Machine::start(&self.options(memory_bytes, pages, backing, workload))
+    }
+
+    fn options(
+        &self,
+        memory_bytes: u64,
+        pages: PagesArg,
+        backing: BackingArg,
+        workload: Spec,
+    ) -> MachineOptions {
+        MachineOptions {
             memory_bytes,
             accel: self.accel,
             backing,
@@ -357,7 +415,7 @@ impl<'a> Campaign<'a> {
             workload,
             gap_threshold_us: GAP_THRESHOLD_US,
             ..MachineOptions::default()
-        })
+        }
     }
 
     fn series(

@@ -101,7 +101,7 @@ impl Plan {
         let variants = if self.thp_variants { 4 } else { 2 };
         let lost = 4 * (self.runs + self.other_runs) + variants * self.other_runs;
         let beside = (1 + self.beside.len()) * self.other_runs;
-        let rest = 2 + 3 + 2 * self.other_runs;
+        let rest = 2 + 4 + 2 * self.other_runs + 2 * self.runs;
         (gaps.sum::<usize>() + ruler + lost + beside + rest) as u64
     }
 }

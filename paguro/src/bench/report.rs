@@ -31,6 +31,8 @@ pub struct Report {
     pub bare_faults: Vec<BareFault>,
     /// Resident memory of an idle guest before and after a snapshot.
     pub resident: Vec<Resident>,
+    /// Snapshots by what RAM is made of.
+    pub backings: Vec<OfBacking>,
     /// Beside busy threads.
     pub beside: Vec<Beside>,
     /// Throughput.
@@ -77,7 +79,8 @@ pub struct RulerTest {
 /// first half of RAM was touched.
 #[derive(Clone, Debug, Serialize)]
 pub struct Resident {
-    /// `anon`, `memfd`, `2m`.
+    /// `anon`, `memfd`, `2m`; `anon, in doubt` is what a process gets that is not shown which pages were
+    /// swapped out.
     pub backing: &'static str,
     /// RAM.
     pub memory_bytes: u64,
@@ -89,6 +92,23 @@ pub struct Resident {
     pub page_tables_before_bytes: u64,
     /// And after.
     pub page_tables_after_bytes: u64,
+    /// What the snapshot took.
+    pub total_us: f64,
+}
+
+/// Snapshots of a guest that writes 50,000 random pages a second, by what its RAM is made of.
+#[derive(Clone, Debug, Serialize)]
+pub struct OfBacking {
+    /// `anon`, `memfd`.
+    pub backing: &'static str,
+    /// RAM, of which half is there.
+    pub memory_bytes: u64,
+    /// How many.
+    pub runs: usize,
+    /// Before the pause.
+    pub setup_us: Spread,
+    /// All of it.
+    pub total_us: Spread,
 }
 
 /// A snapshot of a guest that leaves its memory alone, and the same bytes written from plain

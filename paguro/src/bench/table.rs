@@ -63,6 +63,7 @@ pub fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     stalls(report, out)?;
     beside(report, out)?;
     resident(report, out)?;
+    backings(report, out)?;
     throughput(report, out)?;
     extra(report, out)?;
     aims(report, out)?;
@@ -261,7 +262,15 @@ fn resident(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         "Resident guest RAM of an idle guest of which 1/16 was touched (every eighth page of the first\n\
          half), before and after a snapshot; page tables are those of the process.\n"
     )?;
-    let mut table = Table::new(&["", "RAM", "before", "after", "page tables", "after"]);
+    let mut table = Table::new(&[
+        "",
+        "RAM",
+        "before",
+        "after",
+        "page tables",
+        "after",
+        "taken in",
+    ]);
     for guest in &report.resident {
         table.row([
             guest.backing.to_owned(),
@@ -270,6 +279,25 @@ fn resident(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             size(guest.after_bytes as f64),
             size(guest.page_tables_before_bytes as f64),
             size(guest.page_tables_after_bytes as f64),
+            time(guest.total_us),
+        ]);
+    }
+    table.print(out)
+}
+
+fn backings(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "Snapshots of a guest that writes 50,000 random pages/s, by what its RAM is made of. Median /\n\
+         maximum.\n"
+    )?;
+    let mut table = Table::new(&["", "RAM", "before the pause", "all"]);
+    for of in &report.backings {
+        table.row([
+            of.backing.to_owned(),
+            size(of.memory_bytes as f64),
+            pair(of.setup_us),
+            pair(of.total_us),
         ]);
     }
     table.print(out)
