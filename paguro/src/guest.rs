@@ -230,10 +230,11 @@ impl Guest {
         })
     }
 
-    /// What it is and how long it took to make.
+    /// What it is, how long it took to make, and what became of what it said.
     pub fn describe(&self) -> Value {
         let config = self.config();
         let timings = self.vm.timings();
+        let serial = self.vm.serial_counts();
         let mode = self
             .restored
             .as_ref()
@@ -251,6 +252,10 @@ impl Guest {
                 "chips": timings.chips_us,
                 "vcpus": timings.vcpus_us,
                 "total": timings.total_us,
+            },
+            "serial": {
+                "written-bytes": serial.written_bytes,
+                "lost-bytes": serial.lost_bytes,
             },
         })
     }

@@ -33,6 +33,9 @@ const WIND_UP: Duration = Duration::from_secs(10);
 /// What a client may take to read the last events. One that reads is not waited for.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// What whoever reads the serial line may take to come to its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Where a machine comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Origin<'a> {
@@ -119,6 +122,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         tracing::error!("the thread that forwards events panicked");
     }
     monitor.events.flush(FAREWELL);
+    say_all(&guest);
     drop(socket);
     if let Some(error) = monitor.arrivals.take_failure() {
         return Err(error.context("the machine did not come in"));
@@ -134,6 +138,19 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         bail!("the machine ended with {}{detail}", ended.cause.name());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives whoever reads the serial line its end; those who do not read are not waited for.
+fn say_all(guest: &Guest) {
+    guest.vm().flush_serial(LAST_WORDS);
+    let said = guest.vm().serial_counts();
+    if said.lost_bytes > 0 {
+        tracing::warn!(
+            lost_bytes = said.lost_bytes,
+            written_bytes = said.written_bytes,
+            "of the serial line's output something was lost"
+        );
+    }
 }
 
 /// Opens the door, or leaves that to `migrate-incoming`.

@@ -3,7 +3,8 @@
 //! Four things live here and nowhere else in the engine: the *mappings* that back guest RAM
 //! ([`Mapping`]), the *userfaultfd* that watches them ([`Uffd`]), the *queries* that tell which
 //! pages exist ([`presence`]), and what KVM knows of written pages ([`kvm`]). Every other crate
-//! above this one, but the accelerators of `vmm`, forbids `unsafe`.
+//! above this one, but the accelerators of `vmm`, forbids `unsafe`. Besides, what all of them need
+//! of the host: a thread that writes where others must not wait ([`Spool`]).
 //!
 //! What the kernel of this host can do is probed once ([`Host::probe`]) and then only looked up.
 //! Every fallback can be forced through [`Fallbacks`], so that a test on a new kernel runs the
@@ -24,6 +25,7 @@ mod memory;
 mod merging;
 mod places;
 pub mod presence;
+mod spool;
 mod thread;
 mod uffd;
 mod vsock;
@@ -35,6 +37,7 @@ pub use inherited::{is_inherited_socket, take_inherited};
 pub use limits::{Bound, Free, Limits};
 pub use mapping::{Advice, MapError, Mapping};
 pub use places::Places;
+pub use spool::{Spool, SpoolCounts};
 pub use thread::{Pacer, Raised, boost_timer, raise_priority};
 pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
 pub use vsock::VsockAddr;

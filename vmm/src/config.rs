@@ -38,7 +38,7 @@ impl Accel {
 pub enum Serial {
     /// To the standard output of the process.
     Stdio,
-    /// To a file, made anew.
+    /// To the end of a file, which is made if there is none: of what it has nothing is lost.
     File(PathBuf),
     /// Nowhere.
     #[default]

@@ -1,11 +1,16 @@
 //! The serial line.
 
-use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use paguro_sys::Spool;
 use paguro_wire::device::{DeviceError, DeviceSection, SectionReader, SectionWriter};
+use rustix::fs::OFlags;
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,8 +25,11 @@ pub(crate) const IRQ: u32 = 4;
 pub(crate) const SECTION: &str = "paguro/serial";
 const VERSION: u32 = 1;
 
-/// Output that could not be written is kept up to here; what comes then is lost.
+/// Output that is not written yet is kept up to here; what comes then is lost.
 const KEPT_BYTES: usize = 64 << 10;
+
+/// Between two warnings of lost output.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// The interrupt line: an eventfd that KVM listens to.
 pub(crate) struct Line(pub(crate) EventFd);
@@ -37,69 +45,95 @@ impl Trigger for Line {
 /// A 16550 with what is behind it.
 pub(crate) type Uart = Serial<Line, NoEvents, Output>;
 
-/// Where the bytes go: written at once, whole or not at all as far as the guest is concerned.
+/// Where the bytes go, by way of a thread that waits where there is to be waited: a guest must not
+/// stand still because nobody reads its console, or because the disk under it is slow.
 ///
-/// A write that a kick interrupts is given up and tried again with the next: a vCPU must not be
-/// held by a terminal that nobody reads.
+/// The line is always ready for more, so a guest never waits for it either; of one that says more
+/// than is taken, something is lost. Lost bytes are counted, and warned of by whoever loses them, now
+/// and then.
 pub(crate) struct Output {
-    to: Destination,
-    pending: VecDeque<u8>,
-}
-
-enum Destination {
-    Stdout(io::Stdout),
-    File(File),
-    Nowhere,
+    spool: Option<Arc<Spool>>,
+    /// Lost bytes that were warned of, and when.
+    told: (u64, Option<Instant>),
 }
 
 impl Output {
     pub(crate) fn open(config: &config::Serial) -> Result<Self, VmError> {
         let to = match config {
-            config::Serial::Stdio => Destination::Stdout(io::stdout()),
-            config::Serial::None => Destination::Nowhere,
+            config::Serial::Stdio => Some(
+                io::stdout()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map_err(VmError::host("use standard output"))?,
+            ),
+            config::Serial::None => None,
             config::Serial::File(path) => {
-                Destination::File(File::create(path).map_err(|source| VmError::File {
+                let file = open_at_end(path).map_err(|source| VmError::File {
                     doing: "write the serial line to",
                     path: path.clone(),
                     source,
-                })?)
+                })?;
+                Some(OwnedFd::from(file))
             }
         };
+        let spool = to
+            .map(|to| Spool::start("serial", to, KEPT_BYTES))
+            .transpose()
+            .map_err(VmError::host("start the serial line's thread"))?;
         Ok(Self {
-            to,
-            pending: VecDeque::new(),
+            spool: spool.map(Arc::new),
+            told: (0, None),
         })
     }
 
-    /// Tries to write what is pending.
-    pub(crate) fn drain(&mut self) {
-        let to: BorrowedFd<'_> = match &self.to {
-            Destination::Stdout(stdout) => stdout.as_fd(),
-            Destination::File(file) => file.as_fd(),
-            Destination::Nowhere => return self.pending.clear(),
-        };
-        while !self.pending.is_empty() {
-            match rustix::io::write(to, self.pending.as_slices().0) {
-                Ok(count) => drop(self.pending.drain(..count)),
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return,
-                Err(error) => {
-                    tracing::debug!(%error, "serial output is lost");
-                    self.pending.clear();
-                }
-            }
-        }
+    /// The way out, if they go anywhere.
+    pub(crate) fn spool(&self) -> Option<Arc<Spool>> {
+        self.spool.clone()
     }
+
+    fn warn(&mut self, lost: u64) {
+        let (told, at) = self.told;
+        if lost == told || at.is_some_and(|at| at.elapsed() < QUIET) {
+            return;
+        }
+        self.told = (lost, Some(Instant::now()));
+        tracing::warn!(
+            lost_bytes = lost,
+            "serial output is lost: nobody takes it, or it cannot be written"
+        );
+    }
+}
+
+/// Opens a file to write at its end, wherever that is when something is written: what it has stays,
+/// also if it is another process's, and one that is cut back meanwhile, as by a rotation of logs,
+/// gets no hole.
+///
+/// A pipe need not have a reader yet, and may lose it and get another; a terminal does not become
+/// that of the process.
+fn open_at_end(path: &Path) -> io::Result<File> {
+    let is_pipe = path.metadata().is_ok_and(|meta| meta.file_type().is_fifo());
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = OpenOptions::new();
+    options
+        .read(is_pipe)
+        .append(true)
+        .create(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = KEPT_BYTES.saturating_sub(self.pending.len());
-        self.pending.extend(&bytes[..bytes.len().min(room)]);
+        if let Some(spool) = &self.spool {
+            spool.put(bytes);
+            let lost = spool.counts().lost_bytes;
+            self.warn(lost);
+        }
         Ok(bytes.len())
     }
 
+    /// What is put is on its way.
     fn flush(&mut self) -> io::Result<()> {
-        self.drain();
         Ok(())
     }
 }

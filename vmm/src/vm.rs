@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError, Union};
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_ram::GuestRam;
+use paguro_sys::{Spool, SpoolCounts};
 use paguro_wire::device::DeviceSection;
 use paguro_workload::layout::PARAMS_GPA;
 use paguro_workload::params::PARAMS_BYTES;
@@ -329,6 +330,19 @@ impl Vm {
         }
     }
 
+    /// What became of the output of its serial line so far. Any thread, never waits.
+    pub fn serial_counts(&self) -> SpoolCounts {
+        let spool = self.cpus.serial_spool();
+        spool.map(|spool| spool.counts()).unwrap_or_default()
+    }
+
+    /// Waits until the output of its serial line so far is written, but not for ever: nobody may be
+    /// reading it. Whether it is.
+    pub fn flush_serial(&self, at_most: Duration) -> bool {
+        let spool = self.cpus.serial_spool();
+        spool.is_none_or(|spool| spool.flush(at_most))
+    }
+
     /// Lets it run, for the first time or again. During a held pause this takes effect at its
     /// end.
     ///
@@ -435,6 +449,7 @@ impl Drop for Vm {
         self.control
             .shut_down(ShutdownCause::HostError, Some("it was dropped".to_owned()));
         self.cpus.end();
+        self.flush_serial(END);
         if let Some(dma) = &self.dma {
             dma.end(END);
         }
@@ -447,6 +462,14 @@ impl Cpus {
             #[cfg(target_arch = "x86_64")]
             Self::Kvm(cpus) => cpus.gates(),
             Self::Threads(cpus) => cpus.parks(),
+        }
+    }
+
+    fn serial_spool(&self) -> Option<Arc<Spool>> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Kvm(cpus) => cpus.serial_spool(),
+            Self::Threads(_) => None,
         }
     }
 

@@ -55,7 +55,9 @@ pub struct MachineArgs {
     /// Control socket: unix:PATH; one client at a time, others wait until it has gone
     #[arg(long, value_name = "ADDRESS")]
     pub qmp: Option<QmpAddress>,
-    /// Where the serial line goes: stdio, file:PATH or none
+    /// Where the serial line goes: stdio, file:PATH (to its end: what it has stays, also in `run`) or
+    /// none. The guest waits for nobody who reads it: up to 64 KiB are kept, what comes then is lost and
+    /// counted (`x-paguro-query-machine`)
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
     pub serial: Serial,
     /// How RAM comes back: lazy (page by page, as the guest asks, and by prefetching), map (the file

@@ -10,7 +10,7 @@
 //! | `x-paguro-query-report` | the report of the last snapshot or migration, if it succeeded |
 //! | `x-paguro-query-restore` | how far the RAM of a lazily restored machine is filled |
 //! | `x-paguro-query-writers` | who writes guest RAM: `name`, `class` (`seen`, `drained`, `unseen`) |
-//! | `x-paguro-query-machine` | what the machine is, and how long it took to make |
+//! | `x-paguro-query-machine` | what the machine is, how long it took to make, and what became of the output of its serial line: `written-bytes`, `lost-bytes` |
 //! | `x-paguro-query-device-writers` | devices that write guest RAM: `writer`, `done` |
 //! | `x-paguro-touch` | reads a byte of every page, so that all of RAM arrives |
 //! | `x-paguro-collapse` | joins pages to huge ones now; `bytes` for which the kernel did |

@@ -129,7 +129,7 @@ pub fn query_writers(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> 
     Ok(monitor.guest.writers().into())
 }
 
-/// `x-paguro-query-machine`: how long it took to make, in parts.
+/// `x-paguro-query-machine`: how long it took to make, in parts; what became of its output.
 pub fn query_machine(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
     Ok(monitor.guest.describe().into())

@@ -6,6 +6,7 @@ mod limits;
 mod mapping;
 mod places;
 mod presence;
+mod spool;
 
 /// Whether anything is mapped at an address.
 fn is_mapped(addr: usize) -> bool {

@@ -2,9 +2,10 @@
 //! and writes are lost.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paguro_guest::layout::{I8042_RESET, PORT_I8042, PORT_PANIC, PORT_WAIT};
+use paguro_sys::Spool;
 use vm_superio::serial::{NoEvents, SerialState};
 
 use crate::serial::{Line, Output, PORT, Uart};
@@ -81,9 +82,9 @@ impl Bus {
         }
     }
 
-    /// Tries again to write serial output that was held back.
-    pub(super) fn drain(&self) {
-        self.serial().writer_mut().drain();
+    /// The way out of the serial line, if it has one: to be waited for without the line.
+    pub(super) fn serial_spool(&self) -> Option<Arc<Spool>> {
+        self.serial().writer().spool()
     }
 
     pub(super) fn load_serial(&self, state: &SerialState) -> Result<(), VmError> {

@@ -32,6 +32,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use paguro_dirty::tracker::{Tracker, TrackerError};
 use paguro_ram::GuestRam;
+use paguro_sys::Spool;
 use paguro_wire::device::DeviceSection;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -197,6 +198,11 @@ impl KvmCpus {
     /// A tracker of the vCPUs' writes, and KVM's.
     pub(crate) fn tracker(&self) -> Result<Arc<dyn Tracker>, TrackerError> {
         self.tracking.tracker(&self.ram)
+    }
+
+    /// The way out of the serial line, if it has one.
+    pub(crate) fn serial_spool(&self) -> Option<Arc<Spool>> {
+        self.bus.serial_spool()
     }
 
     /// How often vCPUs waited for room in a ring of written pages.

@@ -123,7 +123,6 @@ impl Thread {
 
     /// Runs the guest until the gate closes.
     fn run(&self, fd: &mut VcpuFd, passage: &Passage<'_>) {
-        self.bus.drain();
         loop {
             fd.set_kvm_immediate_exit(0);
             // A kick after this line stays in the flag; one before it came with a closed gate.

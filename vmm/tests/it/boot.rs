@@ -9,7 +9,7 @@ use paguro_vmm::{Accel, Config, Serial, ShutdownCause, Vm, VmError};
 use crate::common::*;
 
 /// A file that goes with its owner.
-struct Kernel(PathBuf);
+pub struct Kernel(PathBuf);
 
 impl Drop for Kernel {
     fn drop(&mut self) {
@@ -20,7 +20,7 @@ impl Drop for Kernel {
 
 impl Kernel {
     /// An ELF file with `code` at 1 MiB, and a PVH note that names it unless `note` is false.
-    fn new(name: &str, code: &[u8], note: bool) -> Self {
+    pub fn new(name: &str, code: &[u8], note: bool) -> Self {
         const AT: u64 = 0x10_0000;
         let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let header = |kind: u32, offset: u64, gpa: u64, bytes: u64| {
@@ -55,11 +55,11 @@ impl Kernel {
         Self(path)
     }
 
-    fn serial(&self) -> PathBuf {
+    pub fn serial(&self) -> PathBuf {
         self.0.with_extension("serial")
     }
 
-    fn config(&self, cmdline: &str) -> Config {
+    pub fn config(&self, cmdline: &str) -> Config {
         Config {
             kernel: Some(self.0.clone()),
             cmdline: cmdline.to_owned(),
@@ -94,6 +94,7 @@ fn a_kernel_gets_its_command_line() {
     let vm = start(&kernel.config("console=ttyS0 answer=42"));
     let end = vm.wait_ended();
     assert_eq!(end.cause, ShutdownCause::GuestReset, "{end:?}");
+    assert!(vm.flush_serial(IN_VAIN));
     assert_eq!(
         std::fs::read_to_string(kernel.serial()).unwrap(),
         "console=ttyS0 answer=42"

@@ -15,6 +15,9 @@ use paguro_wire::device::DeviceSection;
 use paguro_workload::area::{DMA, DMA_DIRECT};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+/// Long enough that only a test that fails gets there.
+pub const IN_VAIN: Duration = Duration::from_secs(60);
+
 /// The accelerators that can be tested here; says so if one is left out.
 pub fn accels() -> Vec<Accel> {
     match kvm() {

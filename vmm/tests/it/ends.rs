@@ -55,6 +55,7 @@ fn a_guest_says_hello_on_the_serial_line() {
         ..config(paguro_vmm::Accel::Kvm, 2)
     });
     wait_writes(&vm, 1);
+    assert!(vm.flush_serial(IN_VAIN));
     let said = std::fs::read_to_string(&path).unwrap();
     assert!(
         said.starts_with("paguro guest: vcpu 0 of 2, pattern random"),

@@ -8,6 +8,7 @@ mod loading;
 mod migrating;
 mod pausing;
 mod picture;
+mod serial;
 mod state;
 mod tracking;
 mod ways;
