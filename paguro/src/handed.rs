@@ -10,6 +10,7 @@ use paguro_migration::handover::{self, Taken};
 
 use crate::ending::Ending;
 use crate::hints::Advised;
+use crate::log;
 
 /// Where a source is waited for.
 pub struct Doors {
@@ -51,10 +52,10 @@ impl Doors {
     pub fn wait(self, ending: &Ending) -> Result<Option<Handed>> {
         ending.waits(&self.stop);
         let door = self.cpr.as_ref().unwrap_or(&self.main);
-        eprintln!(
+        log::say(format_args!(
             "paguro: waiting for RAM to be handed over at {}; the control socket answers then",
             door.local_address()
-        );
+        ));
         let accepted = door.accept(None).map_err(anyhow::Error::from);
         let taken = accepted.and_then(|channel| Ok(handover::take(channel)?));
         match taken {

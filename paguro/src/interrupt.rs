@@ -7,6 +7,8 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::log;
+
 /// From when it is made, these signals no longer end the process by themselves; the second one
 /// does.
 #[derive(Clone, Debug)]
@@ -30,8 +32,8 @@ impl Interrupts {
         let listen = move || {
             for _ in signals.forever() {
                 if std::mem::replace(&mut *tell.lock(), true) {
-                    eprintln!("interrupted again: leaving at once");
-                    std::process::exit(INTERRUPTED);
+                    log::say(format_args!("interrupted again: leaving at once"));
+                    log::exit(INTERRUPTED);
                 }
                 tell.changed.notify_all();
             }

@@ -18,6 +18,7 @@
 //! | [`demo`], [`mod@bench`], [`soak`] | try and measure all of it |
 //! | [`lab`] | what these share: machines in processes of their own, seen from outside |
 //! | [`hints`] | what an operator can do about an error |
+//! | [`log`] | what is said on standard error, which nobody may be reading |
 
 #![forbid(unsafe_code)]
 
@@ -34,6 +35,7 @@ mod inspect;
 mod interrupt;
 mod lab;
 mod launch;
+mod log;
 mod migrate;
 mod progress;
 mod qmp;
@@ -61,17 +63,20 @@ static MAIN_AT_NS: OnceLock<u64> = OnceLock::new();
 fn main() -> ExitCode {
     MAIN_AT_NS.get_or_init(lab::now_ns);
     let cli = Cli::parse();
+    log::start();
     trace();
-    match forced().and_then(|forced| execute(&cli.command, &forced)) {
+    let code = match forced().and_then(|forced| execute(&cli.command, &forced)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("paguro: {error:#}");
+            log::say(format_args!("paguro: {error:#}"));
             if let Some(hint) = hints::hint(&error) {
-                eprintln!("hint: {hint}");
+                log::say(format_args!("hint: {hint}"));
             }
             ExitCode::FAILURE
         }
-    }
+    };
+    log::flush();
+    code
 }
 
 fn execute(command: &Command, forced: &Forced) -> Result<ExitCode> {
@@ -120,7 +125,7 @@ fn trace() {
         .from_env_lossy();
     let colours = std::io::stderr().is_terminal();
     let to = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| log::Traces)
         .with_ansi(colours);
     to.with_env_filter(filter).init();
 }

@@ -225,9 +225,8 @@ fn watch_on(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<V
                 return Ok(stopped(&now, uri));
             }
             "pre-switchover" if !waits => {
-                bar.above(|| {
-                    eprintln!("the guest is stopped and waits for `migrate-continue`, or Ctrl-C");
-                });
+                let what = "the guest is stopped and waits for `migrate-continue`, or Ctrl-C";
+                bar.say_above(what);
                 waits = true;
             }
             _ => {}
@@ -237,7 +236,7 @@ fn watch_on(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<V
             // Refused is what came too late: its end will be told.
             let asked = client.execute("migrate_cancel", json!({}));
             if let Err(error) = asked {
-                bar.above(|| eprintln!("{error:#}"));
+                bar.say_above(format_args!("{error:#}"));
             }
             cancelled = true;
         }

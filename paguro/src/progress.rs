@@ -1,9 +1,11 @@
 //! Progress bars: on standard error, and only where somebody looks at it.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::log;
 use crate::size::human;
 
 /// A bar that goes away when dropped. Without a terminal it shows nothing.
@@ -60,6 +62,14 @@ impl Bar {
     /// Does something that prints, out of the bar's way.
     pub fn above<T>(&self, print: impl FnOnce() -> T) -> T {
         self.0.suspend(print)
+    }
+
+    /// Says a line on standard error, out of the bar's way.
+    pub fn say_above(&self, line: impl Display) {
+        self.above(|| {
+            log::say(format_args!("{line}"));
+            log::flush();
+        });
     }
 
     /// What else there is to say.

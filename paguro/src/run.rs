@@ -22,6 +22,7 @@ use crate::guest::Guest;
 use crate::handed::{Doors, Handed};
 use crate::interrupt::Interrupts;
 use crate::launch;
+use crate::log;
 use crate::qmp::capabilities::Capabilities;
 use crate::qmp::incoming::Manner;
 use crate::qmp::settings::Settings;
@@ -164,7 +165,10 @@ fn wait_for(monitor: &Monitor, from: Option<&Address>, paused: bool) -> Result<(
         exit_on_error: true,
     };
     let entry = monitor.arrivals.open(monitor, address, manner)?;
-    eprintln!("paguro: waiting for a machine at {}", entry.local);
+    log::say(format_args!(
+        "paguro: waiting for a machine at {}",
+        entry.local
+    ));
     Ok(())
 }
 
@@ -187,10 +191,10 @@ fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) ->
     std::thread::Builder::new()
         .name("handed".to_owned())
         .spawn(move || watched.arrival.watch(way))?;
-    eprintln!(
+    log::say(format_args!(
         "paguro: RAM is here; waiting for the rest at {}",
         entry.local
-    );
+    ));
     Ok(())
 }
 
@@ -203,7 +207,9 @@ fn watch(monitor: &Arc<Monitor>, events: Receiver<Event>, has_qmp: bool) -> Resu
     let watch = move || {
         for event in events {
             if let Event::Failed { reason } = &event {
-                eprintln!("paguro: the machine failed and stays stopped: {reason}");
+                log::say(format_args!(
+                    "paguro: the machine failed and stays stopped: {reason}"
+                ));
                 if !has_qmp {
                     monitor.guest.vm().quit(ShutdownCause::HostError);
                 }
@@ -269,7 +275,7 @@ fn end_with_stdin(ending: Ending) -> Result<()> {
         ending.ask();
         // A machine that is stuck goes all the same.
         std::thread::sleep(WIND_UP);
-        std::process::exit(1);
+        log::exit(1);
     };
     std::thread::Builder::new()
         .name("stdin".to_owned())

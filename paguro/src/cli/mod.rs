@@ -86,7 +86,10 @@ whether pages are of 2 MiB is as at the source. There is no machine before RAM i
 socket takes connections and answers then.
 
 The machine ends with status 0 after `quit` over QMP, after a signal (SIGINT, SIGTERM), or when the
-guest resets it; with status 1 if it fails.";
+guest resets it; with status 1 if it fails.
+
+Nobody is waited for who does not read: of the serial line 64 KiB are kept for them, of messages on
+standard error 1 MiB; what comes then is lost, and how much is told.";
 
 /// `paguro run`
 #[derive(Debug, Args)]

@@ -95,10 +95,31 @@ impl Machine {
     }
 
     /// The same by a command that has yet to be given arguments.
-    pub fn run_by(mut command: Command, dir: &Path, args: &[&str]) -> Self {
+    pub fn run_by(command: Command, dir: &Path, args: &[&str]) -> Self {
+        Self::spawn(command, dir, args, |command| command.stderr(Stdio::piped()))
+    }
+
+    /// The same by a command that is changed when it has its arguments.
+    pub fn run_as(
+        dir: &Path,
+        args: &[&str],
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
+        Self::spawn(paguro([""; 0]), dir, args, change)
+    }
+
+    fn spawn(
+        mut command: Command,
+        dir: &Path,
+        args: &[&str],
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
         let socket = dir.join("qmp.sock");
         let qmp = format!("unix:{}", socket.display());
-        let mut all = vec!["run", "--qmp", &qmp, "--serial", "none"];
+        let mut all = vec!["run", "--qmp", &qmp];
+        if !args.contains(&"--serial") {
+            all.extend(["--serial", "none"]);
+        }
         if !args.contains(&"--accel") {
             all.extend(["--accel", "threads"]);
         }
@@ -108,12 +129,8 @@ impl Machine {
             all.extend(["--memory", "16M"]);
         }
         all.extend(args);
-        let child = command
-            .args(all)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let command = command.args(all).stdin(Stdio::null());
+        let child = change(command).spawn().unwrap();
         let mut machine = Self {
             child: Some(child),
             socket,

@@ -17,4 +17,5 @@ mod python;
 mod restoring;
 mod snapshots;
 mod socket;
+mod unread;
 mod ways;
