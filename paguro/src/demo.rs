@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::cli::{AccelArg, DemoArgs, PrefetchArg, RestoreModeArg};
 use crate::force::Forced;
 use crate::hints::Advised;
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Again, Interrupts};
 use crate::lab::check::describe;
 use crate::lab::machine::Parameters;
 use crate::lab::options::name;
@@ -84,7 +84,7 @@ struct Check {
 
 /// Runs the command.
 pub fn demo(args: &DemoArgs, forced: &Forced) -> Result<ExitCode> {
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::Leaves)?;
     let started = Instant::now();
     let options = options(args, forced)?;
     let huge = match name(args.pages).as_str() {

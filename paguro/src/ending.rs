@@ -1,4 +1,7 @@
 //! What is ended when somebody asks the process to end: first what it waits for, then the machine.
+//!
+//! Before there is either, nothing has happened that would have to come to an end in order, and what
+//! the process is at (reading all of a big file, for one) may take long: then it leaves at once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -6,6 +9,8 @@ use paguro_migration::channel::Stop;
 use paguro_vmm::ShutdownCause;
 
 use crate::guest::Guest;
+use crate::log;
+use crate::qmp::server::SocketFile;
 
 /// Shared by all who may ask.
 #[derive(Clone, Default)]
@@ -14,17 +19,32 @@ pub struct Ending(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     asked: bool,
+    /// Something was waited for, or there is a machine.
+    begun: bool,
+    socket: Option<Arc<SocketFile>>,
     waiting: Option<Stop>,
     guest: Option<Arc<Guest>>,
 }
 
 impl Ending {
     /// Ends the machine, or what is waited for before there is one, or both as soon as they are
-    /// there.
+    /// there; or the process, if neither was ever there.
     pub fn ask(&self) {
         let mut state = self.lock();
         state.asked = true;
+        if !state.begun {
+            // Nobody begins anything meanwhile: that takes the lock.
+            if let Some(socket) = &state.socket {
+                socket.remove();
+            }
+            log::exit(0);
+        }
         state.end();
+    }
+
+    /// From now on leaving takes this file away.
+    pub fn has_socket(&self, file: Arc<SocketFile>) {
+        self.lock().socket = Some(file);
     }
 
     /// Whether somebody asked.
@@ -35,6 +55,7 @@ impl Ending {
     /// From now on asking ends what this stops.
     pub fn waits(&self, stop: &Stop) {
         let mut state = self.lock();
+        state.begun = true;
         state.waiting = Some(stop.clone());
         if state.asked {
             state.end();
@@ -45,6 +66,7 @@ impl Ending {
     /// channels end with the machine, in order.
     pub fn has(&self, guest: &Arc<Guest>) {
         let mut state = self.lock();
+        state.begun = true;
         state.waiting = None;
         state.guest = Some(guest.clone());
         if state.asked {

@@ -17,7 +17,6 @@ pub struct Doors {
     /// For descriptors, if it is another one.
     cpr: Option<Listener>,
     main: Listener,
-    stop: Stop,
 }
 
 /// RAM that is here. Its source waits to be told so.
@@ -29,8 +28,8 @@ pub struct Handed {
 }
 
 impl Doors {
-    /// Opens them.
-    pub fn open(main: &Address, cpr: &Address, tls: bool) -> Result<Self> {
+    /// Opens them; from then on `ending` ends the wait.
+    pub fn open(main: &Address, cpr: &Address, tls: bool, ending: &Ending) -> Result<Self> {
         if tls {
             bail!(Advised::error(
                 "--mode cpr-transfer is not compatible with --tls-creds: no descriptor goes \
@@ -39,18 +38,17 @@ impl Doors {
             ));
         }
         let stop = Stop::new()?;
+        ending.waits(&stop);
         let options = Options::new(stop.clone());
         let own = (main != cpr).then(|| Incoming::listen(cpr, &options));
         Ok(Self {
             cpr: own.transpose()?,
             main: Incoming::listen(main, &options)?,
-            stop,
         })
     }
 
     /// Waits until RAM is here; nothing if the process is asked to end before.
     pub fn wait(self, ending: &Ending) -> Result<Option<Handed>> {
-        ending.waits(&self.stop);
         let door = self.cpr.as_ref().unwrap_or(&self.main);
         log::say(format_args!(
             "paguro: waiting for RAM to be handed over at {}; the control socket answers then",

@@ -160,6 +160,7 @@ fn of_migration(error: &MigrateError) -> Option<String> {
                  all of RAM come), or until the snapshot is, and try again"
             }
             Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
+            _ if text.contains("File too large") => TOO_LARGE,
             _ if text.starts_with("the channel to the destination failed: cannot create ")
                 || text.starts_with("the channel to the destination failed: cannot sync ")
                 || text.starts_with("cannot write to the destination: cannot write /")
@@ -424,9 +425,14 @@ fn of_file(error: &DecodeError) -> Option<String> {
     Some(hint.to_owned())
 }
 
+const TOO_LARGE: &str = "raise the machine's limit of file size (`ulimit -f`, LimitFSIZE= of a \
+     service), or write to a file system that takes larger files; the older file of that name is \
+     untouched";
+
 fn of_io(error: &io::Error) -> Option<String> {
     let hint = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ROOM,
+        ErrorKind::FileTooLarge => TOO_LARGE,
         ErrorKind::ConnectionRefused => "start the machine with --qmp: nobody listens there",
         _ => return None,
     };

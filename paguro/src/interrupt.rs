@@ -1,41 +1,91 @@
-//! SIGINT and SIGTERM, as something to ask about and to wait for.
+//! Signals whose default is that the process dies: each is something to ask about and to wait for, or
+//! nothing at all.
+//!
+//! | | |
+//! |---|---|
+//! | HUP, INT, QUIT, TERM, XCPU, PWR | end the work in order; HUP does not if the process was started with it ignored (`nohup`) |
+//! | ALRM, IO, PIPE, PROF, STKFLT, USR1, USR2, VTALRM, XFSZ, real-time signals | nothing |
+//! | ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP | end the process at once: they tell of its own faults (BUS in guest RAM is seen to elsewhere) |
+//!
+//! A file that grows beyond its limit (XFSZ) is thus an error of whoever writes it, as a full disk is,
+//! and not the end of a machine that only wanted to be saved. Signals are caught, not ignored: what is
+//! ignored stays so in the commands that the program runs (`exec:`).
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use rustix::process::Signal;
 use signal_hook::iterator::Signals;
 
 use crate::log;
 
-/// From when it is made, these signals no longer end the process by themselves; the second one
-/// does.
+/// Those that end the work.
+const ENDING: [Signal; 6] = [
+    Signal::HUP,
+    Signal::INT,
+    Signal::QUIT,
+    Signal::TERM,
+    Signal::XCPU,
+    Signal::POWER,
+];
+
+/// Those that end nothing. Of SIGPIPE Rust's runtime sees to that.
+const IDLE: [Signal; 8] = [
+    Signal::ALARM,
+    Signal::IO,
+    Signal::PROF,
+    Signal::STKFLT,
+    Signal::USR1,
+    Signal::USR2,
+    Signal::VTALARM,
+    Signal::XFSZ,
+];
+
+/// Real-time signals that the C library leaves to programs. Of these the machine takes some for
+/// itself, later.
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+
+/// From when it is made, none of these signals ends the process by itself.
 #[derive(Clone, Debug)]
 pub struct Interrupts(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    came: Mutex<bool>,
+    came: Mutex<Option<Signal>>,
     changed: Condvar,
 }
 
-/// What a process that was interrupted twice ends with, as shells have it for SIGINT.
-const INTERRUPTED: i32 = 130;
+/// What a second signal does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// The process ends at once, as one that a signal killed: who is in a hurry need not wait for what
+    /// the first one began.
+    Leaves,
+    /// Nothing: what the first one began must come to its end.
+    ChangesNothing,
+}
 
 impl Interrupts {
     /// Begins to catch them.
-    pub fn catch() -> io::Result<Self> {
-        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    pub fn catch(again: Again) -> io::Result<Self> {
+        let nohup = is_ignored(Signal::HUP);
+        let ending = ENDING.iter().filter(|one| !(nohup && **one == Signal::HUP));
+        let mut signals = Signals::new(ending.chain(&IDLE).map(|signal| signal.as_raw()))?;
+        for number in REAL_TIME {
+            if let Err(error) = signals.handle().add_signal(number) {
+                tracing::debug!(number, %error, "a real-time signal is left as it is");
+            }
+        }
         let shared = Arc::new(Shared::default());
         let tell = shared.clone();
         let listen = move || {
-            for _ in signals.forever() {
-                if std::mem::replace(&mut *tell.lock(), true) {
-                    log::say(format_args!("interrupted again: leaving at once"));
-                    log::exit(INTERRUPTED);
+            for number in signals.forever() {
+                let ends = ENDING.iter().find(|signal| signal.as_raw() == number);
+                match ends {
+                    Some(signal) => tell.end(*signal, again),
+                    None => tracing::debug!(number, "a signal that changes nothing"),
                 }
-                tell.changed.notify_all();
             }
         };
         std::thread::Builder::new()
@@ -44,9 +94,9 @@ impl Interrupts {
         Ok(Self(shared))
     }
 
-    /// Whether one came.
+    /// Whether one came that ends the work.
     pub fn came(&self) -> bool {
-        *self.0.lock()
+        self.0.lock().is_some()
     }
 
     /// Waits so long, or until one comes.
@@ -56,14 +106,14 @@ impl Interrupts {
         drop(
             self.0
                 .changed
-                .wait_timeout_while(came, at_most, |came| !*came),
+                .wait_timeout_while(came, at_most, |came| came.is_none()),
         );
     }
 
     /// Waits until one comes.
     pub fn wait_for_one(&self) {
         let mut came = self.0.lock();
-        while !*came {
+        while came.is_none() {
             came = self
                 .0
                 .changed
@@ -74,7 +124,28 @@ impl Interrupts {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, bool> {
+    fn end(&self, signal: Signal, again: Again) {
+        let first = self.lock().replace(signal);
+        match (first, again) {
+            (None, _) => self.changed.notify_all(),
+            (Some(first), Again::ChangesNothing) => *self.lock() = Some(first),
+            (Some(_), Again::Leaves) => {
+                log::say(format_args!("interrupted again: leaving at once"));
+                // As shells have it.
+                log::exit(128 + signal.as_raw());
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Signal>> {
         self.came.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the process was started with a signal ignored, which is to stay so.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    ignored.is_some_and(|set| set >> (signal.as_raw() - 1) & 1 == 1)
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::{AtTimeoutArg, MigrateArgs};
 use crate::done;
 use crate::hints::{self, Advised};
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Again, Interrupts};
 use crate::lab::options;
 use crate::progress::Bar;
 use crate::qmp::Client;
@@ -72,7 +72,7 @@ fn absolute(uri: &Address) -> Result<Address> {
 
 /// Moves it; gives the fields of `--json`.
 fn run(args: &MigrateArgs, uri: &str) -> Result<Value> {
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::Leaves)?;
     let mut client = Client::connect(&args.qmp.0)?;
     let before = Before::take(&mut client)?;
     let set = set(&mut client, args, &before);

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use paguro_migration::SnapshotOptions;
 use paguro_migration::channel::Address;
 use paguro_sys::Host;
-use paguro_vmm::{Event, ShutdownCause};
+use paguro_vmm::{Event, ShutdownCause, StateError};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::cli::MachineArgs;
@@ -20,7 +20,7 @@ use crate::ending::Ending;
 use crate::force::Forced;
 use crate::guest::Guest;
 use crate::handed::{Doors, Handed};
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Again, Interrupts};
 use crate::launch;
 use crate::log;
 use crate::qmp::capabilities::Capabilities;
@@ -30,6 +30,10 @@ use crate::qmp::{Monitor, Socket};
 
 /// What a cancelled snapshot may take to clean up when the machine ends.
 const WIND_UP: Duration = Duration::from_secs(10);
+
+/// What the end may take that a signal asks for: more than all that is waited for then, so that only
+/// what is stuck is left.
+const END: Duration = Duration::from_secs(30);
 
 /// What a client may take to read the last events. One that reads is not waited for.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -57,14 +61,17 @@ pub enum Origin<'a> {
 
 /// Runs a machine until it ends.
 pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<ExitCode> {
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::ChangesNothing)?;
     let ending = Ending::default();
     end_on_interrupt(ending.clone(), interrupts)?;
     if args.x_end_with_stdin {
         end_with_stdin(ending.clone())?;
     }
     let doors = match origin {
-        Origin::HandOver { main, cpr } => Some(Doors::open(main, cpr, args.tls_creds.is_some())?),
+        Origin::HandOver { main, cpr } => {
+            let tls = args.tls_creds.is_some();
+            Some(Doors::open(main, cpr, tls, &ending)?)
+        }
         _ => None,
     };
     let socket = args
@@ -72,6 +79,9 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         .as_ref()
         .map(|qmp| Socket::bind(&qmp.0))
         .transpose()?;
+    if let Some(socket) = &socket {
+        ending.has_socket(socket.file().clone());
+    }
     let host = Host::probe(&forced.fallbacks);
     let handed = match doors.map(|doors| doors.wait(&ending)).transpose()? {
         Some(None) => return Ok(ExitCode::SUCCESS),
@@ -105,7 +115,11 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     ending.has(&guest);
     fail_on_bus_errors(guest.clone())?;
     if runs && !args.paused {
-        guest.vm().start()?;
+        match guest.vm().start() {
+            // Somebody was faster.
+            Err(StateError::Ended(_)) => {}
+            started => started?,
+        }
     }
     if let Origin::Incoming(from) = origin {
         wait_for(&monitor, from, args.paused)?;
@@ -229,6 +243,9 @@ fn end_on_interrupt(ending: Ending, interrupts: Interrupts) -> Result<()> {
     let wait = move || {
         interrupts.wait_for_one();
         ending.ask();
+        std::thread::sleep(END);
+        log::say(format_args!("paguro: the machine does not end: leaving it"));
+        log::exit(1);
     };
     std::thread::Builder::new()
         .name("interrupt".to_owned())

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cli::SnapshotArgs;
 use crate::done;
 use crate::hints::{self, Advised};
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Again, Interrupts};
 use crate::progress::Bar;
 use crate::qmp::Client;
 use crate::size::human;
@@ -62,7 +62,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
 
 /// Takes it; gives the fields of `--json`.
 fn take(args: &SnapshotArgs, path: &Path) -> Result<Value> {
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::Leaves)?;
     let mut client = Client::connect(&args.qmp.0)?;
     let before = capabilities(&mut client)?;
     let buffer = args.page_buffer.map(|size| size.0);

@@ -51,7 +51,7 @@ use paguro_sys::Host;
 use crate::cli::{AccelArg, BenchMigrateArgs, BenchSnapshotArgs};
 use crate::force::Forced;
 use crate::hints::Advised;
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Again, Interrupts};
 use crate::lab::host;
 use campaign::Campaign;
 use load::Load;
@@ -61,7 +61,7 @@ use report::HostFacts;
 /// `paguro bench snapshot`
 pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
     refuse_forced(forced)?;
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::Leaves)?;
     let begin = Instant::now();
     let noise = Noise::measure();
     let load = Load::begin();
@@ -86,7 +86,7 @@ pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
 /// `paguro bench migrate`
 pub fn migrate(args: &BenchMigrateArgs, forced: &Forced) -> Result<ExitCode> {
     refuse_forced(forced)?;
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::Leaves)?;
     let begin = Instant::now();
     let noise = Noise::measure();
     let load = Load::begin();

@@ -85,8 +85,13 @@ With --mode cpr-transfer RAM is handed over, not copied: --memory may be left ou
 whether pages are of 2 MiB is as at the source. There is no machine before RAM is here: the control
 socket takes connections and answers then.
 
-The machine ends with status 0 after `quit` over QMP, after a signal (SIGINT, SIGTERM), or when the
-guest resets it; with status 1 if it fails.
+The machine ends with status 0 after `quit` over QMP, after a signal (HUP, INT, QUIT, TERM, XCPU or PWR),
+or when the guest resets it; with status 1 if it fails. A signal ends what is under way first, in
+order: no half file is left, a command of exec: is killed, the sockets are removed. Further signals
+change nothing; after half a minute it leaves whatever does not end. HUP is ignored if it was when the
+program started (nohup). All other signals whose default is death (ALRM, IO, PIPE, PROF, STKFLT, USR1,
+USR2, VTALRM, XFSZ, real-time signals) are ignored: so a file beyond the limit of file size (ulimit -f)
+fails what writes it, and nothing else.
 
 Nobody is waited for who does not read: of the serial line 64 KiB are kept for them, of messages on
 standard error 1 MiB; what comes then is lost, and how much is told.";

@@ -15,6 +15,12 @@ use super::{Monitor, session};
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
+    file: Arc<SocketFile>,
+}
+
+/// Where the socket is found.
+#[derive(Debug)]
+pub struct SocketFile {
     path: PathBuf,
     /// Device and inode of the file: somebody may have put another one there.
     identity: (u64, u64),
@@ -33,11 +39,19 @@ impl Socket {
         };
         let listener = listener.with_context(|| cannot_listen(path))?;
         let file = fs::symlink_metadata(path).with_context(|| cannot_listen(path))?;
-        Ok(Self {
-            listener,
+        let file = SocketFile {
             path: path.to_owned(),
             identity: (file.dev(), file.ino()),
+        };
+        Ok(Self {
+            listener,
+            file: Arc::new(file),
         })
+    }
+
+    /// Its file.
+    pub fn file(&self) -> &Arc<SocketFile> {
+        &self.file
     }
 
     /// Serves clients in a thread of its own, for as long as the process lives.
@@ -61,6 +75,13 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        self.file.remove();
+    }
+}
+
+impl SocketFile {
+    /// Takes it away, if it is still there.
+    pub fn remove(&self) {
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {

@@ -32,7 +32,7 @@ use paguro_sys::{Host, Userfault};
 
 use crate::cli::{AccelArg, PagesArg, SoakArgs};
 use crate::force::{Forced, sabotage_name, source_sabotage_name};
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Again, Interrupts};
 use crate::lab::{HugePages, Tally, host};
 use crate::progress::Bar;
 use case::Case;
@@ -49,7 +49,7 @@ const HUGE_BYTES: u64 = 64 << 20;
 
 /// Runs the command.
 pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
-    let interrupts = Interrupts::catch()?;
+    let interrupts = Interrupts::catch(Again::Leaves)?;
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let mut rng = Rng::new(seed);
     let sabotage = match (forced.broken.snapshot, forced.broken.migration) {

@@ -15,6 +15,7 @@ mod priorities;
 mod protocol;
 mod python;
 mod restoring;
+mod signals;
 mod snapshots;
 mod socket;
 mod unread;

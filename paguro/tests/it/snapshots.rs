@@ -28,8 +28,12 @@ fn run_slow() -> (tempfile::TempDir, Machine, Qmp) {
 
 /// Whether this process may freeze memory of threads; says so if not.
 fn can_freeze(machine: &Machine) -> bool {
+    can_background(&mut machine.connect())
+}
+
+/// As [`can_freeze`], asked over a connection that there is.
+pub fn can_background(qmp: &mut Qmp) -> bool {
     let list = json!([{ "capability": "background-snapshot", "state": true }]);
-    let mut qmp = machine.connect();
     let request =
         json!({ "execute": "migrate-set-capabilities", "arguments": { "capabilities": list } });
     qmp.send(request.to_string().as_bytes());
@@ -315,7 +319,7 @@ fn an_interrupted_command_cancels_and_the_guest_runs_on() {
 }
 
 /// Waits until a process handles a signal, which before would end it unheard.
-fn wait_until_caught(pid: u32, signal: Signal) {
+pub fn wait_until_caught(pid: u32, signal: Signal) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
