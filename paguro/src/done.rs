@@ -3,12 +3,10 @@
 //! Whether a snapshot or a migration is complete decides who may run the guest. So what a command
 //! cannot tell of one that is complete is told as that, and does not make a failure of it.
 
-use std::fmt::Arguments;
-use std::io::{self, Write};
-
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use crate::log::say;
 use crate::qmp::Client;
 
 /// What to do about a file that may not outlive a crash.
@@ -42,11 +40,6 @@ pub fn tell(report: &Value, print: impl FnOnce(&Value) -> Result<()>) {
             "paguro: warning: it is complete, but its report cannot be printed: {error:#}"
         ));
     }
-}
-
-/// Also where nobody hears it.
-fn say(line: Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Of a machine that cannot be asked any more how far it is.

@@ -55,6 +55,9 @@ const KERNEL_FAULTS: &str = "run as root, or as root set /proc/sys/vm/unprivileg
 const STOPPED: &str = "take it with the machine stopped: `paguro snapshot --stop`, or \
      `background-snapshot` off";
 
+/// Of what goes on without the command that began it.
+pub const GOES_ON: &str = "`query-migrate` says how far it is, `migrate_cancel` ends it";
+
 fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(advised) = error.downcast_ref::<Advised>() {
         return Some(advised.hint.clone());

@@ -96,7 +96,12 @@ impl Interrupts {
 
     /// Whether one came that ends the work.
     pub fn came(&self) -> bool {
-        self.0.lock().is_some()
+        self.which().is_some()
+    }
+
+    /// Which came first of those that end the work.
+    pub fn which(&self) -> Option<Signal> {
+        *self.0.lock()
     }
 
     /// Waits so long, or until one comes.

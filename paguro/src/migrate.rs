@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use paguro_migration::channel::Address;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::cli::{AtTimeoutArg, MigrateArgs};
 use crate::done;
@@ -74,74 +74,33 @@ fn absolute(uri: &Address) -> Result<Address> {
 fn run(args: &MigrateArgs, uri: &str) -> Result<Value> {
     let interrupts = Interrupts::catch(Again::Leaves)?;
     let mut client = Client::connect(&args.qmp.0)?;
-    let before = Before::take(&mut client)?;
-    let set = set(&mut client, args, &before);
-    let ended = set.and_then(|()| watch(&mut client, uri, &interrupts));
-    // Also after a failure; which is the one to tell.
-    let restored = match &ended {
-        // It goes on.
-        Ok(ended) if ended["status"] == IN_DOUBT => Ok(()),
-        _ => before.restore(&mut client),
-    };
-    let ended = ended?;
-    restored.context("the migration has ended, but what was set for it could not be put back")?;
-    Ok(ended)
-}
-
-/// What was set before.
-struct Before {
-    capabilities: Vec<Value>,
-    parameters: Map<String, Value>,
-}
-
-impl Before {
-    fn take(client: &mut Client) -> Result<Self> {
-        let capabilities = client.execute("query-migrate-capabilities", json!({}))?;
-        let parameters = client.execute("query-migrate-parameters", json!({}))?;
-        match (capabilities, parameters) {
-            (Value::Array(capabilities), Value::Object(parameters)) => Ok(Self {
-                capabilities,
-                parameters,
-            }),
-            _ => bail!("the other side does not say what is set for migrations"),
-        }
+    let settings = settings(&mut client, args)?;
+    let begin = json!({ "uri": uri, "x-paguro-settings": settings });
+    if interrupts.came() {
+        let mut ended = stopped(&json!({ "status": "cancelled" }), uri);
+        ended["advice"] = json!({ "is": "it had not begun", "may": [] });
+        return Ok(ended);
     }
-
-    fn restore(&self, client: &mut Client) -> Result<()> {
-        client.execute(
-            "migrate-set-capabilities",
-            json!({ "capabilities": self.capabilities }),
-        )?;
-        let parameters = Value::Object(self.parameters.clone());
-        client
-            .execute("migrate-set-parameters", parameters)
-            .map(drop)
-    }
+    client.execute("migrate", begin)?;
+    watch(&mut client, args, uri, &interrupts)
 }
 
-fn set(client: &mut Client, args: &MigrateArgs, before: &Before) -> Result<()> {
-    let wanted = |name: &str| match name {
-        "auto-converge" => args.auto_converge,
-        "dirty-limit" => args.vcpu_dirty_limit.is_some(),
-        "multifd" => args.multifd.multifd_channels.is_some(),
-        "xbzrle" => args.xbzrle,
-        _ => false,
-    };
-    // What the operator switched on for himself stays on; all else would be another migration.
-    let kept = ["events", "pause-before-switchover", "return-path"];
-    let capabilities = before.capabilities.iter().filter_map(|entry| {
-        let name = entry["capability"].as_str()?;
-        let state = wanted(name);
-        (!kept.contains(&name)).then(|| json!({ "capability": name, "state": state }))
-    });
-    let capabilities = Value::from_iter(capabilities);
-    client.execute(
-        "migrate-set-capabilities",
-        json!({ "capabilities": capabilities }),
-    )?;
-    client
-        .execute("migrate-set-parameters", parameters(args)?)
-        .map(drop)
+/// What counts for it and is never set.
+fn settings(client: &mut Client, args: &MigrateArgs) -> Result<Value> {
+    let capabilities = client.own_capabilities(|name| match name {
+        "auto-converge" => Some(args.auto_converge),
+        "dirty-limit" => Some(args.vcpu_dirty_limit.is_some()),
+        "multifd" => Some(args.multifd.multifd_channels.is_some()),
+        "xbzrle" => Some(args.xbzrle),
+        // What the operator switched on for himself stays on; all else would be another migration.
+        "pause-before-switchover" | "return-path" => None,
+        _ => Some(false),
+    })?;
+    Ok(json!({
+        "capabilities": capabilities,
+        "parameters": parameters(args)?,
+        "on-disconnect": args.on_disconnect.name(),
+    }))
 }
 
 fn parameters(args: &MigrateArgs) -> Result<Value> {
@@ -196,13 +155,22 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
     Ok(Value::Object(given.collect()))
 }
 
-/// Starts it and waits for its end.
-fn watch(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<Value> {
-    client.execute("migrate", json!({ "uri": uri }))?;
-    watch_on(client, uri, interrupts).context(done::LOST)
+/// Waits for its end.
+fn watch(
+    client: &mut Client,
+    args: &MigrateArgs,
+    uri: &str,
+    interrupts: &Interrupts,
+) -> Result<Value> {
+    watch_on(client, args, uri, interrupts).context(done::LOST)
 }
 
-fn watch_on(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<Value> {
+fn watch_on(
+    client: &mut Client,
+    args: &MigrateArgs,
+    uri: &str,
+    interrupts: &Interrupts,
+) -> Result<Value> {
     let bar = Bar::bytes("moving");
     let mut cancelled = false;
     let mut doubt: Option<Instant> = None;
@@ -232,13 +200,23 @@ fn watch_on(client: &mut Client, uri: &str, interrupts: &Interrupts) -> Result<V
             _ => {}
         }
         show(&bar, &now);
-        if !cancelled && interrupts.came() {
-            // Refused is what came too late: its end will be told.
-            let asked = client.execute("migrate_cancel", json!({}));
-            if let Err(error) = asked {
-                bar.say_above(format_args!("{error:#}"));
+        match interrupts.which() {
+            Some(signal) if !cancelled && args.on_disconnect.goes_on_after(signal) => {
+                let mut ended = stopped(&now, uri);
+                let error = "this command was ended by a signal; the migration goes on";
+                ended["error"] = error.into();
+                ended["hint"] = hints::GOES_ON.into();
+                return Ok(ended);
             }
-            cancelled = true;
+            Some(_) if !cancelled => {
+                // Refused is what came too late: its end will be told.
+                let asked = client.execute("migrate_cancel", json!({}));
+                if let Err(error) = asked {
+                    bar.say_above(format_args!("{error:#}"));
+                }
+                cancelled = true;
+            }
+            _ => {}
         }
         if cancelled {
             std::thread::sleep(POLL);

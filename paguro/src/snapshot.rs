@@ -19,19 +19,6 @@ use crate::size::human;
 /// How often the other side is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The capabilities that a snapshot sets, and puts back.
-const CAPABILITIES: [&str; 5] = [
-    "background-snapshot",
-    "mapped-ram",
-    // Those of migrations do not go together with these.
-    "auto-converge",
-    "pause-before-switchover",
-    "return-path",
-];
-
-/// The parameter behind `--page-buffer`.
-const PAGE_BUFFER: &str = "x-paguro-page-buffer";
-
 /// Runs the command.
 pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let path = std::path::absolute(&args.file)
@@ -64,84 +51,63 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
 fn take(args: &SnapshotArgs, path: &Path) -> Result<Value> {
     let interrupts = Interrupts::catch(Again::Leaves)?;
     let mut client = Client::connect(&args.qmp.0)?;
-    let before = capabilities(&mut client)?;
-    let buffer = args.page_buffer.map(|size| size.0);
-    let buffer_before = buffer.map(|bytes| change_buffer(&mut client, bytes));
-    let buffer_before = buffer_before.transpose()?;
-    let ended = set(&mut client, &[!args.stop, true, false, false, false])
-        .and_then(|()| run(&mut client, path, &interrupts));
-    // Also after a failure; which is the one to tell.
-    let restored = set(&mut client, &before);
-    let buffer_restored = buffer_before.map(|bytes| change_buffer(&mut client, bytes));
-    let restored = restored.and(buffer_restored.transpose().map(drop));
-    let ended = ended?;
-    restored.context("the snapshot is complete, but settings could not be put back")?;
-    Ok(ended)
-}
-
-fn capabilities(client: &mut Client) -> Result<[bool; CAPABILITIES.len()]> {
-    let list = client.execute("query-migrate-capabilities", json!({}))?;
-    let entries = list.as_array().context("capabilities are no list")?;
-    let state = |name: &str| {
-        let entry = entries.iter().find(|entry| entry["capability"] == name);
-        entry.and_then(|entry| entry["state"].as_bool())
-    };
-    let mut found = [false; CAPABILITIES.len()];
-    for (name, found) in CAPABILITIES.iter().zip(&mut found) {
-        *found = state(name).with_context(|| format!("the other side has no {name}"))?;
-    }
-    Ok(found)
-}
-
-/// Sets the page buffer; its size before.
-fn change_buffer(client: &mut Client, bytes: u64) -> Result<u64> {
-    let parameters = client.execute("query-migrate-parameters", json!({}))?;
-    let before = parameters[PAGE_BUFFER].as_u64();
-    let before = before.with_context(|| format!("the other side has no {PAGE_BUFFER}"))?;
-    client.execute("migrate-set-parameters", json!({ PAGE_BUFFER: bytes }))?;
-    Ok(before)
-}
-
-fn set(client: &mut Client, states: &[bool; CAPABILITIES.len()]) -> Result<()> {
-    let list = CAPABILITIES
-        .iter()
-        .zip(states)
-        .map(|(name, state)| json!({ "capability": name, "state": state }));
-    let arguments = json!({ "capabilities": Value::from_iter(list) });
-    client
-        .execute("migrate-set-capabilities", arguments)
-        .map(drop)
-}
-
-/// Starts it and waits for its end.
-fn run(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Value> {
     let name = path.to_str().context("QMP can only name files in UTF-8")?;
     // Not as a URI, in which ",offset=" has a meaning.
     let addr = json!({ "transport": "file", "filename": name, "offset": 0 });
     let channel = json!({ "channel-type": "main", "addr": addr });
-    client.execute("migrate", json!({ "channels": [channel] }))?;
-    watch(client, path, interrupts).context(done::LOST)
+    let settings = settings(&mut client, args)?;
+    let begin = json!({ "channels": [channel], "x-paguro-settings": settings });
+    if interrupts.came() {
+        let error = "the snapshot was cancelled before it began";
+        return Ok(json!({ "status": "cancelled", "path": path, "error": error, "hint": null }));
+    }
+    client.execute("migrate", begin)?;
+    watch(&mut client, args, path, &interrupts).context(done::LOST)
 }
 
-fn watch(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Value> {
+/// What counts for it and is never set: whatever is set for migrations does not stand in its way.
+fn settings(client: &mut Client, args: &SnapshotArgs) -> Result<Value> {
+    let capabilities = client.own_capabilities(|name| match name {
+        "background-snapshot" => Some(!args.stop),
+        "mapped-ram" => Some(true),
+        _ => Some(false),
+    })?;
+    let mut parameters = json!({ "mode": "normal" });
+    if let Some(size) = args.page_buffer {
+        parameters["x-paguro-page-buffer"] = size.0.into();
+    }
+    Ok(json!({
+        "capabilities": capabilities,
+        "parameters": parameters,
+        "on-disconnect": args.on_disconnect.name(),
+    }))
+}
+
+/// Waits for its end.
+fn watch(
+    client: &mut Client,
+    args: &SnapshotArgs,
+    path: &Path,
+    interrupts: &Interrupts,
+) -> Result<Value> {
     let bar = Bar::bytes("saving");
     let mut cancelled = false;
     loop {
         let now = client.execute("query-migrate", json!({}))?;
         let number = |field: &str| now["ram"][field].as_u64().unwrap_or(0);
-        let status = now["status"].as_str().unwrap_or_default();
-        match status {
+        let ended = |error: &str, hint: &Value| {
+            let status = &now["status"];
+            json!({ "status": status, "path": path, "error": error, "hint": hint })
+        };
+        match now["status"].as_str().unwrap_or_default() {
             "completed" => {
                 drop(bar);
                 return Ok(completed(client, path));
             }
             "failed" | "cancelled" => {
-                return Ok(json!({
-                    "status": status,
-                    "path": path,
-                    "error": now["x-paguro-error"].as_str().unwrap_or("the snapshot was cancelled"),
-                    "hint": now["x-paguro-hint"],
-                }));
+                let error = now["x-paguro-error"].as_str();
+                let error = error.unwrap_or("the snapshot was cancelled");
+                return Ok(ended(error, &now["x-paguro-hint"]));
             }
             _ => {}
         }
@@ -150,9 +116,16 @@ fn watch(client: &mut Client, path: &Path, interrupts: &Interrupts) -> Result<Va
             number("total"),
         );
         bar.say_written(number("transferred"));
-        if !cancelled && interrupts.came() {
-            client.execute("migrate_cancel", json!({}))?;
-            cancelled = true;
+        match interrupts.which() {
+            Some(signal) if !cancelled && args.on_disconnect.goes_on_after(signal) => {
+                let error = "this command was ended by a signal; the snapshot goes on";
+                return Ok(ended(error, &json!(hints::GOES_ON)));
+            }
+            Some(_) if !cancelled => {
+                client.execute("migrate_cancel", json!({}))?;
+                cancelled = true;
+            }
+            _ => {}
         }
         if cancelled {
             std::thread::sleep(POLL);

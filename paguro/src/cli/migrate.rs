@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use paguro_migration::channel::Address;
 
-use super::{ModeArg, QmpAddress};
+use super::{ModeArg, OnDisconnectArg, QmpAddress};
 use crate::size::Size;
 
 const MIGRATE_HELP: &str = "\
@@ -27,11 +27,16 @@ the attempt.
 
 When it returns with status 0 the guest runs at the destination, and the machine here is stopped,
 whole (`postmigrate`): end it with `quit`. Otherwise the status is 1, and it says where the guest is
-and what to do; in nearly all cases it runs on here. Ctrl-C cancels.
+and what to do; in nearly all cases it runs on here.
 
-Options count for this migration; afterwards what was set over QMP before is set again. Meanwhile this
+Ctrl-C cancels. What happens when this command ends before the migration does (HUP, QUIT, TERM, XCPU,
+PWR or KILL, a connection that breaks), says --on-disconnect: it is cancelled, as long as it can be, or
+goes on (`query-migrate` says how far it is). A second signal ends the command at once. All other
+signals are ignored.
+
+Options count for this migration only, and nothing that is set over QMP is changed. While it runs this
 command is the only client of the control socket: to look at a migration, or to change
-`max-bandwidth` while it runs, start it over QMP.
+`max-bandwidth` while it runs, start it over QMP, or leave it with --on-disconnect continue.
 
 With --mode cpr-transfer, from one process to another on one host, RAM (--backing memfd) is handed over
 by descriptor, and only the state of devices is sent: for replacing this program while its guest
@@ -50,7 +55,8 @@ could not be confirmed, null if there is nothing), and those of the engine's rep
   the guest was stopped), multifd_bytes, xbzrle_pages and xbzrle_bytes (of differences), normal_pages, zero_pages, dirty_sync_count (passes),
   bandwidth (bytes a second that the channel takes unlimited, 0: not measured),
   throttle_percent (how much the guest was slowed down at the end)
-and more that may change. On failure: `status` (`failed`, `cancelled` or `x-paguro-in-doubt`), `uri`,
+and more that may change. On failure: `status` (`failed`, `cancelled` or `x-paguro-in-doubt`; another
+one if it goes on without this command), `uri`,
 `error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done;
 null if it never began.";
 
@@ -108,6 +114,9 @@ pub struct MigrateArgs {
     /// Bytes of sent pages that are kept for that, a power of two [default: as set, at first 64M]
     #[arg(long, value_name = "SIZE", requires = "xbzrle")]
     pub xbzrle_cache_size: Option<Size>,
+    /// What becomes of the migration when this command ends before it does
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDisconnectArg::Cancel)]
+    pub on_disconnect: OnDisconnectArg,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

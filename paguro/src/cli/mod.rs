@@ -4,6 +4,7 @@ mod bench;
 mod incoming;
 mod machine;
 mod migrate;
+mod on_disconnect;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub use machine::{
     RestoreModeArg,
 };
 pub use migrate::{AtTimeoutArg, CompressionArg, MigrateArgs, MultifdArgs};
+pub use on_disconnect::OnDisconnectArg;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -149,8 +151,14 @@ Examples:
 When it returns, the file is complete and on disk. Until then an older file of that name stays as it
 was; the new one belongs to the user that runs the machine, with mode 0600. A link is followed, and
 the file replaced where it leads. What can be known to be in the way (a pipe, a device, a directory
-without the right to write, a name too long) is refused before the machine is paused. Ctrl-C cancels;
-the guest runs on.
+without the right to write, a name too long) is refused before the machine is paused.
+
+Whatever is set over QMP for migrations neither stands in its way nor is changed by it.
+
+Ctrl-C cancels; the guest runs on. What happens when this command ends before the snapshot does (HUP,
+QUIT, TERM, XCPU, PWR or KILL, a connection that breaks), says --on-disconnect: it is cancelled, or goes
+on (`query-migrate` says how far it is). A second signal ends the command at once. All other signals are
+ignored.
 
 Fields of --json on success: `status` (`completed`), `hint` and `error` (null), `warning` (what could
 not be confirmed, null if there is nothing), and those of the engine's report, times in
@@ -164,8 +172,9 @@ microseconds, sizes in bytes:
   page_buffer_bytes (copies that might wait), page_buffer_wanted_bytes (if the host had any amount of
   memory), page_buffer_bound (what allowed no more, or null)
   buffer_waits (writes of the guest that waited for room), buffer_wait_us, longest_buffer_wait_us
-and more that may change. On failure: `status` (`failed` or `cancelled`), `path`, `error`, and
-`hint`, which is null if there is none. The exit status is then 1.";
+and more that may change. On failure: `status` (`failed` or `cancelled`; another one if it goes on
+without this command), `path`, `error`, and `hint`, which is null if there is none. The exit status is
+then 1.";
 
 /// `paguro snapshot`
 #[derive(Debug, Args)]
@@ -183,6 +192,9 @@ pub struct SnapshotArgs {
     /// [default: half of RAM, 16M to 256M, or less where the machine's memory is limited]
     #[arg(long, value_name = "SIZE")]
     pub page_buffer: Option<Size>,
+    /// What becomes of the snapshot when this command ends before it does
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDisconnectArg::Cancel)]
+    pub on_disconnect: OnDisconnectArg,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

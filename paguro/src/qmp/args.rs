@@ -23,6 +23,11 @@ impl Args {
         }
     }
 
+    /// Whether there is a member of this name that was not taken yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
     /// A member with text.
     pub fn string(&mut self, name: &str) -> Result<Option<String>, QmpError> {
         self.typed(name, "string", |value| match value {

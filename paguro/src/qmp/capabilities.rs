@@ -124,6 +124,21 @@ impl Capabilities {
 
 /// `migrate-set-capabilities`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
+    let changes = changes(&mut args)?;
+    args.finish()?;
+    let mut migrations = monitor.migrations.lock();
+    migrations.refuse_if_busy()?;
+    let new = after(monitor, migrations.capabilities, &changes)?;
+    migrations.capabilities = new;
+    monitor.events.tell_migrations(new.events);
+    Ok(Answer::default())
+}
+
+/// Names of capabilities and whether they shall be on.
+pub type Changes = Vec<(String, bool)>;
+
+/// Takes the member `capabilities` out of arguments.
+pub fn changes(args: &mut Args) -> Result<Changes, QmpError> {
     let list = args.objects("capabilities")?;
     let mut changes = Vec::new();
     for mut change in args.need("capabilities", list)? {
@@ -134,11 +149,18 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         change.finish()?;
         changes.push((name, state));
     }
-    args.finish()?;
-    let mut migrations = monitor.migrations.lock();
-    migrations.refuse_if_busy()?;
-    let new = changed(migrations.capabilities, &changes)?;
-    if new.background_snapshot && !migrations.capabilities.background_snapshot {
+    Ok(changes)
+}
+
+/// What is on after `changes`: all of them or, where they do not go together or this machine cannot
+/// do something, none.
+pub fn after(
+    monitor: &Monitor,
+    before: Capabilities,
+    changes: &Changes,
+) -> Result<Capabilities, QmpError> {
+    let new = changed(before, changes)?;
+    if new.background_snapshot && !before.background_snapshot {
         monitor.guest.check_can_freeze().map_err(|why| {
             QmpError::generic(format!(
                 "Background-snapshot is not supported by this host: {why}"
@@ -150,9 +172,7 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
             "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set",
         ));
     }
-    migrations.capabilities = new;
-    monitor.events.tell_migrations(new.events);
-    Ok(Answer::default())
+    Ok(new)
 }
 
 /// `query-migrate-capabilities`

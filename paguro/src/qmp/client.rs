@@ -1,4 +1,4 @@
-//! A QMP client, as far as `paguro snapshot` needs one.
+//! A QMP client, as far as `paguro snapshot` and `paguro migrate` need one.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -112,6 +112,20 @@ impl Client {
                 return Ok(value.take());
             }
         }
+    }
+
+    /// For `x-paguro-settings`: of each capability that the machine has whether it shall be on; none
+    /// where it shall be as it is set. `events` is the client's and stays out.
+    pub fn own_capabilities(&mut self, wanted: impl Fn(&str) -> Option<bool>) -> Result<Value> {
+        let list = self.execute("query-migrate-capabilities", json!({}))?;
+        let known = list.as_array().context("capabilities are no list")?;
+        let own = known.iter().filter_map(|entry| {
+            let name = entry["capability"]
+                .as_str()
+                .filter(|name| *name != "events")?;
+            Some(json!({ "capability": name, "state": wanted(name)? }))
+        });
+        Ok(Value::from_iter(own))
     }
 
     /// The next value, or `None` when `within` is over.

@@ -7,8 +7,8 @@
 
 use paguro_ram::Backing;
 
-use super::jobs::State;
 use super::settings::Mode;
+use super::terms::Terms;
 use super::{Monitor, QmpError};
 
 /// What sends or saves pages, or sets other rules for RAM that is left behind.
@@ -24,8 +24,8 @@ const UNFIT: [&str; 7] = [
 
 /// Whether RAM shall be handed over. What can be known beforehand to be in the way is refused;
 /// addresses and TLS are the engine's to look at.
-pub fn wanted(monitor: &Monitor, migrations: &State, cpr: bool) -> Result<bool, QmpError> {
-    match migrations.settings.mode {
+pub fn wanted(monitor: &Monitor, terms: &Terms, cpr: bool) -> Result<bool, QmpError> {
+    match terms.settings.mode {
         Mode::Normal if cpr => {
             return Err(QmpError::generic(
                 "Channel list has an entry of type 'cpr', for which the parameter 'mode' must be \
@@ -35,7 +35,7 @@ pub fn wanted(monitor: &Monitor, migrations: &State, cpr: bool) -> Result<bool, 
         Mode::Normal => return Ok(false),
         Mode::CprTransfer => {}
     }
-    let on = migrations.capabilities.on();
+    let on = terms.capabilities.on();
     if let Some(name) = on.iter().find(|name| UNFIT.contains(name)) {
         return Err(QmpError::generic(format!(
             "mode 'cpr-transfer' is not compatible with {name}"

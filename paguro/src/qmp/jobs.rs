@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::capabilities::Capabilities;
 use super::events::Events;
 use super::settings::Settings;
+use super::terms::OnDisconnect;
 use super::{Monitor, QmpError};
 use crate::guest::Guest;
 use crate::hints;
@@ -38,6 +39,7 @@ pub struct State {
 pub struct Job {
     /// What it is.
     pub work: Work,
+    on_disconnect: OnDisconnect,
     outcome: Mutex<Option<Outcome>>,
     /// Whether its end was told, which is the last thing that happens to it.
     told: Mutex<bool>,
@@ -118,6 +120,18 @@ impl Migrations {
         self.lock().last.clone()
     }
 
+    /// The client is gone: ends what was to end with it.
+    pub fn client_gone(&self) {
+        let Some(job) = self.last() else { return };
+        if job.on_disconnect == OnDisconnect::Continue || job.is_over() || job.is_in_doubt() {
+            return;
+        }
+        tracing::warn!("the client is gone that began it: what it began is cancelled");
+        if let Err(error) = job.cancel() {
+            tracing::warn!(error = error.desc, "it goes on: it came too late");
+        }
+    }
+
     /// Ends what runs and waits for that, but not for ever: the process is about to go.
     pub fn wind_up(&self, at_most: Duration) {
         let Some(job) = self.last() else {
@@ -151,6 +165,7 @@ impl Job {
         monitor: &Monitor,
         to: SnapshotTo,
         options: SnapshotOptions,
+        on_disconnect: OnDisconnect,
     ) -> Result<Arc<Self>, QmpError> {
         let events = monitor.events.clone();
         // The end is told by the thread, when all that can be asked about it is there.
@@ -167,19 +182,28 @@ impl Job {
                 SnapshotTo::Stream(_, channel) => Some(channel.stop.clone()),
             },
         };
-        Self::start(monitor, work, move |guest, work| match work {
-            Work::Snapshot { control, .. } => match &to {
-                SnapshotTo::File(path) => guest.snapshot(path, &options, control),
-                SnapshotTo::Stream(address, channel) => {
-                    guest.snapshot_to_stream(address, channel, &options, control)
-                }
+        Self::start(
+            monitor,
+            work,
+            on_disconnect,
+            move |guest, work| match work {
+                Work::Snapshot { control, .. } => match &to {
+                    SnapshotTo::File(path) => guest.snapshot(path, &options, control),
+                    SnapshotTo::Stream(address, channel) => {
+                        guest.snapshot_to_stream(address, channel, &options, control)
+                    }
+                },
+                Work::Migration(_) => unreachable!("it is the one above"),
             },
-            Work::Migration(_) => unreachable!("it is the one above"),
-        })
+        )
     }
 
     /// Starts a migration.
-    pub fn migration(monitor: &Monitor, options: MigrateOptions) -> Result<Arc<Self>, QmpError> {
+    pub fn migration(
+        monitor: &Monitor,
+        options: MigrateOptions,
+        on_disconnect: OnDisconnect,
+    ) -> Result<Arc<Self>, QmpError> {
         options
             .check()
             .map_err(|error| QmpError::generic(error.to_string()))?;
@@ -198,6 +222,7 @@ impl Job {
         Self::start(
             monitor,
             Work::Migration(Box::new(migration)),
+            on_disconnect,
             move |guest, work| match work {
                 Work::Migration(migration) => guest.migrate(&options, migration),
                 Work::Snapshot { .. } => unreachable!("it is the one above"),
@@ -208,10 +233,12 @@ impl Job {
     fn start(
         monitor: &Monitor,
         work: Work,
+        on_disconnect: OnDisconnect,
         body: impl FnOnce(&Guest, &Work) -> Result<Value> + Send + 'static,
     ) -> Result<Arc<Self>, QmpError> {
         let job = Arc::new(Self {
             work,
+            on_disconnect,
             outcome: Mutex::new(None),
             told: Mutex::new(false),
             ended: Condvar::new(),
@@ -290,6 +317,14 @@ impl Job {
             Work::Migration(_) => {}
         }
         Ok(())
+    }
+
+    /// Whether nobody knows where the guest may run.
+    fn is_in_doubt(&self) -> bool {
+        match &self.work {
+            Work::Migration(migration) => migration.status() == MigrationStatus::InDoubt,
+            Work::Snapshot { .. } => false,
+        }
     }
 
     /// What `query-status` says while it holds the machine.

@@ -7,6 +7,8 @@
 //! | off | on | a snapshot to a file of the guest, which is stopped for it and stays so |
 //! | on | off | a snapshot as a stream, to any address, while the guest runs on; whoever loads it has a second guest |
 //!
+//! What is on and what is set may come with the command, for this one only ([`terms`](super::terms)).
+//!
 //! With the [parameter](super::parameters) `mode` set to `cpr-transfer` a migration hands RAM over
 //! instead of copying it ([`hand_over`]).
 
@@ -15,6 +17,7 @@ use paguro_migration::switchover::MigrationStatus;
 use super::address::Channels;
 use super::commands::Answer;
 use super::jobs::{Job, SnapshotTo, Work};
+use super::terms::Terms;
 use super::{Args, Monitor, QmpError, address, hand_over};
 
 /// `migrate`
@@ -23,6 +26,7 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     // QEMU takes it and ignores it; its human monitor needs it.
     args.boolean("detach")?;
     let resume = args.boolean("resume")?.unwrap_or(false);
+    let own = args.object("x-paguro-settings")?;
     args.finish()?;
     if resume {
         return Err(QmpError::generic(
@@ -32,25 +36,30 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     monitor.check_can_migrate()?;
     let mut migrations = monitor.migrations.lock();
     migrations.refuse_if_busy()?;
-    let capabilities = migrations.capabilities;
-    let hand_over = hand_over::wanted(monitor, &migrations, cpr.is_some())?;
+    let terms = Terms::take(monitor, &migrations, own)?;
+    let hand_over = hand_over::wanted(monitor, &terms, cpr.is_some())?;
+    let Terms {
+        capabilities,
+        settings,
+        on_disconnect,
+    } = terms;
     let (mapped_ram, background) = (capabilities.mapped_ram, capabilities.background_snapshot);
     let job = if mapped_ram || background {
         let to = match mapped_ram {
             true => SnapshotTo::File(address::file(address)?),
-            false => SnapshotTo::Stream(address, migrations.settings.channel_options()?),
+            false => SnapshotTo::Stream(address, settings.channel_options()?),
         };
-        let mut options = migrations.settings.snapshot.clone();
+        let mut options = settings.snapshot;
         options.background = background;
-        Job::snapshot(monitor, to, options)?
+        Job::snapshot(monitor, to, options, on_disconnect)?
     } else {
-        let mut options = migrations.settings.migrate_options(capabilities, address)?;
+        let mut options = settings.migrate_options(capabilities, address)?;
         if hand_over {
             options.hand_over = true;
             options.hand_over_address = cpr;
             options.check()?;
         }
-        Job::migration(monitor, options)?
+        Job::migration(monitor, options, on_disconnect)?
     };
     migrations.last = Some(job);
     Ok(Answer::default())

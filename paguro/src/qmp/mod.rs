@@ -15,7 +15,8 @@
 //! | `x-paguro-touch` | reads a byte of every page, so that all of RAM arrives |
 //! | `x-paguro-collapse` | joins pages to huge ones now; `bytes` for which the kernel did |
 //!
-//! and the parameters listed in [`parameters`]. `query-migrate` has besides QEMU's fields
+//! the argument `x-paguro-settings` of `migrate` ([`terms`]), and the parameters listed in
+//! [`parameters`]. `query-migrate` has besides QEMU's fields
 //!
 //! | field | of | |
 //! |---|---|---|
@@ -42,6 +43,7 @@
 //! | [`commands`] | the table of commands |
 //! | [`state`] | commands about the machine |
 //! | [`capabilities`], [`parameters`], [`settings`] | what is set for snapshots and migrations |
+//! | [`terms`] | what counts of it for one of them |
 //! | [`migrate`], [`address`], [`jobs`] | what leaves: starting, cancelling, its thread |
 //! | [`hand_over`] | what leaves with its RAM |
 //! | [`incoming`] | what comes in |
@@ -69,6 +71,7 @@ pub mod session;
 pub mod settings;
 pub mod splitter;
 pub mod state;
+pub mod terms;
 
 use std::sync::Arc;
 

@@ -44,8 +44,9 @@
 //!
 //! And `x-paguro-sabotage`, `none` or a name of `PAGURO_FORCE`: broken on purpose, for tests.
 //!
-//! They are read when `migrate` or `migrate-incoming` starts. Of a change meanwhile `downtime-limit` and
-//! `max-bandwidth` count for the migration that runs, too; all else is for the next.
+//! They are read when `migrate` or `migrate-incoming` starts; `migrate` may bring its own, for itself only
+//! ([`terms`](super::terms)). Of a change meanwhile `downtime-limit` and `max-bandwidth` count for the
+//! migration that runs, too, where they are named; all else is for the next.
 
 use paguro_migration::options::{HugePolicy, SnapshotOptions};
 use paguro_migration::source::{AtTimeout, SourceSabotage};
@@ -60,10 +61,31 @@ use crate::force::{self, Broken};
 /// `migrate-set-parameters`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let mut migrations = monitor.migrations.lock();
-    // All of them or none.
-    let mut new = migrations.settings.clone();
-    change_snapshot(&mut new.snapshot, &mut args)?;
-    change_migration(&mut new, &mut args)?;
+    // What runs has settings of its own, maybe: only what is named here is for it, too.
+    let limits = [args.has("downtime-limit"), args.has("max-bandwidth")];
+    let new = after(&migrations.settings, &mut args)?;
+    args.finish()?;
+    migrations.settings = new;
+    if let Some(job) = &migrations.last
+        && let Work::Migration(migration) = &job.work
+    {
+        let settings = &migrations.settings;
+        let [downtime_limit, max_bandwidth] = limits;
+        if downtime_limit {
+            migration.set_downtime_limit(settings.downtime_limit());
+        }
+        if max_bandwidth {
+            migration.set_max_bandwidth(settings.snapshot.max_bandwidth);
+        }
+    }
+    Ok(Answer::default())
+}
+
+/// Takes all parameters out of arguments; what is set after them, all of them or none.
+pub fn after(before: &Settings, args: &mut Args) -> Result<Settings, QmpError> {
+    let mut new = before.clone();
+    change_snapshot(&mut new.snapshot, args)?;
+    change_migration(&mut new, args)?;
     if let Some(name) = args.string("x-paguro-sabotage")? {
         let refused = || not_accepted("x-paguro-sabotage", &name);
         let broken = match name.as_str() {
@@ -73,17 +95,8 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         new.snapshot.sabotage = broken.snapshot;
         new.sabotage = broken.migration;
     }
-    args.finish()?;
     check_together(&new)?;
-    migrations.settings = new;
-    if let Some(job) = &migrations.last
-        && let Work::Migration(migration) = &job.work
-    {
-        let settings = &migrations.settings;
-        migration.set_downtime_limit(settings.downtime_limit());
-        migration.set_max_bandwidth(settings.snapshot.max_bandwidth);
-    }
-    Ok(Answer::default())
+    Ok(new)
 }
 
 /// `query-migrate-parameters`

@@ -24,6 +24,7 @@ pub fn run(stream: UnixStream, monitor: &Monitor) {
         tracing::debug!(%error, "QMP session ended");
     }
     monitor.events.detach();
+    monitor.migrations.client_gone();
 }
 
 fn serve(stream: &UnixStream, monitor: &Monitor) -> std::io::Result<()> {

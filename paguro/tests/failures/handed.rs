@@ -31,9 +31,9 @@ fn cut(at: At) -> (Side, Side, Relay, TempDir) {
     let mode = json!({ "mode": "cpr-transfer" });
     source.must("migrate-set-parameters", mode).unwrap();
     let channels = [channel("main", &relayed), channel("cpr", &cpr)];
-    source
-        .must("migrate", json!({ "channels": channels }))
-        .unwrap();
+    let settings = json!({ "on-disconnect": "cancel" });
+    let migrate = json!({ "channels": channels, "x-paguro-settings": settings });
+    source.must("migrate", migrate).unwrap();
     let destination = destination.join().unwrap();
     relay.wait_fired().unwrap();
     (source, destination, relay, dir)
@@ -111,6 +111,17 @@ fn is_taken_back() -> Judged {
     source.must_run()
 }
 
+/// A client that is gone takes nothing back: only an operator may.
+fn goes_on_without_its_client() -> Judged {
+    let (mut source, mut destination, relay, _dir) = cut(At::Eof(0));
+    source.wait_for(&["x-paguro-in-doubt"])?;
+    source.reconnect();
+    source.must_stand("postmigrate")?;
+    relay.mend();
+    source.wait_for(&["completed"])?;
+    destination.must_run()
+}
+
 #[test]
 fn in_doubt_one_ram_is_never_written_by_two_guests() {
     let _turn = turn();
@@ -118,6 +129,7 @@ fn in_doubt_one_ram_is_never_written_by_two_guests() {
         ("done", learns_that_it_is_done as fn() -> Judged),
         ("runs on", runs_on_if_the_destination_never_ran),
         ("taken back", is_taken_back),
+        ("goes on", goes_on_without_its_client),
     ] {
         if let Err(error) = trial() {
             panic!("{name}: {error}");

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -29,6 +30,7 @@ pub type Judged<T = ()> = Result<T, String>;
 /// A machine with 16 MiB in a process. Dropping it kills the process.
 pub struct Side {
     child: Child,
+    socket: PathBuf,
     lines: BufReader<UnixStream>,
     pub progress: PathBuf,
     counters: File,
@@ -93,19 +95,32 @@ impl Side {
             }
             std::thread::sleep(POLL);
         };
-        stream.set_read_timeout(Some(IN_VAIN)).unwrap();
         let mut side = Self {
             child,
+            socket,
             lines: BufReader::new(stream),
             counters: File::open(&progress).unwrap(),
             progress,
             log,
         };
-        side.lines.read_line(&mut String::new()).unwrap();
-        side.must("qmp_capabilities", json!({})).unwrap();
+        side.greet();
         let silence = json!({ "x-paguro-silence": SILENCE_MS });
         side.must("migrate-set-parameters", silence).unwrap();
         side
+    }
+
+    fn greet(&mut self) {
+        let stream = self.lines.get_ref();
+        stream.set_read_timeout(Some(IN_VAIN)).unwrap();
+        self.lines.read_line(&mut String::new()).unwrap();
+        self.must("qmp_capabilities", json!({})).unwrap();
+    }
+
+    /// Goes, and comes back as another client.
+    pub fn reconnect(&mut self) {
+        self.lines.get_ref().shutdown(Shutdown::Both).unwrap();
+        self.lines = BufReader::new(UnixStream::connect(&self.socket).unwrap());
+        self.greet();
     }
 
     /// A machine whose guest writes at such a rate (`unlimited`, or pages a second).

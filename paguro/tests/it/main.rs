@@ -18,5 +18,6 @@ mod restoring;
 mod signals;
 mod snapshots;
 mod socket;
+mod terms;
 mod unread;
 mod ways;
