@@ -38,6 +38,8 @@ impl StreamOutlet {
     ) -> Result<Self, SnapshotError> {
         let connected = Outgoing::connect(address, channel)
             .map_err(|error| of_stream(MigrateError::Channel(error)))?;
+        // A write of its guest waits for room in the page buffer, and room for this channel.
+        connected.handle().set_guest_waits(true);
         let (_, writer) = connected.split();
         let table = table_of(ram).map_err(of_stream)?;
         let mut stream = Stream::new(writer, machine, ram.clone(), table);

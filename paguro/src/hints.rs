@@ -352,6 +352,10 @@ fn of_channel(error: &ChannelError) -> Option<String> {
         ChannelError::Tls { .. } => CERTIFICATES,
         ChannelError::File { doing, source, .. } => return of_target(doing, source),
         ChannelError::FileInDoubt { .. } => FILE_IN_DOUBT,
+        ChannelError::Silent { .. } => {
+            "see what keeps the other side from taking what it is sent; `x-paguro-silence` says how \
+             long it may, 0 for ever"
+        }
         _ => return None,
     };
     Some(hint.to_owned())
@@ -433,6 +437,10 @@ const TOO_LARGE: &str = "raise the machine's limit of file size (`ulimit -f`, Li
      untouched";
 
 fn of_io(error: &io::Error) -> Option<String> {
+    // As it comes out of a read or a write.
+    if let Some(hint) = ChannelError::inside(error).and_then(of_channel) {
+        return Some(hint);
+    }
     let hint = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ROOM,
         ErrorKind::FileTooLarge => TOO_LARGE,

@@ -167,6 +167,20 @@ impl Handle {
             link.set_silence(silence);
         }
     }
+
+    /// From now on a guest stands still until the peer takes bytes, or no longer. Meanwhile pipes are
+    /// bounded by the silence as sockets are: a command may wait as long as it likes, a guest not for
+    /// a command.
+    pub fn set_guest_waits(&self, waits: bool) {
+        if let Some(link) = self
+            .core
+            .upgrade()
+            .as_ref()
+            .and_then(|core| core.link.as_ref())
+        {
+            link.set_guest_waits(waits);
+        }
+    }
 }
 
 impl Core {

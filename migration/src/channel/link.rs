@@ -8,11 +8,12 @@
 //! count as taken once the kernel has them, so the last few that a dead peer never took cost one
 //! more silence.
 //!
-//! Pipes are not bounded: behind one is a command, which may well wait longer for its own peer.
+//! Pipes are not bounded: behind one is a command, which may well wait longer for its own peer. They are
+//! while a guest stands still for it ([`Handle::set_guest_waits`](super::Handle::set_guest_waits)).
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use paguro_sys::Places;
@@ -42,6 +43,8 @@ pub(super) struct Link {
     pub(super) shared_stop: Stop,
     /// In milliseconds; 0: no limit.
     silence_ms: AtomicU64,
+    /// A guest stands still until bytes go.
+    guest_waits: AtomicBool,
     born: Instant,
     /// Milliseconds from birth to when the last bytes went, in either direction.
     moved_ms: AtomicU64,
@@ -65,6 +68,7 @@ impl Link {
             stop: Stop::new()?,
             shared_stop: options.stop.clone(),
             silence_ms: AtomicU64::new(millis(options.silence)),
+            guest_waits: AtomicBool::new(false),
             born: Instant::now(),
             moved_ms: AtomicU64::new(0),
         })
@@ -72,6 +76,10 @@ impl Link {
 
     pub(super) fn set_silence(&self, silence: Option<Duration>) {
         self.silence_ms.store(millis(silence), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_guest_waits(&self, waits: bool) {
+        self.guest_waits.store(waits, Ordering::Relaxed);
     }
 
     /// Ends both directions, for this side and for the peer.
@@ -201,7 +209,11 @@ impl Link {
                 true => started,
                 false => started.max(self.moved_at()),
             };
-            let bounded = self.kind == LinkKind::Socket && !silence.is_zero();
+            let pressing = match self.kind {
+                LinkKind::Socket => true,
+                LinkKind::Pipe | LinkKind::File => self.guest_waits.load(Ordering::Relaxed),
+            };
+            let bounded = pressing && !silence.is_zero();
             if bounded && Instant::now() >= since + silence {
                 return Err(self.silent(silence).into_io());
             }

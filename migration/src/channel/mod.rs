@@ -7,7 +7,7 @@
 //! | | both ways | bounded by the silence | how its end is told |
 //! |---|---|---|---|
 //! | `tcp:`, `unix:`, `vsock:`, `fd:` of a socket | yes | yes | end of stream; with TLS, an orderly one |
-//! | `exec:`, `fd:` of a pipe | no | no | end of stream; the command's status |
+//! | `exec:`, `fd:` of a pipe | no | while a guest stands still for it | end of stream; the command's status |
 //! | `file:`, `fd:` of a file | no | no | `file:` gets its name |
 //!
 //! **Nobody waits for ever.** Whatever blocks here (resolving, connecting, accepting, a handshake,

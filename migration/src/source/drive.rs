@@ -348,7 +348,11 @@ impl<'s, 'e> Driver<'s, 'e> {
                     paused.stay(true);
                 }
             }
-            SourceAction::SendEof => self.command(Command::Eof),
+            SourceAction::SendEof => {
+                // It stands still here for good now, and what is torn can only be in doubt.
+                self.guest_waits(false);
+                self.command(Command::Eof);
+            }
             SourceAction::SendForget => self.command(Command::Forget),
             SourceAction::CloseChannel => self.close(),
             SourceAction::ResumeVm => {
@@ -377,12 +381,19 @@ impl<'s, 'e> Driver<'s, 'e> {
 
     fn pause(&mut self) {
         self.stopped_at = Some(Instant::now());
+        self.guest_waits(true);
         match self.machine.pause() {
             Ok(paused) => {
                 self.paused = Some(paused);
                 let _ = self.migration.on(SourceEvent::Stopped);
             }
             Err(error) => self.migration.fail(MigrateError::Machine(error)),
+        }
+    }
+
+    fn guest_waits(&self, waits: bool) {
+        for channel in &self.channels {
+            channel.set_guest_waits(waits);
         }
     }
 

@@ -1,9 +1,10 @@
 //! A peer that neither sends nor takes bytes is noticed.
 
 use std::io::{Read, Write};
+use std::sync::mpsc::channel as channel_of_threads;
 use std::time::{Duration, Instant};
 
-use paguro_migration::channel::{Channel, ChannelError, Options};
+use paguro_migration::channel::{Address, Channel, ChannelError, Options, Outgoing};
 
 use crate::tls::Certificates;
 use crate::tools::{inside, options, pair, write_until_error};
@@ -106,4 +107,27 @@ fn the_silence_can_be_lifted() {
         peer_writer.write_all(&[1]).unwrap();
         waiting.join().unwrap().unwrap();
     }
+}
+
+/// A command may wait for as long as it likes, but for a guest.
+#[test]
+fn a_command_that_stops_reading_is_noticed_while_a_guest_waits_for_it() {
+    let address: Address = "exec:sleep 1000".parse().unwrap();
+    let channel = Outgoing::connect(&address, &short()).unwrap();
+    let handle = channel.handle();
+    let (_reader, writer) = channel.split();
+    let (told, noticed) = channel_of_threads();
+    let writing = std::thread::spawn(move || {
+        let error = write_until_error(writer);
+        told.send(()).unwrap();
+        error
+    });
+    let early = noticed.recv_timeout(3 * SILENCE);
+    assert!(early.is_err(), "it waited for no guest");
+    handle.set_guest_waits(true);
+    let error = writing.join().unwrap();
+    assert!(
+        matches!(inside(&error), ChannelError::Silent { .. }),
+        "{error}"
+    );
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::machine::{Machine, text, turn, wait_written};
 use crate::migrating::has_kvm;
+use crate::snapshots::can_background;
 
 /// A pipe into which nothing goes any more, and what is in it.
 fn full_pipe() -> (PipeReader, PipeWriter, usize) {
@@ -65,6 +66,66 @@ fn a_machine_works_and_ends_whose_messages_nobody_reads() {
     let mut said = Vec::new();
     messages.read_to_end(&mut said).unwrap();
     assert!(said.len() >= full);
+}
+
+/// A guest whose writes wait for room in the page buffer, because a command takes nothing.
+#[test]
+fn a_command_that_takes_nothing_ends_the_snapshot_and_not_the_guest() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--memory", "64M", "--workload", "rate=unlimited"];
+    let machine = Machine::run_in_turn(dir.path(), &args);
+    let mut qmp = machine.connect();
+    wait_written(&mut qmp, machine.pid());
+    if !can_background(&mut qmp) {
+        return;
+    }
+    qmp.set(&[("background-snapshot", true)]);
+    let small = json!({
+        "x-paguro-silence": 300, "x-paguro-page-buffer": 4 << 20, "x-paguro-chunk-size": 1 << 16,
+    });
+    qmp.execute("migrate-set-parameters", small);
+    qmp.execute("migrate", json!({ "uri": "exec:sleep 1000" }));
+    let end = qmp.migration_end();
+    assert_eq!(end["status"], "failed");
+    let error = end["x-paguro-error"].as_str().unwrap();
+    assert!(error.contains("was silent for 0.3 s"), "{end}");
+    assert!(
+        end["x-paguro-hint"]
+            .as_str()
+            .unwrap()
+            .contains("x-paguro-silence"),
+        "{end}"
+    );
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+    wait_written(&mut qmp, machine.pid());
+}
+
+/// A guest that is stopped for its migration, because a command no longer takes what is left.
+#[test]
+fn a_command_that_takes_no_rest_ends_the_migration_and_the_guest_runs_on() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run_in_turn(dir.path(), &["--workload", "rate=unlimited"]);
+    let mut qmp = machine.connect();
+    wait_written(&mut qmp, machine.pid());
+    qmp.set(&[("pause-before-switchover", true)]);
+    // All of it is left when it is stopped.
+    let all = json!({ "x-paguro-silence": 300, "downtime-limit": 100_000 });
+    qmp.execute("migrate-set-parameters", all);
+    let id = dir.path().join("id");
+    let command = format!("echo $$ > {}; exec cat > /dev/null", id.display());
+    qmp.execute("migrate", json!({ "uri": format!("exec:{command}") }));
+    qmp.wait_migration("pre-switchover");
+    let id = std::fs::read_to_string(id).unwrap().trim().parse().unwrap();
+    let id = rustix::process::Pid::from_raw(id).unwrap();
+    rustix::process::kill_process(id, Signal::STOP).unwrap();
+    qmp.execute("migrate-continue", json!({ "state": "pre-switchover" }));
+    let end = qmp.migration_end();
+    assert_eq!(end["status"], "failed");
+    let error = end["x-paguro-error"].as_str().unwrap();
+    assert!(error.contains("was silent for 0.3 s"), "{end}");
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
 }
 
 #[test]
