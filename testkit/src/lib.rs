@@ -1,9 +1,11 @@
-//! For tests only: whose turn it is, huge pages, swap and merging of the host, and reasons to skip.
+//! For tests only: whose turn it is, huge pages, swap and merging of the host, a file system that fails
+//! when it is to, and reasons to skip.
 //!
 //! It stands on nothing, so that every other crate can have it as a dev-dependency.
 
 #![forbid(unsafe_code)]
 
+mod flaky;
 mod host_wide;
 
 use std::fmt::Display;
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub use flaky::{EIO, Flaky};
 pub use host_wide::{Merging, Swap, host_wide};
 
 /// Says why something is not tested here, in words that are looked for in what tests print.
