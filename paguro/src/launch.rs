@@ -203,6 +203,7 @@ fn config(args: &MachineArgs, picture: Option<&Described>, host: &Host) -> Resul
         dirty_ring_entries: args.accel.and_then(|option| option.dirty_ring_entries),
         fallbacks: host.forced,
         unseen_writer: args.x_unseen_writer.clone(),
+        ..Config::default()
     };
     Ok(config)
 }

@@ -66,7 +66,9 @@ pub(crate) mod tests {
         fn close(&self) {
             self.0.store(true, Ordering::Release);
         }
-        fn wait_at_rest(&self) {}
+        fn wait_at_rest(&self, _: Instant) -> bool {
+            true
+        }
     }
 
     /// What a thread has in hand that panics, and does not give up before it is asked to rest.
@@ -122,7 +124,7 @@ pub(crate) mod tests {
         assert!(events.try_iter().any(|event| event == failed));
         // A second pause does not wait for it either.
         thread.close();
-        thread.wait_at_rest();
+        assert!(thread.wait_at_rest(Instant::now() + IN_VAIN));
         why
     }
 

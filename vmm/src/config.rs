@@ -1,6 +1,7 @@
 //! What a machine is made of.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind};
 use paguro_stage2::LogOptions;
@@ -113,6 +114,9 @@ pub struct Config {
     pub dirty_ring_entries: Option<u32>,
     /// The log of threads: that of stage-2 tables in software, or what the kernel knows.
     pub stage2: Option<Stage2Config>,
+    /// For how long reading RAM is tried again where that may fail and go well later: RAM that is filled
+    /// from a file, or maps one. Zero for all other.
+    pub memory_retry: Duration,
     /// What the host could do better, for tests.
     pub fallbacks: Fallbacks,
     /// For tests: a writer of guest RAM by this name that no freeze can see.
@@ -138,6 +142,7 @@ impl Default for Config {
             ram_split: None,
             dirty_ring_entries: None,
             stage2: None,
+            memory_retry: Duration::ZERO,
             fallbacks: Fallbacks::default(),
             unseen_writer: None,
         }

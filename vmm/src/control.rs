@@ -2,7 +2,8 @@
 //!
 //! A machine runs if it *shall* (`start`, `cont`, `stop`), *no pause is held*, and it has neither
 //! *failed* nor *ended*. A pause is held by the engine for a moment; `stop` and `cont` meanwhile
-//! are remembered and take effect when the last pause ends.
+//! are remembered and take effect when the last pause ends. It may also be *halted*, because it needs
+//! something that cannot be had for now; `cont` tries again.
 //!
 //! Two locks. `turn` is held by those who ask for a change and wait for it: one at a time, so
 //! that events and changes come in order. `inner` guards the decision and is never held while
@@ -11,9 +12,14 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::state::{Ended, Event, RunState, ShutdownCause, StateError};
+
+/// How long a thread may take to come to rest. It takes a fraction of a millisecond, but for one that
+/// the kernel holds in a page fault that nobody answers, out of which no signal helps: KVM reading for
+/// itself what a guest's page tables say is such a one. Whoever asked must not be held with it.
+const AT_REST: Duration = Duration::from_secs(10);
 
 /// Somebody who can be held: a gate, or what else obeys these rules. Only `wait_at_rest` waits.
 pub(crate) trait Hold: Send + Sync {
@@ -23,8 +29,8 @@ pub(crate) trait Hold: Send + Sync {
     fn wake(&self);
     /// Stops it.
     fn close(&self);
-    /// Waits until it rests. It must not be opened meanwhile.
-    fn wait_at_rest(&self);
+    /// Waits until it rests, at most until `deadline`; whether it does. It must not be opened meanwhile.
+    fn wait_at_rest(&self, deadline: Instant) -> bool;
     /// Has it do nothing for so long, unless it is stopped before.
     fn nap(&self, _length: Duration) {}
 }
@@ -50,6 +56,8 @@ struct Inner {
     stopped_as: RunState,
     /// Its RAM was handed over.
     gone: bool,
+    /// Why it cannot go on for now.
+    halted: Option<String>,
     failure: Option<String>,
     end: Option<Ended>,
     subscribers: Vec<Sender<Event>>,
@@ -65,7 +73,8 @@ impl Inner {
     }
 
     fn may_run(&self) -> bool {
-        self.wanted && self.holds == 0 && !self.gone && self.check().is_ok()
+        let free = self.holds == 0 && !self.gone && self.halted.is_none();
+        self.wanted && free && self.check().is_ok()
     }
 
     /// Whether its RAM is its own.
@@ -98,6 +107,7 @@ impl Control {
                 running: false,
                 stopped_as: RunState::Prelaunch,
                 gone: false,
+                halted: None,
                 failure: None,
                 end: None,
                 subscribers: Vec::new(),
@@ -125,6 +135,7 @@ impl Control {
         match (&inner.end, &inner.failure) {
             (Some(_), _) => RunState::Shutdown,
             (None, Some(_)) => RunState::InternalError,
+            (None, None) if inner.halted.is_some() => RunState::IoError,
             (None, None) if inner.running => RunState::Running,
             (None, None) => inner.stopped_as,
         }
@@ -148,6 +159,11 @@ impl Control {
         self.lock().failure.clone()
     }
 
+    /// Why it is halted, if it is.
+    pub(crate) fn halted(&self) -> Option<String> {
+        self.lock().halted.clone()
+    }
+
     /// Runs the machine, or remembers to when the last pause ends.
     pub(crate) fn cont(&self) -> Result<(), StateError> {
         let turn = self.take_turn();
@@ -155,6 +171,7 @@ impl Control {
         inner.check()?;
         inner.check_here()?;
         inner.wanted = true;
+        inner.halted = None;
         self.resume_if_free(&turn, &mut inner);
         Ok(())
     }
@@ -165,12 +182,20 @@ impl Control {
         let mut inner = self.lock();
         inner.check()?;
         inner.wanted = false;
+        if inner.halted.is_some() {
+            return Ok(());
+        }
         if inner.holds == 0 && inner.running {
             inner.stopped_as = RunState::Paused;
         }
         drop(inner);
-        self.rest(&turn);
-        Ok(())
+        // It is stopped all the same: who is held executes nothing before it rests.
+        let rests = self.rest(&turn);
+        self.lock().stopped();
+        match rests {
+            true => Ok(()),
+            false => Err(StateError::Held),
+        }
     }
 
     /// Holds a pause; whether the machine shall run when it ends.
@@ -185,8 +210,15 @@ impl Control {
         }
         let was_running = inner.wanted;
         drop(inner);
-        self.rest(&turn);
-        Ok(was_running)
+        let rests = self.rest(&turn);
+        let mut inner = self.lock();
+        inner.stopped();
+        if rests {
+            return Ok(was_running);
+        }
+        inner.holds -= 1;
+        self.resume_if_free(&turn, &mut inner);
+        Err(StateError::Held)
     }
 
     /// Ends a pause. With `stay` the machine shall not run afterwards and shows that state.
@@ -196,6 +228,7 @@ impl Control {
         inner.holds = inner.holds.saturating_sub(1);
         if let Some(state) = stay {
             inner.wanted = false;
+            inner.halted = None;
             inner.stopped_as = state;
         }
         self.resume_if_free(&turn, &mut inner);
@@ -213,6 +246,20 @@ impl Control {
         self.close_all();
         inner.stopped();
         inner.tell(&Event::Failed { reason });
+    }
+
+    /// Stops the machine, for `reason`, until the next `cont`. One that shall not run is not halted: it
+    /// needs nothing. Waits for nobody.
+    pub(crate) fn halt(&self, reason: String) {
+        let mut inner = self.lock();
+        if inner.check().is_err() || !inner.wanted || inner.halted.is_some() {
+            tracing::debug!(%reason, "a machine that does not run would be halted");
+            return;
+        }
+        inner.halted = Some(reason.clone());
+        self.close_all();
+        inner.stopped();
+        inner.tell(&Event::Halted { reason });
     }
 
     /// Ends the machine. Waits for nobody.
@@ -271,18 +318,24 @@ impl Control {
         }
     }
 
-    /// Brings all to rest and tells so, unless the machine may run.
-    fn rest(&self, _turn: &MutexGuard<'_, ()>) {
+    /// Brings all to rest, unless the machine may run; whether they are.
+    fn rest(&self, _turn: &MutexGuard<'_, ()>) -> bool {
         if self.lock().may_run() {
-            return;
+            return true;
         }
-        if let Some(stages) = self.stages.get() {
-            for stage in [&stages.vcpus, &stages.devices] {
-                stage.iter().for_each(|one| one.close());
-                stage.iter().for_each(|one| one.wait_at_rest());
-            }
+        let Some(stages) = self.stages.get() else {
+            return true;
+        };
+        let deadline = Instant::now() + AT_REST;
+        let rest = [&stages.vcpus, &stages.devices].into_iter().all(|stage| {
+            stage.iter().for_each(|one| one.close());
+            stage.iter().all(|one| one.wait_at_rest(deadline))
+        });
+        if !rest {
+            // Not all have been told.
+            self.close_all();
         }
-        self.lock().stopped();
+        rest
     }
 
     fn close_all(&self) {
@@ -317,8 +370,8 @@ impl Hold for crate::gate::Gate {
         crate::gate::Gate::close(self);
     }
 
-    fn wait_at_rest(&self) {
-        crate::gate::Gate::wait_at_rest(self);
+    fn wait_at_rest(&self, deadline: Instant) -> bool {
+        crate::gate::Gate::wait_at_rest(self, deadline)
     }
 
     fn nap(&self, length: Duration) {
@@ -335,6 +388,8 @@ mod tests {
     struct Light {
         open: AtomicBool,
         waits: AtomicU32,
+        /// It does not come to rest.
+        held: AtomicBool,
     }
 
     impl Hold for Light {
@@ -345,9 +400,10 @@ mod tests {
         fn close(&self) {
             self.open.store(false, Ordering::SeqCst);
         }
-        fn wait_at_rest(&self) {
+        fn wait_at_rest(&self, _: Instant) -> bool {
             assert!(!self.open.load(Ordering::SeqCst));
             self.waits.fetch_add(1, Ordering::SeqCst);
+            !self.held.load(Ordering::SeqCst)
         }
     }
 
@@ -385,6 +441,71 @@ mod tests {
         assert!(light.open.load(Ordering::SeqCst));
         assert_eq!(control.run_state(), RunState::Running);
         assert_eq!(seen(&events), [Event::Resumed]);
+    }
+
+    #[test]
+    fn what_is_halted_runs_again_when_it_is_told_to() {
+        let (control, light, events) = control();
+        let reason = || "a page cannot be read".to_owned();
+        let halted = Event::Halted { reason: reason() };
+        // Not before it shall run.
+        control.halt(reason());
+        assert_eq!(control.run_state(), RunState::Prelaunch);
+        control.cont().unwrap();
+        control.halt(reason());
+        control.halt("another".to_owned());
+        assert_eq!(control.run_state(), RunState::IoError);
+        assert_eq!(control.halted(), Some(reason()));
+        assert!(!light.open.load(Ordering::SeqCst));
+        // A pause, and a stop, change nothing about it.
+        assert!(control.hold().unwrap());
+        control.release(None);
+        control.stop().unwrap();
+        assert!(!light.open.load(Ordering::SeqCst));
+        assert_eq!(control.run_state(), RunState::IoError);
+        control.cont().unwrap();
+        assert!(light.open.load(Ordering::SeqCst));
+        assert_eq!(
+            (control.run_state(), control.halted()),
+            (RunState::Running, None)
+        );
+        assert_eq!(
+            seen(&events),
+            [
+                Event::Resumed,
+                Event::Stopped,
+                halted.clone(),
+                Event::Resumed
+            ]
+        );
+        // In a pause it takes effect at its end.
+        control.hold().unwrap();
+        control.halt(reason());
+        control.release(None);
+        assert_eq!(control.run_state(), RunState::IoError);
+        assert_eq!(seen(&events), [Event::Stopped, halted]);
+        control.fail("a page is lost".to_owned());
+        assert_eq!(control.run_state(), RunState::InternalError);
+    }
+
+    #[test]
+    fn who_is_held_holds_nobody_else() {
+        let (control, light, events) = control();
+        control.cont().unwrap();
+        light.held.store(true, Ordering::SeqCst);
+        // A pause does not come about, and the machine runs on.
+        assert!(matches!(control.hold(), Err(StateError::Held)));
+        assert_eq!(control.run_state(), RunState::Running);
+        assert!(light.open.load(Ordering::SeqCst));
+        // A stop does.
+        assert!(matches!(control.stop(), Err(StateError::Held)));
+        assert_eq!(control.run_state(), RunState::Paused);
+        assert!(!light.open.load(Ordering::SeqCst));
+        let (stopped, resumed) = (Event::Stopped, Event::Resumed);
+        assert_eq!(
+            seen(&events),
+            [resumed.clone(), stopped.clone(), resumed, stopped]
+        );
     }
 
     #[test]

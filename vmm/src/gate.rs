@@ -102,20 +102,20 @@ impl Gate {
         Passage(self)
     }
 
-    /// Waits until the thread is at rest (or gone), kicking it if it needs that. The gate must
-    /// stay closed meanwhile.
-    pub(crate) fn wait_at_rest(&self) {
+    /// Waits until the thread is at rest (or gone), kicking it if it needs that, at most until
+    /// `deadline`; whether it is. The gate must stay closed meanwhile.
+    pub(crate) fn wait_at_rest(&self, deadline: Instant) -> bool {
         let mut state = self.lock();
         while !state.at_rest && !state.gone {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
             self.kick(&state);
-            state = match self.signal {
-                Some(_) => self.wait(state, KICK_STEP),
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-            };
+            let step = self.signal.map_or(left, |_| KICK_STEP.min(left));
+            state = self.wait(state, step);
         }
+        true
     }
 
     /// Waits until the thread is gone, at most until `deadline`; whether it is.
@@ -176,21 +176,29 @@ impl Passage<'_> {
         }
         state.at_rest = true;
         self.0.changed.notify_all();
-        while !state.open && !state.end {
-            state = self
-                .0
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        // Ending is a rest that lasts.
-        state.at_rest = state.end;
-        let go = !state.end;
-        drop(state);
+        let go = self.leave_rest(state);
         if let Some(next) = self.0.next.get() {
             next.wake();
         }
         go
+    }
+
+    /// Does something that may take as long as it likes and changes nothing: meanwhile the thread is at
+    /// rest. Then waits at the gate; false if the thread is to end.
+    pub(crate) fn at_rest(&self, what: impl FnOnce()) -> bool {
+        self.0.lock().at_rest = true;
+        self.0.changed.notify_all();
+        what();
+        self.leave_rest(self.0.lock())
+    }
+
+    /// Rests until the gate opens; false if the thread is to end, which is a rest that lasts.
+    fn leave_rest(&self, state: MutexGuard<'_, State>) -> bool {
+        let closed = |state: &mut State| !state.open && !state.end;
+        let waited = self.0.changed.wait_while(state, closed);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.at_rest = state.end;
+        !state.end
     }
 
     /// Naps, if it is to.

@@ -18,7 +18,7 @@ pub enum RunState {
     PostMigrate,
     /// It is stopped so that it can be saved.
     SaveVm,
-    /// It was stopped by an error of its storage.
+    /// It was stopped because something that it needs cannot be read for now; `cont` tries again.
     IoError,
     /// It failed, and cannot go on.
     InternalError,
@@ -100,6 +100,11 @@ pub enum Event {
     Stopped,
     /// It runs (again).
     Resumed,
+    /// It is stopped because something that it needs cannot be had; `cont` tries again.
+    Halted {
+        /// Why, for the operator.
+        reason: String,
+    },
     /// It failed: it is stopped and cannot go on.
     Failed {
         /// Why, for the operator.
@@ -133,6 +138,10 @@ pub enum StateError {
     /// It failed.
     #[error("the machine has failed: {0}")]
     Failed(String),
+    /// A thread of it is in the kernel, which waits for a page that does not come. What stops comes to
+    /// rest when it does, and executes nothing before.
+    #[error("the machine waits for a page of its RAM in the kernel, and cannot be brought to rest")]
+    Held,
     /// Neither the built-in guest, nor a kernel, nor a picture was loaded, or one was already.
     #[error("the machine {0}")]
     Load(&'static str),

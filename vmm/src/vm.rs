@@ -134,9 +134,10 @@ impl Vm {
             }
         };
         let marks = Marks::default();
+        let waits = !config.memory_retry.is_zero();
         let dma = config
             .dma
-            .map(|dma| Dma::new(dma, &ram, &marks, &control))
+            .map(|dma| Dma::new(dma, &ram, &marks, &control, waits))
             .transpose()?;
         control.set_stages(Stages {
             vcpus: cpus.holds(),
@@ -402,6 +403,18 @@ impl Vm {
     /// first reason stays. Any thread, those that serve page faults too; never waits.
     pub fn fail(&self, reason: impl Into<String>) {
         self.control.fail(reason.into());
+    }
+
+    /// Stops it because something that it needs cannot be had for now, e.g. a page of its RAM; the next
+    /// [`Vm::cont`] lets it try again. The first reason stays until then, and a machine that shall not
+    /// run is left as it is. Any thread, those that serve page faults too; never waits.
+    pub fn halt(&self, reason: impl Into<String>) {
+        self.control.halt(reason.into());
+    }
+
+    /// Why it was halted and did not go on since, if that is so.
+    pub fn halted(&self) -> Option<String> {
+        self.control.halted()
     }
 
     /// Why it failed, if it did.

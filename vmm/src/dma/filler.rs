@@ -26,6 +26,8 @@ pub(super) struct Filler {
     /// Writes complete: all below this number are in RAM, no other is.
     pub(super) done: AtomicU64,
     pub(super) gate: Gate,
+    /// Whether RAM may have to be waited for, for as long as a file is away.
+    pub(super) waits: bool,
     /// Who tracks writes learns of its own from here.
     pub(super) marks: Marks,
 }
@@ -43,8 +45,8 @@ impl Hold for Filler {
         self.gate.close();
     }
 
-    fn wait_at_rest(&self) {
-        self.gate.wait_at_rest();
+    fn wait_at_rest(&self, deadline: Instant) -> bool {
+        self.gate.wait_at_rest(deadline)
     }
 }
 
@@ -60,6 +62,15 @@ pub(super) struct Job {
     pub(super) offset_bytes: usize,
     pub(super) content: Box<Page>,
     pub(super) marks: Marks,
+}
+
+impl Job {
+    /// Has the page come, if it is still in a file: there is no way out of a write into one that does
+    /// not come, and a pause would wait for it.
+    fn touch(&self) {
+        let mapping = self.block.mapping();
+        mapping.touch(self.offset_bytes, PAGE_BYTES as usize);
+    }
 }
 
 /// How pages are filled.
@@ -103,7 +114,11 @@ impl Filler {
         if !passage.pass() {
             return Ok(());
         }
-        let params = params(ram)?;
+        let mut params = Err(String::new());
+        if !passage.at_rest(|| params = self::params(ram)) {
+            return Ok(());
+        }
+        let params = params?;
         let stream = Stream::device(&params, self.number)
             .ok_or("the workload in RAM has no pages for this device")?;
         let mut pace = Pace::new(self.rate_pages_per_s);
@@ -115,6 +130,9 @@ impl Filler {
             let first = self.done.load(Ordering::Acquire);
             let jobs = batch(&params, &stream, first, how.batch(), ram, &self.marks)?;
             let count = jobs.len() as u64;
+            if self.waits && !passage.at_rest(|| jobs.iter().for_each(Job::touch)) {
+                return Ok(());
+            }
             how.fill(jobs).map_err(|error| error.to_string())?;
             self.done.store(first + count, Ordering::Release);
             pace.made(count);

@@ -34,6 +34,7 @@ const VERSION: u32 = 1;
 /// The device, with its threads.
 pub(crate) struct Dma {
     config: DmaConfig,
+    waits: bool,
     writers: Vec<Arc<filler::Filler>>,
 }
 
@@ -50,9 +51,11 @@ impl Dma {
         ram: &GuestRam,
         marks: &Marks,
         control: &Arc<Control>,
+        waits: bool,
     ) -> Result<Self, VmError> {
         let mut device = Self {
             config,
+            waits,
             writers: Vec::new(),
         };
         device.add(DMA, Box::new(filler::ByRead::new()?), ram, marks, control)?;
@@ -81,6 +84,7 @@ impl Dma {
             rate_pages_per_s: self.config.rate_pages_per_s,
             done: AtomicU64::new(0),
             gate: Gate::new(),
+            waits: self.waits,
             marks: marks.clone(),
         });
         self.writers.push(filler.clone());

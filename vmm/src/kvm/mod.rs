@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use paguro_dirty::tracker::{Tracker, TrackerError};
-use paguro_ram::GuestRam;
+use paguro_ram::{Backing, GuestRam, RamBlock};
 use paguro_sys::Spool;
 use paguro_wire::device::DeviceSection;
 use vmm_sys_util::eventfd::EventFd;
@@ -130,8 +130,14 @@ impl KvmCpus {
             ram: ram.clone(),
             tracking,
         };
+        // Memory of any other kind that cannot be reached is gone for good.
+        let mapped = |block: &Arc<RamBlock>| block.backing() == Backing::PrivateFile;
+        let memory_retry = match cpus.ram.blocks().iter().any(mapped) {
+            true => config.memory_retry,
+            false => Duration::ZERO,
+        };
         for index in 0..config.cpus {
-            cpus.add_vcpu(index, &cpuid, progress, control)?;
+            cpus.add_vcpu(index, &cpuid, progress, control, memory_retry)?;
         }
         for pair in cpus.vcpus.windows(2) {
             pair[0].gate.chain(pair[1].gate.clone());
@@ -146,6 +152,7 @@ impl KvmCpus {
         cpuid: &CpuId,
         progress: &Arc<ProgressMemory>,
         control: &Arc<Control>,
+        memory_retry: Duration,
     ) -> Result<(), VmError> {
         let fd = self
             .vm
@@ -169,6 +176,7 @@ impl KvmCpus {
             bus: self.bus.clone(),
             control: control.clone(),
             rings: self.tracking.rings().cloned(),
+            memory_retry,
             _vm: self.vm.clone(),
             _ram: self.ram.clone(),
             _progress: progress.clone(),

@@ -7,13 +7,16 @@
 //!
 //! An exit for I/O is complete only when `KVM_RUN` is entered again. Before a vCPU rests, it is
 //! therefore entered once more with `immediate_exit` set, and only then are its registers true.
+//!
+//! Where RAM maps a file, KVM says of a page that cannot be read now that it cannot reach memory. The
+//! guest has not got past the access, so entering again is trying again.
 
 use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, compiler_fence};
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use paguro_dirty::tracker::KvmRings;
@@ -69,6 +72,8 @@ pub(super) struct Thread {
     pub(super) bus: Arc<Bus>,
     pub(super) control: Arc<Control>,
     pub(super) rings: Option<Arc<KvmRings>>,
+    /// How long it is tried again to reach memory.
+    pub(super) memory_retry: Duration,
     pub(super) _vm: Arc<VmFd>,
     pub(super) _ram: GuestRam,
     pub(super) _progress: Arc<ProgressMemory>,
@@ -77,8 +82,14 @@ pub(super) struct Thread {
 enum Exit {
     Next(Next),
     Interrupted,
-    /// `KVM_RUN` could not reach guest memory, and did not say where.
-    Unreachable,
+    /// `KVM_RUN` could not reach guest memory, and may have said where.
+    Unreachable(Option<u64>),
+}
+
+/// Since when the guest cannot go on, and how long to wait before the next try.
+struct Missing {
+    since: Instant,
+    step: Duration,
 }
 
 impl Thread {
@@ -123,6 +134,7 @@ impl Thread {
 
     /// Runs the guest until the gate closes.
     fn run(&self, fd: &mut VcpuFd, passage: &Passage<'_>) {
+        let mut missing: Option<Missing> = None;
         loop {
             fd.set_kvm_immediate_exit(0);
             // A kick after this line stays in the flag; one before it came with a closed gate.
@@ -130,9 +142,13 @@ impl Thread {
             if !passage.is_open() {
                 return;
             }
-            match self.enter(fd) {
+            let exit = self.enter(fd);
+            if !matches!(exit, Exit::Unreachable(_) | Exit::Interrupted) {
+                missing = None;
+            }
+            match exit {
                 Exit::Interrupted => passage.nap(),
-                Exit::Unreachable => self.lost_memory(fd),
+                Exit::Unreachable(at) => self.wait_for_memory(fd, at, passage, &mut missing),
                 Exit::Next(Next::Go) => {}
                 Exit::Next(Next::Wait { us }) => {
                     passage.sleep(Duration::from_micros(us.into()));
@@ -155,7 +171,7 @@ impl Thread {
                     return self.control.shut_down(cause, Some(detail));
                 }
                 Exit::Next(Next::Fail(reason)) => return self.fail(&reason),
-                Exit::Unreachable => return self.lost_memory(fd),
+                Exit::Unreachable(at) => return self.lost_memory(fd, at),
             }
         }
     }
@@ -189,9 +205,7 @@ impl Thread {
                 ),
                 _ => Next::End(ShutdownCause::GuestPanic, "the guest crashed".to_owned()),
             },
-            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => Next::Fail(format!(
-                "{size} bytes of guest memory at {gpa:#x} cannot be reached"
-            )),
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => return Exit::Unreachable(Some(gpa)),
             Ok(VcpuExit::FailEntry(reason, _)) => Next::Fail(format!(
                 "the CPU refuses to enter the guest (reason {reason:#x})"
             )),
@@ -199,7 +213,7 @@ impl Thread {
             Ok(other) => Next::Fail(format!("KVM stopped with {other:?}")),
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => return Exit::Interrupted,
-                libc::EFAULT | libc::EHWPOISON => return Exit::Unreachable,
+                libc::EFAULT | libc::EHWPOISON => return Exit::Unreachable(None),
                 _ => Next::Fail(format!("KVM_RUN: {error}")),
             },
         };
@@ -218,17 +232,47 @@ impl Thread {
         }
     }
 
-    fn lost_memory(&self, fd: &VcpuFd) {
-        let at = match fd.get_regs() {
-            Ok(regs) => format!(", at instruction {:#x}", regs.rip),
-            Err(_) => String::new(),
-        };
-        self.fail(&format!("guest memory that it needs cannot be reached{at}"));
+    /// Waits a little, or stops the machine until somebody has seen to it.
+    fn wait_for_memory(
+        &self,
+        fd: &VcpuFd,
+        at: Option<u64>,
+        passage: &Passage<'_>,
+        missing: &mut Option<Missing>,
+    ) {
+        const FIRST: Duration = Duration::from_millis(1);
+        const LONGEST: Duration = Duration::from_millis(500);
+        if self.memory_retry.is_zero() {
+            return self.lost_memory(fd, at);
+        }
+        let missing = missing.get_or_insert_with(|| Missing {
+            since: Instant::now(),
+            step: FIRST,
+        });
+        if missing.since.elapsed() >= self.memory_retry {
+            let what = unreachable(fd, at);
+            return self.control.halt(format!("vCPU {}: {what}", self.index));
+        }
+        passage.sleep(missing.step);
+        missing.step = (missing.step * 2).min(LONGEST);
+    }
+
+    fn lost_memory(&self, fd: &VcpuFd, at: Option<u64>) {
+        self.fail(&unreachable(fd, at));
     }
 
     fn fail(&self, reason: &str) {
         self.control.fail(format!("vCPU {}: {reason}", self.index));
     }
+}
+
+fn unreachable(fd: &VcpuFd, at: Option<u64>) -> String {
+    let at = match (at, fd.get_regs()) {
+        (Some(gpa), _) => format!(", at {gpa:#x}"),
+        (None, Ok(regs)) => format!(", at instruction {:#x}", regs.rip),
+        (None, Err(_)) => String::new(),
+    };
+    format!("guest memory that it needs cannot be reached{at}")
 }
 
 fn internal_error(fd: &mut VcpuFd) -> String {

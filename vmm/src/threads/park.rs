@@ -245,7 +245,7 @@ impl Hold for Park {
         self.nap_us.store(us, Ordering::Release);
     }
 
-    fn wait_at_rest(&self) {
+    fn wait_at_rest(&self, deadline: Instant) -> bool {
         let at_work = || {
             self.state.load(Ordering::Acquire) == WANTED
                 && self.retired.load(Ordering::Acquire) == 0
@@ -253,11 +253,15 @@ impl Hold for Park {
         };
         while at_work() {
             let since = Instant::now();
+            if since >= deadline {
+                return false;
+            }
             futex_wait(&self.state, WANTED, Some(SIGNAL_STEP));
             if since.elapsed() >= SIGNAL_STEP {
                 self.signal();
             }
         }
+        true
     }
 }
 
@@ -370,7 +374,7 @@ mod tests {
                 }
             }
             park.close();
-            park.wait_at_rest();
+            assert!(park.wait_at_rest(Instant::now() + Duration::from_secs(20)));
             let before = count.swap(0, Ordering::Relaxed);
             std::thread::yield_now();
             assert_eq!(
