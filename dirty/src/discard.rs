@@ -51,6 +51,10 @@ impl Freeze {
         let end = pages.end.next_multiple_of(block.unit).min(block.pages());
         for start in (first..end).step_by(size) {
             let part = start..(start + size).min(end);
+            let ahead = self.read_ahead(index, part.clone()).map_err(|error| {
+                self.fail(error);
+                self.failure()
+            })?;
             let Some(units) = self.buffer.take(part.len().div_ceil(UNIT_PAGES)) else {
                 // Over: there is no picture to be harmed.
                 return Ok(());
@@ -61,7 +65,7 @@ impl Freeze {
             if mine.is_empty() {
                 continue;
             }
-            if let Err(error) = self.copy_and_release(index, &mine, &mut copied) {
+            if let Err(error) = self.copy_and_release(index, &mine, &ahead, &mut copied) {
                 self.fail(error);
                 return Err(self.failure());
             }

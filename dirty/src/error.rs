@@ -88,7 +88,8 @@ pub enum FreezeError {
         /// The one after the last.
         end: usize,
     },
-    /// A page that has not arrived yet could not be had from its source.
+    /// A page that has not arrived yet could not be had from its source, or the file that RAM maps
+    /// could not be read from this page on.
     #[error("cannot read page {page} of RAM block {block}, which has not arrived yet")]
     Unarrived {
         /// The block.

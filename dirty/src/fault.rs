@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use paguro_faults::{Faults, ProtectedHandler};
 use paguro_ram::Located;
 
+use crate::ahead::Ahead;
 use crate::chunk::span;
 use crate::freeze::{ARMING, FROZEN};
 use crate::picture::CHUNK;
@@ -111,7 +112,8 @@ impl Freeze {
             return Ok(());
         }
         self.stats().faults.fetch_add(1, Ordering::Relaxed);
-        let copied_pages = self.copy_and_release(at.block, &mine, &mut copied)?;
+        let copied_pages =
+            self.copy_and_release(at.block, &mine, &Ahead::default(), &mut copied)?;
         self.stats()
             .fault_pages
             .fetch_add(copied_pages as u64, Ordering::Relaxed);

@@ -24,12 +24,34 @@ pub trait Unarrived: Send + Sync + std::fmt::Debug {
     /// Those of them that are in RAM now.
     fn arrived(&self, block: usize) -> &PageSet;
 
-    /// Reads one page from the source.
+    /// Reads one page from the source. A read that fails is tried again as long as it makes sense and
+    /// the caller shall `go_on`.
     ///
     /// # Errors
     ///
     /// The source's.
-    fn read(&self, block: usize, page: usize, to: &mut [u8]) -> std::io::Result<()>;
+    fn read(
+        &self,
+        block: usize,
+        page: usize,
+        to: &mut [u8],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> std::io::Result<()>;
+
+    /// Has pages come into RAM, as [`Unarrived::read`] tries: for who is about to touch them, and must
+    /// not wait for ever. Whoever cannot has them come by being touched.
+    ///
+    /// # Errors
+    ///
+    /// The source's.
+    fn bring(
+        &self,
+        _block: usize,
+        _pages: Range<usize>,
+        _go_on: &mut dyn FnMut() -> bool,
+    ) -> std::io::Result<()> {
+        Ok(())
+    }
 
     /// Waits until no page is between arriving and being counted in [`Unarrived::arrived`]. Called
     /// in the pause: what is not counted then has not been there for the guest to write.

@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod arming;
 mod buffer;
 mod check;

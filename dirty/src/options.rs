@@ -1,5 +1,7 @@
 //! How a freeze behaves.
 
+use std::time::Duration;
+
 use paguro_sys::Host;
 
 /// What happens to huge anonymous pages while they are frozen.
@@ -58,6 +60,8 @@ pub struct FreezeOptions {
     pub buffer_bytes: usize,
     /// What happens to huge pages.
     pub huge: HugePolicy,
+    /// How long a page of a file that RAM maps is tried again if it cannot be read.
+    pub retry: Duration,
     /// Read all of RAM in the pause, which takes longer by some 0.2 ms a MiB, and compare each copy
     /// with what was there: finds writers that no freeze sees.
     pub check: bool,

@@ -127,6 +127,7 @@ mod tests {
             chunk_pages: 64,
             buffer_bytes,
             huge: HugePolicy::Keep,
+            retry: std::time::Duration::ZERO,
             check: false,
             sabotage: Sabotage::None,
         };

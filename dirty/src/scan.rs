@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use paguro_ram::{Backing, Located};
-use paguro_sys::{Advice, page_size};
+use paguro_ram::Located;
+use paguro_sys::page_size;
 
+use crate::ahead::Ahead;
 use crate::buffer::{Room, SCAN_UNITS};
 use crate::picture::{CHUNK, Picture};
 use crate::{Copied, Freeze, FreezeError, Sabotage};
@@ -59,7 +60,13 @@ impl Freeze {
                     }
                     continue;
                 }
-                self.read_ahead(block, &pages);
+                let ahead = match self.read_ahead(index, pages.clone()) {
+                    Ok(ahead) => ahead,
+                    Err(error) => {
+                        self.fail(error);
+                        return Err(self.failure());
+                    }
+                };
                 let mut mine = Vec::new();
                 block.claim(pages.clone(), |run| mine.push(run));
                 if self.options.sabotage == Sabotage::ClaimTwice {
@@ -70,7 +77,7 @@ impl Freeze {
                 }
                 let units = units.take().unwrap_or_default();
                 let mut copied = Copied::new(index, units, &self.buffer);
-                let result = self.copy_and_release(index, &mine, &mut copied);
+                let result = self.copy_and_release(index, &mine, &ahead, &mut copied);
                 if let Err(error) = result {
                     self.fail(error);
                     return Err(self.failure());
@@ -103,21 +110,6 @@ impl Freeze {
         order
     }
 
-    /// Pages of a mapped file come one by one, each with a fault, if they are not asked for at once.
-    /// Before the claim: nobody is to wait for a disk.
-    fn read_ahead(&self, block: &Picture, pages: &Range<usize>) {
-        if block.ram.backing() == Backing::PrivateFile {
-            let bytes = block.ram.bytes_of(pages);
-            let asked = block
-                .ram
-                .mapping()
-                .advise(bytes.start, bytes.len(), Advice::PopulateRead);
-            if let Err(error) = asked {
-                tracing::debug!(%error, "no read-ahead");
-            }
-        }
-    }
-
     /// Whether nothing of a granule exists, here or at the source. Nothing of it is protected then.
     fn is_nothing(&self, index: usize, block: &Picture, pages: &Range<usize>) -> bool {
         !block.armed.contains(pages.start / CHUNK)
@@ -134,6 +126,7 @@ impl Freeze {
         &self,
         index: usize,
         mine: &[Range<usize>],
+        ahead: &Ahead,
         copied: &mut Copied,
     ) -> Result<usize, FreezeError> {
         let block = &self.blocks[index];
@@ -143,7 +136,7 @@ impl Freeze {
         }
         let mut result = Ok(());
         for run in mine {
-            result = result.and_then(|()| self.copy(index, run.clone(), copied));
+            result = result.and_then(|()| self.copy(index, run.clone(), ahead, copied));
         }
         for run in mine {
             // After the copy: what was still protected then had not been written.
@@ -162,6 +155,7 @@ impl Freeze {
         &self,
         index: usize,
         run: Range<usize>,
+        ahead: &Ahead,
         copied: &mut Copied,
     ) -> Result<(), FreezeError> {
         let block = &self.blocks[index];
@@ -172,13 +166,13 @@ impl Freeze {
             if let Some(source) =
                 source.filter(|source| elsewhere && !source.arrived(index).contains(page))
             {
-                source
-                    .read(index, page, copied.next_place())
-                    .map_err(|source| FreezeError::Unarrived {
-                        block: block.ram.id().to_owned(),
-                        page,
-                        source,
-                    })?;
+                match ahead.get(page) {
+                    Some(content) => copied.next_place().copy_from_slice(content),
+                    // Once: somebody may be waiting for what the caller has claimed.
+                    None => source
+                        .read(index, page, copied.next_place(), &mut || false)
+                        .map_err(|source| self.unarrived(index, page, source))?,
+                }
                 copied.keep(page);
             } else if block.absent.contains(page)
                 && (!elsewhere || !self.is_present_now(block, page)?)

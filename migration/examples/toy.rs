@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use paguro_migration::machine::{Machine, MachineError, Paused, Writer, WriterClass};
-use paguro_migration::restore::{Prefetch, RestoreFile, RestoreMode, RestoreOptions, restore_ram};
+use paguro_migration::restore::{
+    Prefetch, RestoreFile, RestoreMode, RestoreOptions, Waiters, restore_ram,
+};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
@@ -171,10 +173,14 @@ fn bring_back(path: &Path) -> Result<(Toy, u64), Box<dyn std::error::Error>> {
         mode: RestoreMode::Lazy,
         prefetch: Prefetch::Unlimited,
         threads: 1,
+        retry: Duration::from_secs(30),
         host: Host::probe(&Fallbacks::default()),
         faults_in_kernel: false,
     };
-    let failed = Box::new(|error: &_| eprintln!("stop the machine: {error}"));
+    let failed = Box::new(|error: &_| {
+        eprintln!("stop the machine: {error}");
+        Waiters::LetGo
+    });
     let restored = restore_ram(&file, layout(), &options, failed)?;
     let section = file
         .devices()

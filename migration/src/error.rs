@@ -48,6 +48,9 @@ pub enum SnapshotError {
     /// The freeze failed.
     #[error("guest RAM could not be held at one moment")]
     Freeze(#[source] FreezeError),
+    /// The file's that RAM maps: a page of it could not be read, and is zeros here.
+    #[error("pages of the file that guest RAM maps could not be read")]
+    LostPages,
     /// The machine failed.
     #[error("the machine could not be saved")]
     Machine(#[from] MachineError),

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::Duration;
 
 use paguro_dirty::{Freeze, FreezeError, Unarrived};
 use paguro_faults::{Faults, FaultsError};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::Host;
 
-use crate::restore::Filler;
+use crate::restore::{Filler, MapWatch};
 
 /// Threads that read faults. Two, so that a writer of one chunk need not wait for the copy of
 /// another; more would take the cores that the vCPUs need.
@@ -24,6 +25,8 @@ pub struct Memory {
     ram: GuestRam,
     faults: Mutex<Option<Arc<Faults>>>,
     filler: Mutex<Option<Arc<Filler>>>,
+    /// What watches a file that the RAM maps, and how long reads of it are tried again.
+    watch: OnceLock<(Arc<MapWatch>, Duration)>,
     written: Mutex<Vec<PageSet>>,
     freeze: Mutex<Weak<Freeze>>,
     busy: AtomicBool,
@@ -37,6 +40,7 @@ impl Memory {
             ram,
             faults: Mutex::default(),
             filler: Mutex::default(),
+            watch: OnceLock::new(),
             written: Mutex::default(),
             freeze: Mutex::default(),
             busy: AtomicBool::new(false),
@@ -80,6 +84,22 @@ impl Memory {
     /// Says where pages come from that have not arrived.
     pub(crate) fn set_filler(&self, filler: Arc<Filler>) {
         *lock(&self.filler) = Some(filler);
+    }
+
+    /// Says what watches the file that the RAM maps.
+    pub(crate) fn set_watch(&self, watch: Arc<MapWatch>, retry: Duration) {
+        // Once: there is one mapping.
+        let _ = self.watch.set((watch, retry));
+    }
+
+    /// How long a page of a file that the RAM maps is tried again, where it maps one.
+    pub(crate) fn map_retry(&self) -> Duration {
+        self.watch.get().map_or(Duration::ZERO, |(_, retry)| *retry)
+    }
+
+    /// Pages of a file that the RAM maps which are zeros now, because they could not be read.
+    pub(crate) fn lost_pages(&self) -> u64 {
+        self.watch.get().map_or(0, |(watch, _)| watch.lost_pages())
     }
 
     /// Where those pages are; nowhere once all have arrived.

@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
@@ -258,6 +259,7 @@ fn run(
             chunk_pages: options.chunk_bytes / page_size(),
             buffer_bytes: buffer.bytes,
             huge: options.huge,
+            retry: memory.map_retry(),
             check: options.check_freeze && options.background,
             sabotage: options.sabotage,
         },
@@ -302,10 +304,12 @@ fn run(
     note(control, &freeze, &report);
     control.advance(Status::Active);
 
-    let saving = Instant::now();
+    let (saving, lost_before) = (Instant::now(), memory.lost_pages());
     let mut outlet = match outlet {
         Outlet::Stream(mut stream) => {
-            stream.save_pages(&freeze, control, options)?;
+            cancellable(&freeze, control, memory, || {
+                stream.save_pages(&freeze, control, options)
+            })?;
             Saving::Stream(stream)
         }
         Outlet::File(file) => {
@@ -317,7 +321,7 @@ fn run(
     let saver = match &outlet {
         Saving::File(file, layout) => {
             let saver = Saver::new(file, layout, &freeze, control, options);
-            saver.save_pages()?;
+            cancellable(&freeze, control, memory, || saver.save_pages())?;
             Some(saver)
         }
         Saving::Stream(_) => None,
@@ -332,6 +336,9 @@ fn run(
 
     if control.is_cancelled() {
         return Err(SnapshotError::Cancelled);
+    }
+    if memory.lost_pages() > lost_before {
+        return Err(SnapshotError::LostPages);
     }
     control.advance(Status::Device);
     let finishing = Instant::now();
@@ -385,6 +392,37 @@ fn hold(stopped: &mut Option<Box<dyn Paused + '_>>, stay: bool) {
 fn complete(file: PartialFile) -> Result<Option<String>, SnapshotError> {
     let what = file.complete()?.map(SnapshotError::from);
     Ok(what.map(|what| unconfirmed(&what)))
+}
+
+/// Where pages are still elsewhere, those who save may be waiting for them: a cancel then ends the
+/// freeze at once, and with it their patience.
+fn cancellable<T>(
+    freeze: &Freeze,
+    control: &Control,
+    memory: &Memory,
+    save: impl FnOnce() -> T,
+) -> T {
+    const LOOK: Duration = Duration::from_millis(20);
+    if memory.unarrived().is_none() && memory.map_retry().is_zero() {
+        return save();
+    }
+    let (saving, saved) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let listen = move || {
+            while saved.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                if control.is_cancelled() {
+                    return freeze.abandon();
+                }
+            }
+        };
+        let listening = std::thread::Builder::new().name("save/cancel".to_owned());
+        if let Err(error) = listening.spawn_scoped(scope, listen) {
+            tracing::warn!(%error, "a cancel may take a while");
+        }
+        let done = save();
+        drop(saving);
+        done
+    })
 }
 
 /// Where a snapshot goes, opened before the guest notices anything.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_migration::restore::{
@@ -100,6 +101,7 @@ fn try_back(
         mode,
         prefetch: Prefetch::Unlimited,
         threads: 2,
+        retry: Duration::ZERO,
         host,
         faults_in_kernel: false,
     };
@@ -468,6 +470,7 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
                 Prefetch::Off
             },
             threads: 2,
+            retry: Duration::ZERO,
             host,
             faults_in_kernel: false,
         };

@@ -1,4 +1,5 @@
 //! The engine on a machine of plain threads: real userfaultfd, real files, no KVM.
 
 mod cases;
+mod files;
 mod machine;

@@ -10,7 +10,8 @@ use paguro_faults::{Faults, FaultsError, MissingHandler, Use};
 use paguro_ram::{Backing, Located, PageSet};
 use paguro_sys::{Pacer, page_size};
 
-use crate::pool::Wanted;
+use crate::patience::{Backoff, chain, patiently};
+use crate::pool::{Want, Wanted};
 use crate::{PageSource, SourceError};
 
 /// Pages fetched around one that somebody waits for: 64 KiB.
@@ -38,11 +39,25 @@ pub struct PagerOptions {
     pub urgent_threads: usize,
     /// Pages that nobody waits for.
     pub prefetch: Prefetch,
+    /// How long it is tried again to get a page that somebody waits for.
+    pub retry: Duration,
 }
 
-/// Called once, with the first error, in a pager thread. When it returns, those who wait for pages
-/// that cannot be had are let go with zeros: by then nothing may run that would believe them.
-pub type Failure = Box<dyn Fn(&SourceError) + Send + Sync>;
+/// What becomes of those who wait for a page that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiters {
+    /// They are given zeros: nothing runs any more that would believe them.
+    LetGo,
+    /// They wait on, and the page is tried again now and then: what they belong to is stopped, and
+    /// may go on when the page is there.
+    Keep,
+}
+
+/// Called in a pager thread when a page that somebody waits for cannot be had: after
+/// [`PagerOptions::retry`], or at once if the error stays ([`SourceError::may_pass`]), then also for
+/// a page that nobody waits for. Of errors that stay only the first is told, and what is answered to
+/// it does not matter: those who wait are let go.
+pub type Failure = Box<dyn Fn(&SourceError) -> Waiters + Send + Sync>;
 
 /// Fills RAM from a page source.
 pub struct Pager {
@@ -61,7 +76,16 @@ pub struct Pager {
     done_changed: std::sync::Condvar,
     /// Faults answered so far.
     faults_served: AtomicU64,
+    /// Reads that failed and were, or will be, tried again.
+    failed_reads: AtomicU64,
+    /// The last error that may pass, until it has.
+    trouble: Mutex<Option<String>>,
+    /// Whether there is one.
+    troubled: AtomicBool,
+    /// Whether there are pages that the background could not get.
+    missed: AtomicBool,
     prefetch: Prefetch,
+    retry: Duration,
 }
 
 impl std::fmt::Debug for Pager {
@@ -103,7 +127,12 @@ impl Pager {
             done: Mutex::new(false),
             done_changed: std::sync::Condvar::new(),
             faults_served: AtomicU64::new(0),
+            failed_reads: AtomicU64::new(0),
+            trouble: Mutex::new(None),
+            troubled: AtomicBool::new(false),
+            missed: AtomicBool::new(false),
             prefetch: options.prefetch,
+            retry: options.retry,
         });
         if let Err(error) = pager.attach(faults, options.urgent_threads) {
             // Nobody may be left waiting for threads that are not there.
@@ -167,9 +196,46 @@ impl Pager {
         &self.source
     }
 
-    /// Whether the source failed.
+    /// Whether the source failed for good.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// Why pages cannot be had at the moment, as long as they are tried again.
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+
+    /// Reads that failed and were, or will be, tried again.
+    pub fn failed_reads(&self) -> u64 {
+        self.failed_reads.load(Ordering::Relaxed)
+    }
+
+    /// All that could not be had is tried again at once, for another [`PagerOptions::retry`]: what
+    /// those who wait belong to goes on.
+    pub fn renew(&self) {
+        self.wanted.renew();
+    }
+
+    /// Has pages come, for a caller that can give up waiting. (A thread that touches them cannot.)
+    /// Pages that the source has nothing for are left alone.
+    ///
+    /// # Errors
+    ///
+    /// The source's, after [`PagerOptions::retry`] or when the caller shall not `go_on`.
+    pub fn bring(
+        &self,
+        block: usize,
+        pages: Range<usize>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), SourceError> {
+        let unit = self.units[block];
+        let whole = pages.start / unit * unit..pages.end.next_multiple_of(unit);
+        let mut bytes = Vec::new();
+        patiently(self.retry, go_on, || match self.faults.upgrade() {
+            Some(faults) => self.try_fetch(&faults, block, whole.clone(), &mut bytes),
+            None => Ok(()),
+        })
     }
 
     /// Whether all of it is here and nothing is registered for it any more.
@@ -202,7 +268,8 @@ impl Pager {
     fn serve(&self) {
         paguro_sys::raise_priority();
         let mut bytes = Vec::new();
-        while let Some(at) = self.wanted.wait() {
+        while let Some(want) = self.wanted.wait() {
+            let at = want.at;
             let Some(faults) = self.faults.upgrade() else {
                 return;
             };
@@ -217,58 +284,68 @@ impl Pager {
                 let first = at.page / unit * unit;
                 self.try_fetch(&faults, at.block, first..first + unit, &mut bytes)
             });
-            self.faults_served.fetch_add(1, Ordering::Relaxed);
             match fetched {
-                // Also for what was there before we looked.
-                Ok(()) => faults.wake(at.block, faults.unit_of(at)),
+                Ok(()) => {
+                    self.faults_served.fetch_add(1, Ordering::Relaxed);
+                    // Also for what was there before we looked.
+                    faults.wake(at.block, faults.unit_of(at));
+                    self.maybe_over();
+                }
+                Err(error) if error.may_pass() => self.try_later(&faults, want, &error),
                 Err(error) => self.give_up(&faults, at, &error),
             }
         }
     }
 
+    /// Nobody is let go, and no thread waits: others want pages that may be had.
+    fn try_later(&self, faults: &Faults, mut want: Want, error: &SourceError) {
+        self.note(error);
+        let since = *want.failing.get_or_insert_with(Instant::now);
+        let late = since.elapsed() >= self.retry || self.source.is_given_up();
+        if late && !want.told {
+            match (self.failure)(error) {
+                Waiters::Keep => want.told = true,
+                Waiters::LetGo => return self.let_go(faults, want.at),
+            }
+        }
+        if !self.wanted.put_off(want) {
+            // It ends.
+            self.place_zeros(faults, want.at);
+        }
+    }
+
+    /// Tells of trouble, once until it is over.
+    fn note(&self, error: &SourceError) {
+        self.failed_reads.fetch_add(1, Ordering::Relaxed);
+        let text = chain(error);
+        self.troubled.store(true, Ordering::Release);
+        if lock(&self.trouble).replace(text.clone()).is_none() {
+            tracing::warn!(error = text, "pages cannot be had; they are tried again");
+        }
+    }
+
+    /// The trouble is over when nothing is left that could not be had.
+    fn maybe_over(&self) {
+        let is_left = || self.missed.load(Ordering::Acquire) || self.wanted.is_failing();
+        if !self.troubled.load(Ordering::Acquire) || is_left() {
+            return;
+        }
+        self.troubled.store(false, Ordering::Release);
+        if lock(&self.trouble).take().is_some() {
+            tracing::warn!("pages that could not be had are here");
+        }
+    }
+
     /// The thread of all other pages; ends when nothing is left.
     fn fill(&self) {
-        let mut pacer = Pacer::of_this_thread();
-        let mut bytes = Vec::new();
-        let started = Instant::now();
-        let mut fetched_bytes = 0u64;
-        'blocks: for block in 0..self.arrived.len() {
-            let pages = self.source.has(block).pages();
-            if self.prefetch == Prefetch::Off {
-                break;
-            }
-            for first in (0..pages).step_by(STRIDE.max(self.units[block])) {
-                let part = first..(first + STRIDE.max(self.units[block])).min(pages);
-                let Some(faults) = self.faults.upgrade() else {
-                    // The others wait for what nobody will want any more.
-                    return self.wanted.close();
-                };
-                if self.wanted.is_closed() || self.has_failed() {
-                    break 'blocks;
-                }
-                let before = self.arrived[block].count_in(part.clone());
-                if let Err(error) = self.try_fetch(&faults, block, part.clone(), &mut bytes) {
-                    let at = Located { block, page: first };
-                    self.give_up(&faults, at, &error);
-                    break 'blocks;
-                }
-                let got = self.arrived[block].count_in(part) - before;
-                drop(faults);
-                std::thread::sleep(pacer.due());
-                fetched_bytes += (got * page_size()) as u64;
-                if let Prefetch::Limited(rate) = self.prefetch {
-                    let due = Duration::from_secs_f64(fetched_bytes as f64 / rate.max(1) as f64);
-                    // In small steps: whom it fills may be gone long before a slow page is due.
-                    while let Some(rest) = due.checked_sub(started.elapsed()) {
-                        if rest.is_zero() {
-                            break;
-                        }
-                        if !self.wanted.sleep(rest.min(LOOK)) || self.faults.strong_count() == 0 {
-                            break 'blocks;
-                        }
-                    }
-                }
-            }
+        let mut pace = Pace::new(self.prefetch);
+        if self.prefetch != Prefetch::Off {
+            // What could not be had stays for another round.
+            let mut backoff = Backoff::default();
+            while self.fetch_all(&mut pace, &mut backoff)
+                && self.missed.load(Ordering::Acquire)
+                && self.wanted.sleep(backoff.next())
+            {}
         }
         // Without prefetch the pages come as they are wanted, the last one perhaps never.
         while self.left_pages() > 0 {
@@ -281,6 +358,69 @@ impl Pager {
         }
         if !self.has_failed() {
             self.finish();
+        }
+    }
+
+    /// Fetches all that has not arrived yet, but for what cannot be had; whether it came to the end.
+    fn fetch_all(&self, pace: &mut Pace, backoff: &mut Backoff) -> bool {
+        let mut bytes = Vec::new();
+        let mut missed = false;
+        for block in 0..self.arrived.len() {
+            let pages = self.source.has(block).pages();
+            for first in (0..pages).step_by(STRIDE.max(self.units[block])) {
+                let part = first..(first + STRIDE.max(self.units[block])).min(pages);
+                let Some(faults) = self.faults.upgrade() else {
+                    // The others wait for what nobody will want any more.
+                    self.wanted.close();
+                    return false;
+                };
+                if self.wanted.is_closed() || self.has_failed() {
+                    return false;
+                }
+                let before = self.arrived[block].count_in(part.clone());
+                let fetched = self.try_fetch(&faults, block, part.clone(), &mut bytes);
+                let got = self.arrived[block].count_in(part) - before;
+                let wait = match fetched {
+                    Ok(()) if got == 0 => continue,
+                    Ok(()) => {
+                        *backoff = Backoff::default();
+                        pace.wait_after((got * page_size()) as u64)
+                    }
+                    Err(error) if error.may_pass() => {
+                        self.missed.store(true, Ordering::Release);
+                        self.note(&error);
+                        missed = true;
+                        backoff.next()
+                    }
+                    Err(error) => {
+                        self.give_up(&faults, Located { block, page: first }, &error);
+                        return false;
+                    }
+                };
+                drop(faults);
+                if !self.idle(wait) {
+                    return false;
+                }
+            }
+        }
+        self.missed.store(missed, Ordering::Release);
+        if !missed {
+            self.maybe_over();
+        }
+        true
+    }
+
+    /// Waits, in small steps: whom it fills may be gone long before a slow page is due.
+    fn idle(&self, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        loop {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return true;
+            }
+            if !self.wanted.sleep(rest.min(LOOK)) || self.faults.strong_count() == 0 {
+                return false;
+            }
         }
     }
 
@@ -429,6 +569,16 @@ impl Pager {
                 (self.failure)(error);
             }
         }
+        self.place_zeros(faults, at);
+    }
+
+    /// What was told was answered by that nothing runs any more.
+    fn let_go(&self, faults: &Faults, at: Located) {
+        self.failed.store(true, Ordering::Release);
+        self.place_zeros(faults, at);
+    }
+
+    fn place_zeros(&self, faults: &Faults, at: Located) {
         if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
             tracing::error!(%error, "a reader may be stuck");
         }
@@ -460,4 +610,44 @@ impl MissingHandler for Pager {
     fn broken(&self, faults: &Faults, at: Located) {
         self.give_up(faults, at, &SourceError::Bug);
     }
+}
+
+/// Keeps to a rate, and makes room for those who wait for a core.
+struct Pace {
+    pacer: Pacer,
+    rate: Option<u64>,
+    started: Instant,
+    fetched_bytes: u64,
+}
+
+impl Pace {
+    fn new(prefetch: Prefetch) -> Self {
+        let rate = match prefetch {
+            Prefetch::Limited(rate) => Some(rate.max(1)),
+            _ => None,
+        };
+        Self {
+            pacer: Pacer::of_this_thread(),
+            rate,
+            started: Instant::now(),
+            fetched_bytes: 0,
+        }
+    }
+
+    /// How long to wait after so many bytes more.
+    fn wait_after(&mut self, bytes: u64) -> Duration {
+        self.fetched_bytes += bytes;
+        let room = self.pacer.due();
+        let Some(rate) = self.rate else {
+            return room;
+        };
+        let due = Duration::from_secs_f64(self.fetched_bytes as f64 / rate as f64);
+        due.saturating_sub(self.started.elapsed()).max(room)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

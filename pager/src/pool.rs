@@ -2,9 +2,36 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paguro_ram::Located;
+
+use crate::patience::Backoff;
+
+/// A page that somebody waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    pub(crate) at: Located,
+    /// Since when it cannot be had.
+    pub(crate) failing: Option<Instant>,
+    /// Whether somebody was told that it cannot be had, and keeps those who wait for it.
+    pub(crate) told: bool,
+    backoff: Backoff,
+    /// Which of the times it belongs to at which all was to be tried anew.
+    round: u64,
+}
+
+impl Want {
+    fn new(at: Located, round: u64) -> Self {
+        Self {
+            at,
+            failing: None,
+            told: false,
+            backoff: Backoff::default(),
+            round,
+        }
+    }
+}
 
 /// The queue of pages that somebody waits for.
 #[derive(Debug, Default)]
@@ -16,7 +43,21 @@ pub(crate) struct Wanted {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Located>,
+    /// What could not be had, each with when to try again. As many as threads wait for pages: few.
+    later: Vec<(Instant, Want)>,
+    round: u64,
     closed: bool,
+}
+
+impl State {
+    fn take_due(&mut self) -> Option<Want> {
+        let now = Instant::now();
+        let due = self
+            .later
+            .iter()
+            .position(|(when, _)| self.closed || *when <= now)?;
+        Some(self.later.swap_remove(due).1)
+    }
 }
 
 impl Wanted {
@@ -26,27 +67,92 @@ impl Wanted {
         if state.closed {
             return false;
         }
-        state.queue.push_back(at);
+        // Who waits for it was interrupted and is back. If nobody hurries any more on his account,
+        // he is a new one.
+        let round = state.round;
+        match state.later.iter_mut().find(|(_, want)| want.at == at) {
+            Some((_, want)) if !want.told => return true,
+            Some(late) => *late = (Instant::now(), Want::new(at, round)),
+            None => state.queue.push_back(at),
+        }
         drop(state);
         // `sleep` waits on the same condition: one of all who are told may be the wrong one.
         self.changed.notify_all();
         true
     }
 
+    /// Puts one back that cannot be had now, to be tried again later; false once it is closed.
+    pub(crate) fn put_off(&self, mut want: Want) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
+        if want.round != state.round {
+            want = Want::new(want.at, state.round);
+        }
+        let wait = match want.told {
+            false => want.backoff.next(),
+            true => Backoff::longest(),
+        };
+        let late = (Instant::now() + wait, want);
+        // Two may have waited for the same page, and one of them is still hurried for.
+        match state
+            .later
+            .iter_mut()
+            .find(|(_, other)| other.at == want.at)
+        {
+            Some(other) if other.1.told => *other = late,
+            Some(_) => {}
+            None => state.later.push(late),
+        }
+        drop(state);
+        // Others wait until the first of those that they know of.
+        self.changed.notify_all();
+        true
+    }
+
+    /// What could not be had is tried again at once, as if it had been asked for just now.
+    pub(crate) fn renew(&self) {
+        let mut state = self.lock();
+        state.round += 1;
+        let (now, round) = (Instant::now(), state.round);
+        for late in &mut state.later {
+            *late = (now, Want::new(late.1.at, round));
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Whether something that is waited for could not be had so far.
+    pub(crate) fn is_failing(&self) -> bool {
+        !self.lock().later.is_empty()
+    }
+
     /// The next one, or `None` once it is closed and empty.
-    pub(crate) fn wait(&self) -> Option<Located> {
+    pub(crate) fn wait(&self) -> Option<Want> {
         let mut state = self.lock();
         loop {
+            if let Some(want) = state.take_due() {
+                return Some(want);
+            }
             if let Some(at) = state.queue.pop_front() {
-                return Some(at);
+                return Some(Want::new(at, state.round));
             }
             if state.closed {
                 return None;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let next = state.later.iter().map(|(when, _)| *when).min();
+            state = match next {
+                Some(when) => {
+                    let left = when.saturating_duration_since(Instant::now());
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
+                }
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(|poisoned| poisoned.into_inner()),
+            };
         }
     }
 

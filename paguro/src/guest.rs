@@ -7,11 +7,11 @@ use anyhow::Result;
 use paguro_migration::channel::{self, Address, Listener};
 use paguro_migration::destination::{self, Arrival, ReceiveError};
 use paguro_migration::machine::{Machine, WriterClass};
-use paguro_migration::restore::{Filler, RestoreMode};
+use paguro_migration::restore::{Filler, MapWatch, RestoreMode, Waiters};
 use paguro_migration::source::{self, MigrateOptions, Migration};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, GuestRam};
-use paguro_sys::{Advice, BusErrors, HUGE_PAGE_BYTES, Userfault};
+use paguro_sys::{Advice, HUGE_PAGE_BYTES, Userfault};
 use paguro_vmm::{Config, RunState, StateError, Vm};
 use paguro_workload::area::{DMA, DMA_DIRECT};
 use serde_json::{Value, json};
@@ -31,8 +31,10 @@ pub struct Return {
     pub mode: RestoreMode,
     /// What fills its RAM, if that happens while it runs.
     pub filler: Option<Arc<Filler>>,
-    /// Watch for pages of a mapped file that cannot be read; ended when dropped.
-    pub bus_errors: Vec<BusErrors>,
+    /// What watches the file that its RAM maps, if it does.
+    pub watch: Option<Arc<MapWatch>>,
+    /// What its file brought about.
+    pub alarm: Arc<Alarm>,
 }
 
 impl Guest {
@@ -120,26 +122,38 @@ impl Guest {
         Ok(())
     }
 
-    /// Why it failed, if it did. Pages that could not be read come first: whatever else was
-    /// noticed may come of the zeros that stand in their place.
+    /// Why it failed, if it did. What became of its file comes first: whatever else was noticed may
+    /// come of what stands in RAM therefore.
     pub fn failure(&self) -> Option<String> {
         let reason = self.vm.failure()?;
-        match self.lost_pages() {
-            count if count > 0 && !reason.ends_with(LOST) => {
-                Some(format!("{count} {LOST}; {reason}"))
-            }
-            _ => Some(reason),
+        let alarm = self.restored.as_ref().and_then(|it| it.alarm.reason());
+        match alarm.filter(|alarm| *alarm != reason) {
+            Some(alarm) => Some(format!("{alarm}; {reason}")),
+            None => Some(reason),
         }
     }
 
-    /// Pages of a mapped file that could not be read so far.
-    fn lost_pages(&self) -> u64 {
-        self.bus_errors().iter().map(|watch| watch.count()).sum()
+    fn watch(&self) -> Option<&MapWatch> {
+        self.restored.as_ref()?.watch.as_deref()
     }
 
-    /// Stops it for good because pages of the file that its RAM maps could not be read.
-    pub fn fail_for_lost_pages(&self) {
-        self.vm.fail(format!("{} {LOST}", self.lost_pages()));
+    fn filler(&self) -> Option<&Filler> {
+        self.restored.as_ref()?.filler.as_deref()
+    }
+
+    /// Why it does not run, if it failed, or is halted until `cont`.
+    pub fn trouble(&self) -> Option<String> {
+        self.failure().or_else(|| self.vm.halted())
+    }
+
+    /// It runs again: what it waits for is tried again as if it had been asked for just now.
+    pub fn resumed(&self) {
+        if let Some(filler) = self.filler() {
+            filler.renew();
+        }
+        if let Some(watch) = self.watch() {
+            watch.renew();
+        }
     }
 
     /// Whether its state allows a migration; if not, why.
@@ -151,7 +165,11 @@ impl Guest {
                 "Can't migrate the vm that was paused due to previous migration; 'cont' first"
                     .to_owned(),
             ),
-            RunState::InternalError | RunState::IoError => Err(match self.failure() {
+            RunState::IoError => Err(match self.vm.halted() {
+                Some(reason) => format!("the machine is stopped, 'cont' first: {reason}"),
+                None => "the machine was stopped, 'cont' first".to_owned(),
+            }),
+            RunState::InternalError => Err(match self.failure() {
                 Some(reason) => format!("the machine has failed: {reason}"),
                 None => "the machine has failed".to_owned(),
             }),
@@ -188,12 +206,26 @@ impl Guest {
         Value::from_iter(there)
     }
 
-    /// Reads a byte of every page, so that all of RAM arrives by faults. Another process cannot do
-    /// that by reading this one's memory: the kernel does not let it wait for a userfaultfd.
-    pub fn touch(&self) {
-        for block in self.ram().blocks() {
-            block.mapping().touch(0, block.used_bytes());
+    /// Has all of RAM arrive, and be present. Another process cannot do that by reading this one's
+    /// memory: the kernel does not let it wait for a userfaultfd.
+    pub fn touch(&self) -> Result<()> {
+        if let Some(filler) = self.filler() {
+            filler.bring_all()?;
         }
+        for block in self.ram().blocks() {
+            let (mapping, bytes) = (block.mapping(), block.used_bytes());
+            for at in (0..bytes).step_by(HUGE_PAGE_BYTES) {
+                let len = HUGE_PAGE_BYTES.min(bytes - at);
+                if block.backing() == Backing::PrivateFile
+                    && let Err(error) = mapping.advise(at, len, Advice::PopulateRead)
+                    && error.is_unreadable()
+                {
+                    return Err(error.into());
+                }
+                mapping.touch(at, len);
+            }
+        }
+        Ok(())
     }
 
     /// Asks the kernel to join pages to huge ones, wherever 2 MiB of a block have something in
@@ -212,22 +244,28 @@ impl Guest {
         bytes
     }
 
-    /// How far its RAM is filled; `{}` if it does not fill.
+    /// How far its RAM is filled, and whether what fills it can be read; `{}` if nothing does.
     pub fn restore_progress(&self) -> Value {
-        let Some(filler) = self
-            .restored
-            .as_ref()
-            .and_then(|restored| restored.filler.as_ref())
-        else {
-            return json!({});
+        let mut progress = json!({});
+        let (reads, trouble) = match (self.filler(), self.watch()) {
+            (Some(filler), _) => {
+                progress = json!({
+                    "total-pages": filler.total_pages(),
+                    "left-pages": filler.left_pages(),
+                    "faults": filler.faults_served(),
+                    "done": filler.is_done(),
+                    "failed": filler.has_failed(),
+                });
+                (filler.failed_reads(), filler.trouble())
+            }
+            (None, Some(watch)) => (watch.failed_reads(), watch.trouble()),
+            (None, None) => return progress,
         };
-        json!({
-            "total-pages": filler.total_pages(),
-            "left-pages": filler.left_pages(),
-            "faults": filler.faults_served(),
-            "done": filler.is_done(),
-            "failed": filler.has_failed(),
-        })
+        progress["failed-reads"] = reads.into();
+        if let Some(trouble) = trouble {
+            progress["trouble"] = trouble.into();
+        }
+        progress
     }
 
     /// What it is, how long it took to make, and what became of what it said.
@@ -259,16 +297,7 @@ impl Guest {
             },
         })
     }
-
-    /// The bells that ring when a page of a mapped file cannot be read.
-    pub fn bus_errors(&self) -> &[BusErrors] {
-        self.restored
-            .as_ref()
-            .map_or(&[], |restored| &restored.bus_errors)
-    }
 }
-
-const LOST: &str = "pages of the snapshot file that guest RAM maps could not be read";
 
 fn mode_name(mode: RestoreMode) -> &'static str {
     match mode {
@@ -287,6 +316,7 @@ pub struct Alarm(Mutex<AlarmState>);
 struct AlarmState {
     reason: Option<String>,
     vm: Option<Arc<Vm>>,
+    complete: bool,
 }
 
 impl Alarm {
@@ -297,6 +327,33 @@ impl Alarm {
             vm.fail(&reason);
         }
         state.reason.get_or_insert(reason);
+    }
+
+    /// The first reason that was raised.
+    fn reason(&self) -> Option<String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.reason.clone()
+    }
+
+    /// Something that the machine cannot go on without for now. Before it is complete it cannot wait
+    /// either.
+    pub fn halt(&self, reason: String) -> Waiters {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(vm), true) = (&state.vm, state.complete) {
+            vm.halt(reason);
+            return Waiters::Keep;
+        }
+        drop(state);
+        self.raise(reason);
+        Waiters::LetGo
+    }
+
+    /// The machine has all that it needs to run, and can be stopped for a while.
+    pub fn complete(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .complete = true;
     }
 
     /// From now on this machine is failed.

@@ -14,6 +14,7 @@ use paguro_migration::restore::RestoreError;
 use paguro_migration::source::MigrateError;
 use paguro_migration::switchover::Reason;
 use paguro_migration::{SnapshotError, TargetError};
+use paguro_pager::SourceError;
 use paguro_ram::RamError;
 use paguro_vmm::VmError;
 use paguro_wire::{DecodeError, Fault};
@@ -57,6 +58,10 @@ const STOPPED: &str = "take it with the machine stopped: `paguro snapshot --stop
 
 /// Of what goes on without the command that began it.
 pub const GOES_ON: &str = "`query-migrate` says how far it is, `migrate_cancel` ends it";
+
+/// A machine stands still because a page cannot be read.
+pub const HALTED: &str = "see to the disk or the server where the snapshot file is, then `cont`; \
+     --read-retry says how long is waited before the machine is stopped";
 
 fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(advised) = error.downcast_ref::<Advised>() {
@@ -391,6 +396,11 @@ fn of_restore(error: &RestoreError) -> Option<String> {
         RestoreError::Blocks { .. } => {
             "leave out the options that describe RAM: the snapshot file knows it"
         }
+        RestoreError::Changed { .. } | RestoreError::Page(SourceError::Changed { .. }) => IN_USE,
+        RestoreError::Page(SourceError::Read { .. }) => {
+            "see to the disk or the server where the file is, and try again; --read-retry says how \
+             long a read is tried again"
+        }
         RestoreError::Damaged { .. } | RestoreError::Page(_) => {
             "copy the file again; `paguro inspect --verify` names all that is damaged"
         }
@@ -402,6 +412,9 @@ fn of_restore(error: &RestoreError) -> Option<String> {
     };
     Some(hint.to_owned())
 }
+
+const IN_USE: &str = "write another snapshot to a file of its own and rename it over this one, as \
+     `paguro snapshot` does: a file must not be written to while a machine runs from it";
 
 fn of_ram(error: &RamError) -> Option<String> {
     match error {

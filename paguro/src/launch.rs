@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use paguro_migration::Memory;
-use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
+use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, Waiters, restore_ram};
 use paguro_pager::{Prefetch, SourceError};
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Host};
@@ -14,6 +15,7 @@ use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, RunState, Vm, describe}
 use crate::cli::{
     AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, RestoreModeArg,
 };
+use crate::ending::Ending;
 use crate::guest::{Alarm, Guest, Return};
 use crate::hints::Advised;
 use crate::qmp::with_causes;
@@ -92,10 +94,17 @@ fn blank(args: &MachineArgs, host: Host) -> Result<Guest> {
     Ok(Guest::new(vm, memory, None))
 }
 
-/// A machine out of a file, and whether it ran when it was saved.
-pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, bool)> {
+/// A machine out of a file, and whether it ran when it was saved. Whoever ends the process meanwhile
+/// does not wait for a file that cannot be read.
+pub fn restored(
+    args: &MachineArgs,
+    path: &Path,
+    host: Host,
+    ending: &Ending,
+) -> Result<(Guest, bool)> {
     refuse_unmappable(args)?;
     let file = Arc::new(RestoreFile::open(path)?);
+    ending.restores(&file);
     if file.machine_name() != MACHINE_NAME {
         return Err(Advised::error(
             format!(
@@ -118,27 +127,40 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
             format!("leave --memory out, or give {found}"),
         ));
     }
-    let config = config(args, Some(&picture), &host)?;
+    let mut config = config(args, Some(&picture), &host)?;
     let alarm = Arc::new(Alarm::default());
     let raise = alarm.clone();
     let options = RestoreOptions {
         mode: mode(args.restore_mode),
         prefetch: prefetch(args.prefetch),
         threads: RESTORE_THREADS,
+        retry: args.read_retry,
         host,
         faults_in_kernel: config.accel == Accel::Kvm,
     };
-    let on_failure = Box::new(move |error: &SourceError| raise.raise(with_causes(error)));
+    if options.mode != RestoreMode::Eager {
+        // Not zero, which says that nothing comes back.
+        config.memory_retry = options.retry.max(Duration::from_millis(1));
+    }
+    let on_failure = Box::new(move |error: &SourceError| match error.may_pass() {
+        true => raise.halt(with_causes(error)),
+        false => {
+            raise.raise(with_causes(error));
+            Waiters::LetGo
+        }
+    });
     // From here on pages are served, or there: KVM may touch them.
     let restored = restore_ram(&file, config.ram_layout()?, &options, on_failure)?;
     let vm = Vm::create(config, restored.ram)?;
     alarm.connect(&vm);
     vm.load_devices(file.devices())
         .with_context(|| format!("{} does not fit this machine", path.display()))?;
+    alarm.complete();
     let back = Return {
         mode: options.mode,
         filler: restored.filler,
-        bus_errors: restored.bus_errors,
+        watch: restored.watch,
+        alarm,
     };
     Ok((
         Guest::new(vm, restored.memory, Some(back)),

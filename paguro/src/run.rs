@@ -1,6 +1,5 @@
 //! `paguro run` and `paguro restore`: a machine, from its start to its end.
 
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,13 +12,13 @@ use paguro_migration::SnapshotOptions;
 use paguro_migration::channel::Address;
 use paguro_sys::Host;
 use paguro_vmm::{Event, ShutdownCause, StateError};
-use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::cli::MachineArgs;
 use crate::ending::Ending;
 use crate::force::Forced;
 use crate::guest::Guest;
 use crate::handed::{Doors, Handed};
+use crate::hints;
 use crate::interrupt::{Again, Interrupts};
 use crate::launch;
 use crate::log;
@@ -88,7 +87,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         handed => handed.flatten(),
     };
     let (guest, runs) = match (origin, &handed) {
-        (Origin::File(path), _) => launch::restored(args, path, host)?,
+        (Origin::File(path), _) => launch::restored(args, path, host, &ending)?,
         (_, Some(handed)) => (launch::handed(args, handed.taken.ram(), host)?, false),
         (Origin::Incoming(_), _) => (launch::empty(args, host)?, false),
         _ => (launch::fresh(args, host)?, true),
@@ -113,7 +112,6 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     let monitor = Arc::new(Monitor::new(guest.clone(), settings, capabilities));
     let watcher = watch(&monitor, events, socket.is_some())?;
     ending.has(&guest);
-    fail_on_bus_errors(guest.clone())?;
     if runs && !args.paused {
         match guest.vm().start() {
             // Somebody was faster.
@@ -148,6 +146,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     if ended.cause.is_error() {
         let detail = ended
             .detail
+            .or_else(|| guest.vm().halted())
             .map(|detail| format!(": {detail}"))
             .unwrap_or_default();
         bail!("the machine ended with {}{detail}", ended.cause.name());
@@ -214,19 +213,28 @@ fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) ->
 
 type Thread = std::thread::JoinHandle<()>;
 
-/// Tells the operator and the QMP client what happens to the machine. One that failed stays, to
-/// be looked at over QMP; without QMP nobody could, and it ends.
+/// Tells the operator and the QMP client what happens to the machine. One that failed or is halted
+/// stays, to be looked at, or to go on, over QMP; without QMP nobody could, and it ends.
 fn watch(monitor: &Arc<Monitor>, events: Receiver<Event>, has_qmp: bool) -> Result<Thread> {
     let monitor = monitor.clone();
     let watch = move || {
         for event in events {
-            if let Event::Failed { reason } = &event {
-                log::say(format_args!(
+            match &event {
+                Event::Failed { reason } => log::say(format_args!(
                     "paguro: the machine failed and stays stopped: {reason}"
-                ));
-                if !has_qmp {
-                    monitor.guest.vm().quit(ShutdownCause::HostError);
+                )),
+                Event::Halted { reason } => {
+                    log::say(format_args!(
+                        "paguro: the machine is stopped (io-error): {reason}"
+                    ));
+                    log::say(format_args!("hint: {}", hints::HALTED));
                 }
+                Event::Resumed => monitor.guest.resumed(),
+                _ => {}
+            }
+            let stays = matches!(event, Event::Failed { .. } | Event::Halted { .. });
+            if stays && !has_qmp {
+                monitor.guest.vm().quit(ShutdownCause::HostError);
             }
             monitor.forward(&event);
             if matches!(event, Event::Shutdown { .. }) {
@@ -250,36 +258,6 @@ fn end_on_interrupt(ending: Ending, interrupts: Interrupts) -> Result<()> {
     std::thread::Builder::new()
         .name("interrupt".to_owned())
         .spawn(wait)?;
-    Ok(())
-}
-
-/// Stops the machine when a page of the file that its RAM maps cannot be read.
-fn fail_on_bus_errors(guest: Arc<Guest>) -> Result<()> {
-    if guest.bus_errors().is_empty() {
-        return Ok(());
-    }
-    let listen = move || {
-        let bells: Vec<BorrowedFd<'_>> = guest
-            .bus_errors()
-            .iter()
-            .map(|watch| watch.bell())
-            .collect();
-        let mut bells: Vec<_> = bells
-            .iter()
-            .map(|bell| PollFd::new(bell, PollFlags::IN))
-            .collect();
-        loop {
-            match poll(&mut bells, None) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => break,
-                Err(error) => return tracing::error!(%error, "bus errors go unheard"),
-            }
-        }
-        guest.fail_for_lost_pages();
-    };
-    std::thread::Builder::new()
-        .name("bus-errors".to_owned())
-        .spawn(listen)?;
     Ok(())
 }
 

@@ -31,7 +31,7 @@ mod uffd;
 mod vsock;
 
 pub use arena::Unit;
-pub use bus_error::{BusErrors, catch_bus_errors};
+pub use bus_error::{BusErrors, catch_bus_errors, wait_at_bus_errors};
 pub use host::{Fallbacks, Host, Named, Userfault};
 pub use inherited::{is_inherited_socket, take_inherited};
 pub use limits::{Bound, Free, Limits};

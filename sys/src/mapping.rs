@@ -49,6 +49,21 @@ pub enum MapError {
     },
 }
 
+impl MapError {
+    /// Whether pages of a file were to be brought into memory that could not be read: touching them
+    /// would end in a SIGBUS.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(
+            self,
+            Self::Advise {
+                advice: Advice::PopulateRead,
+                source: Errno::FAULT,
+                ..
+            }
+        )
+    }
+}
+
 /// What `madvise(2)` can be told about a part of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {

@@ -43,7 +43,13 @@ impl Unarrived for Source {
         &self.arrived
     }
 
-    fn read(&self, _: usize, page: usize, to: &mut [u8]) -> io::Result<()> {
+    fn read(
+        &self,
+        _: usize,
+        page: usize,
+        to: &mut [u8],
+        _: &mut dyn FnMut() -> bool,
+    ) -> io::Result<()> {
         assert_ne!(self.panics, Some(page), "as it should");
         if self.broken == Some(page) {
             return Err(io::ErrorKind::UnexpectedEof.into());

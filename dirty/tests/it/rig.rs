@@ -30,6 +30,7 @@ pub fn options(host: Host) -> FreezeOptions {
         chunk_pages: 512,
         buffer_bytes: 8 << 20,
         huge: HugePolicy::Keep,
+        retry: Duration::ZERO,
         check: true,
         sabotage: Sabotage::None,
     }

@@ -37,6 +37,14 @@ pub enum RestoreError {
         /// What is.
         damage: String,
     },
+    /// Somebody wrote to the file while it was being opened.
+    #[error("{path} was changed while it was read: {how}")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How that is known.
+        how: String,
+    },
     /// The caller's: the file is of a machine with other RAM.
     #[error("the file has {found}, this machine has {expected}")]
     Blocks {
@@ -57,9 +65,9 @@ pub enum RestoreError {
     /// The host's: faults that are taken in the kernel are not delivered to this process.
     #[error("this process may not handle page faults that are taken in the kernel")]
     NoKernelFaults,
-    /// The host's: bus errors cannot be caught.
-    #[error("cannot watch the mapped file for pages that cannot be read")]
-    BusErrors(#[source] std::io::Error),
+    /// The host's: nobody would notice a page of the mapped file that cannot be read, or a change of it.
+    #[error("cannot watch the mapped file")]
+    Watch(#[source] std::io::Error),
     /// The caller's: this memory cannot be a mapping of the file.
     #[error("a snapshot cannot be mapped as {memory}: restore it with mode lazy or eager")]
     NotMappable {

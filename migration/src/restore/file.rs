@@ -1,10 +1,17 @@
 //! A snapshot file that is read.
+//!
+//! Everything but pages is read once, in [`RestoreFile::open`], and kept: which pages there are, and
+//! the checksum of each. So whatever somebody writes to the file afterwards, a page that was not saved
+//! is not taken for one that was. Pages of files without checksums can only be believed as long as
+//! nobody wrote to the file.
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use paguro_pager::{PageSource, SourceError};
 use paguro_ram::{BlockConfig, PageSet};
@@ -13,30 +20,38 @@ use paguro_wire::ReadAt;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::globalstate;
 use paguro_wire::snapshot::extension::crc32c;
-use paguro_wire::snapshot::verify::verify_metadata;
+use paguro_wire::snapshot::verify::verify_metadata_and_keep_tables;
 use paguro_wire::snapshot::{Block, SnapshotFile};
 use rustix::fs::{FileType, OFlags};
 
 use super::RestoreError;
+use super::identity::Identity;
 use crate::TargetError;
 
 /// A snapshot file: everything but its pages is read and checked.
 #[derive(Debug)]
 pub struct RestoreFile {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
+    identity: Identity,
+    given_up: AtomicBool,
     parsed: SnapshotFile,
     devices: Vec<DeviceSection>,
     was_running: bool,
     present: Vec<PageSet>,
+    /// The checksum of each page, by block; empty without checksums.
+    checksums: Vec<Vec<u32>>,
 }
 
 impl RestoreFile {
     /// Opens and parses it. Checksums of the metadata are checked where there are any.
     ///
+    /// What is kept of it takes four bytes a page for the checksums, and a bit a page: a little more
+    /// than a 1024th of RAM.
+    ///
     /// # Errors
     ///
-    /// [`RestoreError::Open`], `Decode`, `Damaged`.
+    /// [`RestoreError::Open`], `Decode`, `Damaged`, `Changed`.
     pub fn open(path: &Path) -> Result<Self, RestoreError> {
         let open = |source| RestoreError::Open {
             path: path.to_owned(),
@@ -59,15 +74,15 @@ impl RestoreFile {
             FileType::RegularFile => {}
             other => return Err(open(TargetError::of_kind(other).into())),
         }
+        let identity = Identity::of(&file).map_err(open)?;
         let parsed = SnapshotFile::parse(&file).map_err(decode)?;
-        if parsed.extension.is_some() {
-            let damage = verify_metadata(&file, &parsed).map_err(decode)?;
-            if let Some(damage) = damage.into_iter().next() {
-                return Err(RestoreError::Damaged {
-                    path: path.to_owned(),
-                    damage,
-                });
-            }
+        let (checksums, damage) =
+            verify_metadata_and_keep_tables(&file, &parsed).map_err(decode)?;
+        if let Some(damage) = damage.into_iter().next() {
+            return Err(RestoreError::Damaged {
+                path: path.to_owned(),
+                damage,
+            });
         }
         let mut present = Vec::with_capacity(parsed.blocks.len());
         for block in &parsed.blocks {
@@ -84,13 +99,23 @@ impl RestoreFile {
             Some(state) => state == globalstate::RUNNING,
         };
         devices.retain(|device| device.name != "globalstate");
+        // What was read after it was checked is what was checked.
+        if let Some(how) = identity.change(&file) {
+            return Err(RestoreError::Changed {
+                path: path.to_owned(),
+                how,
+            });
+        }
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: Arc::new(file),
+            identity,
+            given_up: AtomicBool::new(false),
             parsed,
             devices,
             was_running,
             present,
+            checksums,
         })
     }
 
@@ -138,8 +163,30 @@ impl RestoreFile {
         &self.present[block]
     }
 
+    /// Whoever waits for pages of it waits no longer: reads that fail are not tried again. For the end
+    /// of a process that restores a machine.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+    }
+
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// The open file, and what it was when it was opened.
+    pub(crate) fn identity(&self) -> (Arc<File>, Identity) {
+        (self.file.clone(), self.identity)
+    }
+
+    /// Whether pages can be told from others by their content.
+    pub(crate) fn has_checksums(&self) -> bool {
+        self.parsed.extension.is_some()
+    }
+
+    /// That somebody wrote to it since it was opened, if somebody did.
+    pub(crate) fn change(&self) -> Option<SourceError> {
+        let how = self.identity.change(&self.file)?;
+        Some(changed(&self.path, how))
     }
 
     /// Whether these are the blocks of the file, by name and length, in its order.
@@ -160,48 +207,47 @@ impl RestoreFile {
         })
     }
 
-    /// Checks pages against the file's checksums, if it has any.
+    /// Checks pages that were just read: against their checksums, or else whether the file is what it
+    /// was. (In this order: whoever writes to a file moves its time first.)
     pub(crate) fn check(
         &self,
         block: usize,
         pages: Range<usize>,
         bytes: &[u8],
     ) -> Result<(), SourceError> {
-        let Some(extension) = &self.parsed.extension else {
-            return Ok(());
+        let Some(expected) = self.checksums.get(block) else {
+            return self.change().map_or(Ok(()), Err);
         };
-        let expected = extension.tables[block]
-            .read(&self.file, pages.start as u64, pages.len() as u64)
-            .map_err(|error| self.unreadable(block, &pages, std::io::Error::other(error)))?;
-        for ((page, content), expected) in pages.zip(bytes.chunks_exact(page_size())).zip(expected)
+        let expected = &expected[pages.clone()];
+        for ((page, content), &expected) in pages.zip(bytes.chunks_exact(page_size())).zip(expected)
         {
             let found = crc32c(content);
             if found != expected {
-                let block = self.blocks()[block].id.clone();
-                return Err(SourceError::Damaged {
-                    block,
+                let damaged = || SourceError::Damaged {
+                    block: self.blocks()[block].id.clone(),
                     page,
                     expected,
                     found,
-                });
+                };
+                return Err(self.change().unwrap_or_else(damaged));
             }
         }
         Ok(())
     }
 
+    /// A read failed: because of what somebody did to the file, or for a reason that may pass.
     pub(crate) fn unreadable(
         &self,
         block: usize,
         pages: &Range<usize>,
         source: std::io::Error,
     ) -> SourceError {
-        let block = self.blocks()[block].id.clone();
-        SourceError::Read {
-            block,
+        self.change().unwrap_or_else(|| SourceError::Read {
+            block: self.blocks()[block].id.clone(),
             first: pages.start,
             end: pages.end,
             source,
-        }
+        })
     }
 }
 
@@ -216,6 +262,17 @@ impl PageSource for RestoreFile {
             .read_at(offset, to)
             .map_err(|source| self.unreadable(block, &pages, source))?;
         self.check(block, pages, to)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+}
+
+pub(super) fn changed(path: &Path, how: String) -> SourceError {
+    SourceError::Changed {
+        what: path.display().to_string(),
+        how,
     }
 }
 

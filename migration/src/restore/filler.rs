@@ -1,24 +1,24 @@
 //! RAM that fills while the machine runs.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use paguro_dirty::Unarrived;
-use paguro_pager::{PageSource, Pager, PagerOptions, SourceError};
+pub use paguro_pager::Failure;
+use paguro_pager::{PageSource, Pager, PagerOptions, SourceError, patiently};
 use paguro_ram::PageSet;
 use paguro_sys::Userfault;
 
 use super::{RestoreError, RestoreFile, RestoreOptions};
 use crate::Memory;
 
-/// Called once, in a thread of the pager, when a page cannot be had. It must stop the machine.
-pub type Failure = Box<dyn Fn(&SourceError) + Send + Sync>;
-
 /// Fills RAM in the background and on demand.
 #[derive(Debug)]
 pub struct Filler {
     pager: Arc<Pager>,
     file: Arc<RestoreFile>,
+    retry: Duration,
 }
 
 impl Filler {
@@ -44,9 +44,42 @@ impl Filler {
         self.pager.is_done()
     }
 
-    /// Whether a page could not be had.
+    /// Whether a page could not be had, for good.
     pub fn has_failed(&self) -> bool {
         self.pager.has_failed()
+    }
+
+    /// Why pages cannot be had at the moment, as long as they are tried again.
+    pub fn trouble(&self) -> Option<String> {
+        self.pager.trouble()
+    }
+
+    /// Reads that failed and were, or will be, tried again.
+    pub fn failed_reads(&self) -> u64 {
+        self.pager.failed_reads()
+    }
+
+    /// All that could not be had is tried again at once, for as long as at first: the machine goes
+    /// on.
+    pub fn renew(&self) {
+        self.pager.renew();
+    }
+
+    /// Has all of RAM come that the file has something for, in the caller's thread.
+    ///
+    /// # Errors
+    ///
+    /// The file's, after it was tried again for a while.
+    pub fn bring_all(&self) -> Result<(), SourceError> {
+        const STRIDE: usize = 512;
+        for block in 0..self.file.blocks().len() {
+            let pages = self.file.present(block).pages();
+            for first in (0..pages).step_by(STRIDE) {
+                let part = first..(first + STRIDE).min(pages);
+                self.pager.bring(block, part, &mut || true)?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until all has arrived; false if that took longer.
@@ -74,12 +107,14 @@ pub(super) fn start(
     let pager_options = PagerOptions {
         urgent_threads: options.threads.max(1),
         prefetch: options.prefetch,
+        retry: options.retry,
     };
     let pager =
         Pager::start(&faults, source, pager_options, on_failure).map_err(RestoreError::Faults)?;
     let filler = Arc::new(Filler {
         pager,
         file: file.clone(),
+        retry: options.retry,
     });
     memory.set_filler(filler.clone());
     Ok(filler)
@@ -95,8 +130,28 @@ impl Unarrived for Filler {
         self.pager.arrived(block)
     }
 
-    fn read(&self, block: usize, page: usize, to: &mut [u8]) -> std::io::Result<()> {
-        PageSource::read(&*self.file, block, page..page + 1, to).map_err(std::io::Error::other)
+    fn read(
+        &self,
+        block: usize,
+        page: usize,
+        to: &mut [u8],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> std::io::Result<()> {
+        patiently(self.retry, go_on, || {
+            PageSource::read(&*self.file, block, page..page + 1, to)
+        })
+        .map_err(std::io::Error::other)
+    }
+
+    fn bring(
+        &self,
+        block: usize,
+        pages: Range<usize>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> std::io::Result<()> {
+        self.pager
+            .bring(block, pages, go_on)
+            .map_err(std::io::Error::other)
     }
 
     fn settle(&self) {

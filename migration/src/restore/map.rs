@@ -8,14 +8,17 @@ use std::sync::Arc;
 
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
 use paguro_sys::presence::file_data;
-use paguro_sys::{BusErrors, catch_bus_errors, page_size};
+use paguro_sys::{catch_bus_errors, page_size};
 
-use super::{RestoreError, RestoreFile};
+use super::watch::{self, MapWatch, Place};
+use super::{Failure, RestoreError, RestoreFile, RestoreOptions};
 
 pub(super) fn map(
     file: &Arc<RestoreFile>,
     layout: &[BlockConfig],
-) -> Result<(GuestRam, Vec<BusErrors>), RestoreError> {
+    options: &RestoreOptions,
+    on_failure: Failure,
+) -> Result<(GuestRam, Arc<MapWatch>), RestoreError> {
     for block in layout {
         if block.backing == Backing::Memfd {
             return Err(RestoreError::NotMappable { memory: "memfd" });
@@ -27,7 +30,7 @@ pub(super) fn map(
         }
     }
     let mut blocks = Vec::new();
-    let mut bus_errors = Vec::new();
+    let mut places = Vec::new();
     for (index, (config, place)) in layout.iter().zip(file.blocks()).enumerate() {
         let block = RamBlock::of_file(
             &config.id,
@@ -37,11 +40,24 @@ pub(super) fn map(
             config.bytes,
         )
         .map_err(RestoreError::Ram)?;
-        bus_errors.push(catch_bus_errors(block.mapping()).map_err(RestoreError::BusErrors)?);
+        let bus_errors =
+            catch_bus_errors(block.mapping(), options.retry).map_err(RestoreError::Watch)?;
         clear_stale(file, index, &block)?;
+        if bus_errors.lost() > 0 {
+            let page = bus_errors.last_page().unwrap_or_default();
+            let why = std::io::Error::other("the kernel could not read it");
+            let error = file.unreadable(index, &(page..page + 1), why);
+            return Err(RestoreError::Page(error));
+        }
+        places.push(Place {
+            block: config.id.clone(),
+            pages_offset: place.pages_offset,
+            bus_errors,
+        });
         blocks.push(block);
     }
-    Ok((GuestRam::new(blocks), bus_errors))
+    let watch = watch::start(file, places, on_failure).map_err(RestoreError::Watch)?;
+    Ok((GuestRam::new(blocks), watch))
 }
 
 fn clear_stale(file: &RestoreFile, index: usize, block: &RamBlock) -> Result<(), RestoreError> {

@@ -3,24 +3,42 @@
 //! [`RestoreFile::open`] reads everything but pages. [`restore_ram`] then makes RAM in one of
 //! three ways ([`RestoreMode`]) and the caller builds his machine on it: the pages are served, or
 //! there, before anything can touch them.
+//!
+//! A file that a machine runs from is not to be written to. It may be renamed, unlinked, or replaced
+//! by another one that takes its name: what is open stays what it was. Whoever does write to it is
+//! noticed:
+//!
+//! | mode | file with checksums | without |
+//! |---|---|---|
+//! | eager | no page is taken that was not saved | none that was read after the file was written to |
+//! | lazy | the same, to the end | the same, to the end |
+//! | map | noticed within a second; until then a page may be the file's new one | the same |
+//!
+//! A read that fails (a disk or a server that is away) is tried again, for
+//! [`RestoreOptions::retry`]. Then the caller is told, who stops the machine, and may let it go on
+//! when the file is back.
 
 mod eager;
 mod error;
 mod file;
 mod filler;
+mod identity;
 mod map;
+mod watch;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-pub use paguro_pager::Prefetch;
+pub use paguro_pager::{Prefetch, Waiters};
 use paguro_ram::{BlockConfig, GuestRam, RamBlock};
-use paguro_sys::{BusErrors, Host};
+use paguro_sys::Host;
 
 use crate::Memory;
 
 pub use error::RestoreError;
 pub use file::RestoreFile;
 pub use filler::{Failure, Filler};
+pub use watch::MapWatch;
 
 /// How RAM comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +62,8 @@ pub struct RestoreOptions {
     pub prefetch: Prefetch,
     /// Threads that read.
     pub threads: usize,
+    /// How long a read that fails, and may go well the next time, is tried again.
+    pub retry: Duration,
     /// What this host can do.
     pub host: Host,
     /// Whether faults on this RAM are taken in the kernel (KVM): see
@@ -61,14 +81,15 @@ pub struct Restored {
     pub memory: Arc<Memory>,
     /// What fills it, with [`RestoreMode::Lazy`].
     pub filler: Option<Arc<Filler>>,
-    /// Watches for pages of the file that cannot be read, with [`RestoreMode::Map`]: when a bell
-    /// rings, the machine must be stopped.
-    pub bus_errors: Vec<BusErrors>,
+    /// What watches the file, with [`RestoreMode::Map`]; `memory` keeps it, too.
+    pub watch: Option<Arc<MapWatch>>,
 }
 
-/// Makes RAM of the blocks in `layout` with the content of `file`. `on_failure` is called (in a
-/// thread of the pager, once) when a page cannot be had after the machine runs: it must stop the
-/// machine before it returns.
+/// Makes RAM of the blocks in `layout` with the content of `file`. `on_failure` is called, in a
+/// thread of the engine, when a page cannot be had after the machine runs, or the file is another
+/// one: it must stop the machine before it returns. For good if the error stays
+/// ([`SourceError::may_pass`](paguro_pager::SourceError::may_pass)); otherwise it may answer
+/// [`Waiters::Keep`], and let the machine go on later, with [`Filler::renew`] or [`MapWatch::renew`].
 ///
 /// # Errors
 ///
@@ -82,13 +103,14 @@ pub fn restore_ram(
 ) -> Result<Restored, RestoreError> {
     file.match_blocks(&layout)?;
     if options.mode == RestoreMode::Map {
-        let (ram, bus_errors) = map::map(file, &layout)?;
+        let (ram, watch) = map::map(file, &layout, options, on_failure)?;
         let memory = Memory::new(options.host, ram.clone());
+        memory.set_watch(watch.clone(), options.retry);
         return Ok(Restored {
             ram,
             memory,
             filler: None,
-            bus_errors,
+            watch: Some(watch),
         });
     }
     let blocks = layout
@@ -100,7 +122,7 @@ pub fn restore_ram(
     let filler = match options.mode {
         RestoreMode::Lazy => Some(filler::start(file, &memory, options, on_failure)?),
         _ => {
-            eager::read(file, &ram, options.threads)?;
+            eager::read(file, &ram, options.threads, options.retry)?;
             None
         }
     };
@@ -108,6 +130,6 @@ pub fn restore_ram(
         ram,
         memory,
         filler,
-        bus_errors: Vec::new(),
+        watch: None,
     })
 }

@@ -57,6 +57,15 @@ pub enum MigrateError {
         #[source]
         source: io::Error,
     },
+    /// The source of RAM's: this machine is still being filled, and a page cannot be had.
+    #[error("a page of RAM block {block} that has not arrived yet cannot be had")]
+    Unarrived {
+        /// The block.
+        block: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The host's: it has no memory for the cache that was asked for.
     #[error("there is no memory for {bytes} bytes of the cache of xbzrle")]
     Cache {

@@ -100,6 +100,28 @@ impl Outstanding {
         })
     }
 
+    /// Has pages of a chunk come that are elsewhere: whoever reads them afterwards need not wait, and
+    /// that they cannot be had is an error here. Before the chunk is taken.
+    ///
+    /// # Errors
+    ///
+    /// Those of whoever fills RAM.
+    pub fn bring(
+        &self,
+        block: usize,
+        chunk: &Range<usize>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> std::io::Result<()> {
+        let Some(source) = &self.unarrived else {
+            return Ok(());
+        };
+        let mut coming = self.coming(block, chunk);
+        coming.retain(|&page| self.dirty[block].contains(page));
+        coming
+            .chunk_by(|page, next| page + 1 == *next)
+            .try_for_each(|run| source.bring(block, run[0]..run[0] + run.len(), go_on))
+    }
+
     /// Takes a chunk: its pages count as sent from here on.
     ///
     /// # Errors

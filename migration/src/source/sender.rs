@@ -140,8 +140,7 @@ impl Sender<'_> {
     }
 
     fn is_told_to_stop(&self) -> bool {
-        // Nothing is commanded before the guest is stopped.
-        matches!(self.commands.try_recv(), Err(TryRecvError::Disconnected))
+        is_told_to_stop(&self.commands)
     }
 
     /// Pass after pass, until the rest can be sent within the limit.
@@ -279,6 +278,7 @@ impl Sender<'_> {
         chunk: std::ops::Range<usize>,
         due: &mut Due,
     ) -> Result<(), Stopped> {
+        self.bring(block, &chunk)?;
         let broken = self.options.sabotage == SourceSabotage::ClearAfterRead;
         let tracker: &dyn Tracker = if broken { &Nothing } else { &*self.tracker };
         let taken = self.pages.take(block, chunk.clone(), tracker, due);
@@ -316,6 +316,33 @@ impl Sender<'_> {
         Progress::add(&progress.normal_pages, total - zeros);
         Progress::add(&progress.zero_pages, zeros);
         Ok(())
+    }
+
+    /// Has what of a chunk is still elsewhere come. While it cannot be had the other side hears that
+    /// this one lives, and this one that it is to stop.
+    fn bring(&mut self, block: usize, chunk: &std::ops::Range<usize>) -> Result<(), Stopped> {
+        let mut end = None;
+        let brought = {
+            let (commands, stream, end) = (&self.commands, &mut self.stream, &mut end);
+            let is_stopped = self.is_stopped;
+            let mut go_on = || {
+                if is_told_to_stop(commands) {
+                    *end = Some(Stopped::Told);
+                } else if !is_stopped && let Err(error) = stream.idle(BREATH) {
+                    *end = Some(error.into());
+                }
+                end.is_none()
+            };
+            self.pages.bring(block, chunk, &mut go_on)
+        };
+        match (brought, end) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(end)) => Err(end),
+            (Err(source), None) => {
+                let block = self.ram.blocks()[block].id().to_owned();
+                Err(MigrateError::Unarrived { block, source }.into())
+            }
+        }
     }
 
     /// Pages of which only the difference was sent, so far.
@@ -610,6 +637,11 @@ impl Sender<'_> {
         self.devices = devices;
         Ok(())
     }
+}
+
+fn is_told_to_stop(commands: &Receiver<Command>) -> bool {
+    // Nothing is commanded before the guest is stopped.
+    matches!(commands.try_recv(), Err(TryRecvError::Disconnected))
 }
 
 /// A tracker that hears nothing: where there is nothing to hear, or something is broken on purpose.

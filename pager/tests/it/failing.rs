@@ -4,12 +4,16 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use paguro_pager::{Prefetch, SourceError};
+use paguro_pager::{Prefetch, SourceError, Waiters};
 use paguro_ram::{Backing, PageKind, RamBlock};
 use paguro_sys::Mapping;
 
 use crate::rig::*;
+
+/// Only a test that fails waits so long.
+const IN_VAIN: Duration = Duration::from_secs(60);
 
 #[test]
 fn nobody_is_let_go_before_the_failure_was_told_and_it_is_told_once() {
@@ -31,6 +35,7 @@ fn nobody_is_let_go_before_the_failure_was_told_and_it_is_told_once() {
         count.fetch_add(1, Ordering::SeqCst);
         begun.send(()).unwrap();
         may_go_on.lock().unwrap().recv().unwrap();
+        Waiters::Keep
     });
     let small = block(600, Backing::Anonymous, PageKind::Small);
     let Some(rig) = Rig::of(small, &source, Prefetch::Off, failure) else {
@@ -59,7 +64,10 @@ fn a_damaged_page_costs_its_neighbours_nothing() {
     source.broken.lock().unwrap().insert(100);
     let told = Arc::new(AtomicBool::new(false));
     let tell = told.clone();
-    let failure = Box::new(move |_: &_| tell.store(true, Ordering::SeqCst));
+    let failure = Box::new(move |_: &_| {
+        tell.store(true, Ordering::SeqCst);
+        Waiters::LetGo
+    });
     let small = block(600, Backing::Memfd, PageKind::Small);
     let Some(rig) = Rig::of(small, &source, Prefetch::Off, failure) else {
         return;
@@ -80,7 +88,10 @@ fn a_damaged_page_is_found_by_the_prefetch_too() {
     let source = Source::new(600, 0..600);
     source.broken.lock().unwrap().insert(300);
     let (tell, told) = channel();
-    let failure = Box::new(move |error: &SourceError| tell.send(error.to_string()).unwrap());
+    let failure = Box::new(move |error: &SourceError| {
+        tell.send(error.to_string()).unwrap();
+        Waiters::LetGo
+    });
     let small = block(600, Backing::Anonymous, PageKind::Small);
     let Some(rig) = Rig::of(small, &source, Prefetch::Unlimited, failure) else {
         return;
@@ -94,7 +105,7 @@ fn a_damaged_page_is_found_by_the_prefetch_too() {
 }
 
 #[test]
-fn a_page_without_room_is_a_failure_and_not_silently_zero() {
+fn a_page_without_room_is_tried_again_and_not_silently_zero() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let mounted = std::process::Command::new("mount")
@@ -112,13 +123,15 @@ fn a_page_without_room_is_a_failure_and_not_silently_zero() {
     let small = RamBlock::adopt("ram0", 0, Arc::new(mapping), Backing::Memfd);
     let small = small.with_file(file.into(), 0);
     let source = Source::new(600, 0..600);
-    let (tell, told) = channel();
-    let failure = Box::new(move |error: &SourceError| {
-        tell.send(matches!(error, SourceError::Place(_))).unwrap();
-    });
+    let (failure, told) = keeping();
     if let Some(rig) = Rig::of(small, &source, Prefetch::Unlimited, failure) {
-        assert!(ends(&told), "another error");
-        assert!(rig.pager.left_pages() > 500);
+        let pager = rig.pager.clone();
+        until(move || pager.trouble().is_some());
+        // Nobody waits, so nobody is told; who does would be.
+        let without = rig.pager.bring(0, 599..600, &mut || true).unwrap_err();
+        assert!(matches!(without, SourceError::Place(_)), "{without}");
+        assert!(rig.pager.left_pages() > 500 && !rig.pager.has_failed());
+        assert!(told.try_recv().is_err());
     }
 }
 
@@ -164,6 +177,7 @@ fn a_source_that_panics_is_a_failure_and_nobody_waits_for_it() {
         let tell = Mutex::new(tell);
         let failure = Box::new(move |error: &SourceError| {
             let _ = tell.lock().unwrap().send(matches!(error, SourceError::Bug));
+            Waiters::LetGo
         });
         let small = block(600, Backing::Anonymous, PageKind::Small);
         let Some(rig) = Rig::of(small, &source, prefetch, failure) else {
@@ -174,4 +188,129 @@ fn a_source_that_panics_is_a_failure_and_nobody_waits_for_it() {
         assert_eq!(ends(&reader), 0);
         assert!(rig.pager.has_failed() && !rig.pager.is_done());
     }
+}
+
+/// What is told when a page cannot be had for now, each time it is; the answer is to wait on.
+fn keeping() -> (paguro_pager::Failure, std::sync::mpsc::Receiver<String>) {
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let failure = Box::new(move |error: &SourceError| {
+        assert!(error.may_pass(), "{error}");
+        let _ = tell.lock().unwrap().send(error.to_string());
+        Waiters::Keep
+    });
+    (failure, told)
+}
+
+/// Memory of 600 pages, its source without these, and what is told of it.
+fn without(
+    pages: &[usize],
+    retry: Duration,
+) -> Option<(Rig, Arc<Source>, std::sync::mpsc::Receiver<String>)> {
+    let source = Source::new(600, 0..600);
+    source.away.lock().unwrap().extend(pages);
+    let (failure, told) = keeping();
+    let small = block(600, Backing::Anonymous, PageKind::Small);
+    let rig = Rig::patient(small, &source, Prefetch::Off, retry, failure)?;
+    Some((rig, source, told))
+}
+
+#[test]
+fn what_only_the_background_misses_costs_nobody_anything() {
+    let _alone = alone();
+    for kind in [Backing::Anonymous, Backing::Memfd] {
+        let source = Source::new(2000, 0..2000);
+        source.away.lock().unwrap().extend(300..310);
+        let (failure, told) = keeping();
+        let small = block(2000, kind, PageKind::Small);
+        let Some(rig) = Rig::of(small, &source, Prefetch::Unlimited, failure) else {
+            return;
+        };
+        // More than one round, and all else comes.
+        let (pager, asked) = (rig.pager.clone(), source.clone());
+        until(move || pager.left_pages() <= 128 && asked.refused.load(Ordering::SeqCst) > 2);
+        assert_eq!(ends(&rig.read(1999)), content(1999));
+        assert_eq!(ends(&rig.read(299)), content(299));
+        assert!(rig.pager.trouble().is_some() && rig.pager.failed_reads() > 0);
+        assert!(!rig.pager.has_failed() && told.try_recv().is_err());
+        source.away.lock().unwrap().clear();
+        assert!(rig.pager.wait_done(IN_VAIN));
+        assert_eq!(ends(&rig.read(305)), content(305));
+        assert!(rig.pager.trouble().is_none() && told.try_recv().is_err());
+        assert_eq!(source.most_reads(), 1);
+    }
+}
+
+#[test]
+fn who_waits_gets_the_page_when_it_can_be_read_again() {
+    let _alone = alone();
+    let Some((rig, source, told)) = without(&[100, 400, 500], IN_VAIN) else {
+        return;
+    };
+    // More of them than threads that fetch: none of these is kept from others by waiting.
+    let readers: Vec<_> = [100, 400, 500].map(|page| rig.read(page)).into();
+    let asked = source.clone();
+    until(move || asked.refused.load(Ordering::SeqCst) > 12);
+    assert_eq!(ends(&rig.read(200)), content(200));
+    assert!(readers.iter().all(|reader| reader.try_recv().is_err()));
+    source.away.lock().unwrap().clear();
+    let found: Vec<_> = readers.iter().map(ends).collect();
+    assert_eq!(found, [100, 400, 500].map(content));
+    assert!(told.try_recv().is_err() && !rig.pager.has_failed());
+    let pager = rig.pager.clone();
+    until(move || pager.trouble().is_none());
+}
+
+#[test]
+fn who_is_kept_waiting_gets_the_page_once_all_is_tried_anew() {
+    let _alone = alone();
+    let Some((rig, source, told)) = without(&[100], Duration::from_millis(30)) else {
+        return;
+    };
+    let reader = rig.read(100);
+    assert!(ends(&told).contains("100"));
+    // Once, however often it is tried meanwhile; and once more after it was told to go on.
+    let (asked, before) = (source.clone(), source.refused.load(Ordering::SeqCst));
+    until(move || asked.refused.load(Ordering::SeqCst) > before + 2);
+    assert!(told.try_recv().is_err() && reader.try_recv().is_err());
+    rig.pager.renew();
+    assert!(ends(&told).contains("100"));
+    source.away.lock().unwrap().clear();
+    rig.pager.renew();
+    assert_eq!(ends(&reader), content(100));
+    assert!(!rig.pager.has_failed());
+}
+
+#[test]
+fn an_end_lets_those_go_who_wait_for_what_cannot_be_read() {
+    let _alone = alone();
+    let Some((rig, source, told)) = without(&[100], IN_VAIN) else {
+        return;
+    };
+    let reader = rig.read(100);
+    let asked = source.clone();
+    until(move || asked.refused.load(Ordering::SeqCst) > 2);
+    rig.pager.stop();
+    assert_eq!(ends(&reader), 0);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn pages_that_are_brought_are_waited_for_only_as_long_as_the_caller_likes() {
+    let _alone = alone();
+    let Some((rig, source, told)) = without(&[100], IN_VAIN) else {
+        return;
+    };
+    rig.pager.bring(0, 0..100, &mut || false).unwrap();
+    let mut looks = 0;
+    let mut go_on = || {
+        looks += 1;
+        looks < 3
+    };
+    let error = rig.pager.bring(0, 90..110, &mut go_on).unwrap_err();
+    assert!(error.may_pass(), "{error}");
+    source.away.lock().unwrap().clear();
+    rig.pager.bring(0, 90..110, &mut || true).unwrap();
+    assert_eq!(rig.pager.arrived(0).count(), 110);
+    assert!(told.try_recv().is_err());
 }

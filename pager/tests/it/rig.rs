@@ -35,6 +35,10 @@ pub struct Source {
     pub broken: Mutex<BTreeSet<usize>>,
     pub asked: AtomicUsize,
     pub panics_at: AtomicUsize,
+    /// Pages that cannot be read for now.
+    pub away: Mutex<BTreeSet<usize>>,
+    /// Reads that failed because of that.
+    pub refused: AtomicUsize,
 }
 
 impl Source {
@@ -49,6 +53,8 @@ impl Source {
             broken: Mutex::default(),
             asked: AtomicUsize::new(0),
             panics_at: AtomicUsize::new(usize::MAX),
+            away: Mutex::default(),
+            refused: AtomicUsize::new(0),
         })
     }
 
@@ -74,6 +80,15 @@ impl PageSource for Source {
         assert_eq!(to.len(), pages.len() * PAGE);
         let panics_at = self.panics_at.load(Ordering::SeqCst);
         assert!(!pages.contains(&panics_at), "as it should");
+        if let Some(&page) = self.away.lock().unwrap().range(pages.clone()).next() {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(SourceError::Read {
+                block: format!("ram{block}"),
+                first: page,
+                end: page + 1,
+                source: std::io::Error::from_raw_os_error(paguro_testkit::EIO),
+            });
+        }
         let broken = self.broken.lock().unwrap();
         if let Some(&page) = broken.range(pages.clone()).next() {
             let block = format!("ram{block}");
@@ -117,10 +132,21 @@ impl Rig {
         prefetch: Prefetch,
         failure: Failure,
     ) -> Option<Self> {
+        Self::patient(block, source, prefetch, Duration::ZERO, failure)
+    }
+
+    pub fn patient(
+        block: RamBlock,
+        source: &Arc<Source>,
+        prefetch: Prefetch,
+        retry: Duration,
+        failure: Failure,
+    ) -> Option<Self> {
         let faults = Faults::open(&host()?, GuestRam::new(vec![block]), 2).unwrap();
         let options = PagerOptions {
             urgent_threads: 2,
             prefetch,
+            retry,
         };
         let pager = Pager::start(&faults, source.clone(), options, failure).unwrap();
         Some(Self { faults, pager })

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use paguro_stage2::{LogMode, LogOptions, SplitPolicy};
@@ -61,12 +62,19 @@ pub struct MachineArgs {
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
     pub serial: Serial,
     /// How RAM comes back: lazy (page by page, as the guest asks, and by prefetching), map (the file
-    /// is mapped), eager (all is read first)
+    /// is mapped), eager (all is read first). Until all has come (lazy), or as long as the machine
+    /// lives (map), the file must not be written to; it may be renamed, unlinked or replaced by another
+    /// of its name
     #[arg(long, value_enum, value_name = "MODE", default_value_t = RestoreModeArg::Lazy)]
     pub restore_mode: RestoreModeArg,
     /// What a lazy restore fetches unasked: off, unlimited, or a rate such as 100M/s
     #[arg(long, value_name = "RATE", default_value = "unlimited", value_parser = prefetch)]
     pub prefetch: PrefetchArg,
+    /// How long a read of the snapshot file is tried again if it fails while the machine runs from it
+    /// (lazy, map) or is read (eager): with --restore-mode lazy or map the machine is then stopped
+    /// (`io-error`), and `cont` lets it try again. For example 30s, 500ms, 5m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub read_retry: Duration,
     /// Do not start: wait for `cont`
     #[arg(long)]
     pub paused: bool,
@@ -244,6 +252,18 @@ fn serial(text: &str) -> Result<Serial, String> {
     }
 }
 
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, milliseconds) = [("ms", 1), ("s", 1_000), ("m", 60_000)]
+        .into_iter()
+        .find_map(|(unit, milliseconds)| Some((text.strip_suffix(unit)?, milliseconds)))
+        .ok_or("not a number with one of the units ms, s, m")?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{number:?} is no number"))?;
+    let milliseconds = number.checked_mul(milliseconds).ok_or("too long")?;
+    Ok(Duration::from_millis(milliseconds))
+}
+
 fn prefetch(text: &str) -> Result<PrefetchArg, String> {
     match text {
         "off" => Ok(PrefetchArg::Off),
@@ -346,6 +366,17 @@ mod tests {
         assert_eq!(prefetch("2M/s"), Ok(PrefetchArg::Limited(2 << 20)));
         for text in ["", "2M", "0/s", "/s", "on"] {
             assert!(prefetch(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for text in ["", "30", "s", "-1s", "1h", "1.5s", "18446744073709551615m"] {
+            assert!(duration(text).is_err(), "{text}");
         }
     }
 

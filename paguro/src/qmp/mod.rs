@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `x-paguro-query-ram` | `pid`, and per RAM block `name`, `guest-address`, `host-address`, `length` |
 //! | `x-paguro-query-report` | the report of the last snapshot or migration, if it succeeded |
-//! | `x-paguro-query-restore` | how far the RAM of a lazily restored machine is filled |
+//! | `x-paguro-query-restore` | how far the RAM of a lazily restored machine is filled; of one that is mapped too, `failed-reads`, and `trouble` while its file cannot be read |
 //! | `x-paguro-query-writers` | who writes guest RAM: `name`, `class` (`seen`, `drained`, `unseen`) |
 //! | `x-paguro-query-machine` | what the machine is, how long it took to make, and what became of the output of its serial line: `written-bytes`, `lost-bytes` |
 //! | `x-paguro-query-device-writers` | devices that write guest RAM: `writer`, `done` |
@@ -28,7 +28,9 @@
 //! | `x-paguro-error`, `x-paguro-hint` | both | `error-desc` without, and the hint that it has in parentheses, null if there is none |
 //!
 //! and one status, `x-paguro-in-doubt`: the permission to run was sent and not confirmed, or waited
-//! for and not received. `query-status` has `x-paguro-reason` when the machine failed.
+//! for and not received. `query-status` has `x-paguro-reason` when the machine failed
+//! (`internal-error`), and when it is stopped because a page of its snapshot file cannot be read
+//! (`io-error`), which `cont` tries again.
 //!
 //! Otherwise than in QEMU, `mbps` and `expected-downtime` of a migration are of what the channel takes:
 //! `max-bandwidth`, which does not count while the guest is stopped, is not in them. `precopy-bytes`

@@ -14,13 +14,16 @@ use super::{Args, Monitor, QmpError};
 pub fn query_status(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
     let state = monitor.guest.vm().run_state();
-    // A machine that has failed says so, whoever holds it.
-    let down = matches!(state, RunState::InternalError | RunState::Shutdown);
+    // A machine that has failed, or cannot go on, says so, whoever holds it.
+    let down = matches!(
+        state,
+        RunState::InternalError | RunState::IoError | RunState::Shutdown
+    );
     let held = monitor.held().filter(|_| !down);
     let name = held.map_or(state.name(), HeldState::name);
     let running = held.is_none() && state == RunState::Running;
     let mut status = json!({ "running": running, "status": name });
-    if let Some(reason) = monitor.guest.failure() {
+    if let Some(reason) = monitor.guest.trouble() {
         status["x-paguro-reason"] = reason.into();
     }
     Ok(status.into())
@@ -116,8 +119,8 @@ pub fn query_ram(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     Ok(json!({ "pid": std::process::id(), "blocks": Value::from_iter(blocks) }).into())
 }
 
-/// `x-paguro-query-restore`: how far the RAM of a restored machine is filled; `{}` if it was not
-/// restored page by page.
+/// `x-paguro-query-restore`: how far the RAM of a restored machine is filled, and whether its file can
+/// be read; `{}` if it does not need the file.
 pub fn query_restore(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
     Ok(monitor.guest.restore_progress().into())
@@ -152,6 +155,7 @@ pub fn collapse(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
 /// `x-paguro-touch`: makes all of RAM arrive, for who reads it from outside.
 pub fn touch(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     args.finish()?;
-    monitor.guest.touch();
+    let touched = monitor.guest.touch();
+    touched.map_err(|error| QmpError::generic(format!("{error:#}")))?;
     Ok(Answer::default())
 }

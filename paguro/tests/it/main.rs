@@ -1,5 +1,6 @@
 //! The program as its users see it: commands, the control socket, files.
 
+mod away;
 mod cli;
 mod demo;
 mod files;

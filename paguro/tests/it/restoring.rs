@@ -237,7 +237,7 @@ fn a_mapped_file_that_shrinks_stops_the_machine_with_a_clear_error() {
     let options = std::fs::File::options().write(true).open(&file);
     options.unwrap().set_len(kept).unwrap();
     qmp.execute("cont", json!({}));
-    wait_for_failure(&mut qmp, "could not be read");
+    wait_for_failure(&mut qmp, "was changed while a machine runs from it");
     qmp.execute("quit", json!({}));
     let (status, said) = machine.wait();
     assert_eq!(status.code(), Some(1), "{said}");

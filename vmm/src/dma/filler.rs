@@ -93,6 +93,8 @@ pub(super) fn spawn(
     let spawned = std::thread::Builder::new().name(name).spawn(move || {
         let passage = its.gate.enter();
         paguro_sys::boost_timer();
+        // It is at rest where it waits for a page.
+        paguro_sys::wait_at_bus_errors(its.waits);
         caught::live(&passage, &control, "device x-dma", || {
             its.live(&passage, &mut *how, &ram)
         });

@@ -36,6 +36,8 @@ impl Worker {
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
             let parking = self.park.enter();
             paguro_sys::boost_timer();
+            // Stopped wherever it is, so it may wait wherever it is.
+            paguro_sys::wait_at_bus_errors(true);
             self.live(&parking);
         });
         if spawned.is_err() {

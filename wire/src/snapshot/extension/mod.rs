@@ -117,6 +117,12 @@ pub struct Table {
 }
 
 impl Table {
+    /// Where its bytes stand in the file.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        // No overflow: it was found inside a file.
+        self.offset..self.offset + self.pages * CRC_BYTES
+    }
+
     /// Reads the checksums of `pages` pages from page `first` on; the caller bounds the range.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use crate::{DecodeError, ReadAt};
 
 pub use pages::{BadPage, PageCheck, verify_pages};
 
-use super::extension::{CRC_BYTES, crc32c_append};
+use super::extension::{Extension, Table, crc32c_append};
 use super::{Block, SnapshotFile};
 
 /// The pages that [`verify`] gives to a thread at a time.
@@ -119,25 +119,80 @@ pub fn verify_metadata<R: ReadAt + ?Sized>(
     let Some(extension) = &file.extension else {
         return Ok(Vec::new());
     };
-    let mut damage = Vec::new();
-    let found = metadata_crc(reader, file)?;
-    if found != extension.metadata_crc {
-        damage.push(format!(
-            "metadata (block list, bitmaps or device state): checksum {found:08x}, expected {:08x}",
-            extension.metadata_crc
-        ));
-    }
+    let mut damage = damaged_metadata(reader, file, extension)?;
     for (block, table) in file.blocks.iter().zip(&extension.tables) {
-        let end = table.offset + table.pages * CRC_BYTES;
-        let found = append(reader, "table of page checksums", 0, table.offset..end)?;
-        if found != table.crc {
-            damage.push(format!(
-                "page checksums of RAM block {:?}: checksum {found:08x}, expected {:08x}",
-                block.id, table.crc
-            ));
-        }
+        let found = append(reader, TABLE, 0, table.range())?;
+        damage.extend(damaged_table(block, table, found));
     }
     Ok(damage)
+}
+
+/// The same, and the checksums of all pages, by block, for who is to check pages while the file may
+/// change: what was read here was checked here, whatever the file says later. They take
+/// four bytes a page, a 1024th of RAM with pages of 4 KiB. None in a file without checksums.
+///
+/// # Errors
+/// [`DecodeError::Read`], also where there is no memory for them.
+pub fn verify_metadata_and_keep_tables<R: ReadAt + ?Sized>(
+    reader: &R,
+    file: &SnapshotFile,
+) -> Result<(Vec<Vec<u32>>, Vec<String>), DecodeError> {
+    let Some(extension) = &file.extension else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let mut damage = damaged_metadata(reader, file, extension)?;
+    let mut tables = Vec::with_capacity(file.blocks.len());
+    for (block, table) in file.blocks.iter().zip(&extension.tables) {
+        let (crcs, found) = keep(reader, table)?;
+        damage.extend(damaged_table(block, table, found));
+        tables.push(crcs);
+    }
+    Ok((tables, damage))
+}
+
+const TABLE: &str = "table of page checksums";
+
+/// A table, and the checksum of what was read.
+fn keep<R: ReadAt + ?Sized>(reader: &R, table: &Table) -> Result<(Vec<u32>, u32), DecodeError> {
+    let mut crcs: Vec<u32> = Vec::new();
+    let pages = usize::try_from(table.pages).unwrap_or(usize::MAX);
+    crcs.try_reserve_exact(pages)
+        .map_err(|error| DecodeError::Read {
+            what: TABLE,
+            offset: table.offset,
+            source: std::io::Error::new(std::io::ErrorKind::OutOfMemory, error),
+        })?;
+    let mut crc = 0;
+    steps(reader, TABLE, table.range(), |bytes| {
+        crc = crc32c_append(crc, bytes);
+        let (words, _) = bytes.as_chunks::<4>();
+        crcs.extend(words.iter().map(|word| u32::from_be_bytes(*word)));
+    })?;
+    Ok((crcs, crc))
+}
+
+fn damaged_metadata<R: ReadAt + ?Sized>(
+    reader: &R,
+    file: &SnapshotFile,
+    extension: &Extension,
+) -> Result<Vec<String>, DecodeError> {
+    let (found, expected) = (metadata_crc(reader, file)?, extension.metadata_crc);
+    let damaged = (found != expected).then(|| {
+        format!(
+            "metadata (block list, bitmaps or device state): checksum {found:08x}, expected \
+             {expected:08x}"
+        )
+    });
+    Ok(damaged.into_iter().collect())
+}
+
+fn damaged_table(block: &Block, table: &Table, found: u32) -> Option<String> {
+    (found != table.crc).then(|| {
+        format!(
+            "page checksums of RAM block {:?}: checksum {found:08x}, expected {:08x}",
+            block.id, table.crc
+        )
+    })
 }
 
 /// The checksum of a file's metadata as it is now.
@@ -163,15 +218,26 @@ fn append<R: ReadAt + ?Sized>(
     mut crc: u32,
     range: Range<u64>,
 ) -> Result<u32, DecodeError> {
+    steps(reader, what, range, |bytes| crc = crc32c_append(crc, bytes))?;
+    Ok(crc)
+}
+
+/// Reads a range in steps.
+fn steps<R: ReadAt + ?Sized>(
+    reader: &R,
+    what: &'static str,
+    range: Range<u64>,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), DecodeError> {
     let mut bytes = vec![0; (range.end - range.start).min(STEP_BYTES) as usize];
     let mut offset = range.start;
     while offset < range.end {
         let step = (range.end - offset).min(STEP_BYTES) as usize;
         read(reader, what, offset, &mut bytes[..step])?;
-        crc = crc32c_append(crc, &bytes[..step]);
+        each(&bytes[..step]);
         offset += step as u64;
     }
-    Ok(crc)
+    Ok(())
 }
 
 fn verify_all_pages<R: ReadAt + ?Sized>(
