@@ -327,6 +327,18 @@ impl Writer {
         plain_fd(self.core.as_deref())
     }
 
+    /// Whether it is a file that is synced at its end: what is written lies in memory until then.
+    pub(crate) fn is_file(&self) -> bool {
+        let link = self.core.as_deref().and_then(|core| core.link.as_ref());
+        self.file.is_some() || link.is_some_and(|link| link.kind == LinkKind::File)
+    }
+
+    /// Bytes that are written and that nobody has taken yet, where that can be known: those in a pipe.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let pipe = self.core.as_deref().and_then(|core| core.link.as_ref());
+        pipe.map_or(0, Link::held_bytes)
+    }
+
     /// Whether bytes can go straight from where they lie: it is a socket, without TLS.
     pub(crate) fn is_direct(&self) -> bool {
         is_direct(self.core.as_deref())

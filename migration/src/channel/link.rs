@@ -120,6 +120,14 @@ impl Link {
         self.when_ready(PollFlags::OUT, || self.try_write(pieces))
     }
 
+    /// Bytes in a pipe.
+    pub(super) fn held_bytes(&self) -> u64 {
+        match self.kind {
+            LinkKind::Pipe => rustix::io::ioctl_fionread(&self.fd).unwrap_or(0),
+            LinkKind::Socket | LinkKind::File => 0,
+        }
+    }
+
     /// Whether bytes can go to and from places in a mapping.
     pub(super) fn is_socket(&self) -> bool {
         self.kind == LinkKind::Socket

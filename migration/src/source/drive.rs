@@ -207,6 +207,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             deltas,
             lanes,
             batch: Box::new(Batch::new()),
+            asked_to: 0,
             multifd_sync: false,
         };
         if returns {

@@ -1,7 +1,8 @@
 //! How long the guest would stand still if it were stopped now.
 //!
 //! ```text
-//! downtime = bytes of dirty pages / bandwidth
+//! downtime = what the destination has still to digest of all that was sent
+//!          + bytes of dirty pages / bandwidth
 //!          + device state: bytes / bandwidth, and the time to collect it
 //!          + the last sync of dirty pages
 //!          + two round trips: PING to PONG, EOF to SHUT
@@ -9,7 +10,8 @@
 //!
 //! The bandwidth is that of the last windows of at least 100 ms in which there was something to
 //! send; what the limit of bandwidth slept away does not count, as it does not apply to a guest
-//! that stands still. QEMU counts only the first line of it, and one window.
+//! that stands still. If the destination [digests](super::digestion) less than that, this counts.
+//! QEMU counts only the second line of it, and one window.
 
 use std::time::Duration;
 
@@ -60,9 +62,42 @@ impl Bandwidth {
     }
 }
 
+/// How fast something went of late: over about 100 ms, or the last ten times that something was
+/// counted and [faded](Self::fade), if that is longer ago.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rate {
+    amount: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    /// So much was done in `time`.
+    pub fn count(&mut self, amount: f64, time: Duration) {
+        let seconds = time.as_secs_f64();
+        let keep = (-seconds / WINDOW.as_secs_f64()).exp();
+        self.amount = self.amount * keep + amount;
+        self.seconds = self.seconds * keep + seconds;
+    }
+
+    /// What was counted so far counts less from now on, so that what was measured in a bad moment
+    /// does not stay because there is hardly anything to measure.
+    pub fn fade(&mut self) {
+        const KEEP: f64 = 0.9;
+        self.amount *= KEEP;
+        self.seconds *= KEEP;
+    }
+
+    /// A second's worth, if anything was counted.
+    pub fn per_s(&self) -> Option<f64> {
+        (self.amount > 0.0 && self.seconds > 0.0).then(|| self.amount / self.seconds)
+    }
+}
+
 /// What a forecast is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outlook {
+    /// For how long the destination is busy with what was sent.
+    pub backlog: Duration,
     /// Bytes of dirty pages.
     pub dirty_bytes: u64,
     /// Bytes a second that the channel takes.
@@ -81,7 +116,8 @@ impl Outlook {
         }
         let bytes = self.dirty_bytes.saturating_add(DEVICE_BYTES);
         let sending = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-        sending + DEVICE_TIME + self.sync + 2 * self.round_trip
+        let rest = sending + DEVICE_TIME + self.sync + 2 * self.round_trip;
+        self.backlog.saturating_add(rest)
     }
 }
 
@@ -95,6 +131,19 @@ pub fn is_worth_a_pass(forecast: Duration, sent_bytes: u64, left_bytes: u64) -> 
     forecast > SHORT && left_bytes.saturating_mul(2) < sent_bytes
 }
 
+/// Whether to wait for a destination that is busy with what was sent, although the guest may be
+/// stopped: it would stand still for that more than for all else. Where it would for the round trips
+/// of a long way, the guest would write more meanwhile than is gained.
+pub fn is_worth_a_wait(backlog: Duration, rest: Duration) -> bool {
+    backlog > SHORT && backlog > rest
+}
+
+/// Whether the way is so short that an answer can be waited for, whatever it says: what the guest
+/// writes meanwhile is little by what it may stand still.
+pub fn is_short(round_trip: Duration, limit: Duration) -> bool {
+    round_trip <= SHORT.max(limit / 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +155,14 @@ mod tests {
         assert!(!is_worth_a_pass(long, 100 << 20, 50 << 20));
         assert!(!is_worth_a_pass(SHORT, 100 << 20, 1 << 20));
         assert!(!is_worth_a_pass(long, 0, 0));
+    }
+
+    #[test]
+    fn a_backlog_is_waited_for_where_that_is_worth_it() {
+        let ms = Duration::from_millis;
+        assert!(is_worth_a_wait(ms(50), ms(20)));
+        assert!(!is_worth_a_wait(ms(50), ms(60)));
+        assert!(!is_worth_a_wait(ms(4), ms(1)));
     }
 
     #[test]
@@ -135,12 +192,13 @@ mod tests {
     #[test]
     fn every_part_of_the_downtime_counts() {
         let outlook = Outlook {
+            backlog: Duration::from_millis(50),
             dirty_bytes: 100 << 20,
             bytes_per_s: 1000 << 20,
             round_trip: Duration::from_millis(10),
             sync: Duration::from_millis(3),
         };
         let ms = outlook.downtime().as_millis();
-        assert!((125..127).contains(&ms), "{ms} ms");
+        assert!((175..177).contains(&ms), "{ms} ms");
     }
 }

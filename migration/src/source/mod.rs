@@ -10,6 +10,7 @@
 //! | `stream` | the main channel |
 //! | `delta` | only what changed of a page is sent (XBZRLE) |
 //! | `lanes` | the multifd channels |
+//! | `digestion` | what the destination has still to digest |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
 //!
 //! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
@@ -20,6 +21,7 @@
 
 mod answers;
 mod delta;
+mod digestion;
 mod drive;
 mod error;
 mod forecast;
@@ -43,6 +45,7 @@ use crate::switchover::{
     SourceConfig, SourceEvent, SourceState, Unexpected, Wanted,
 };
 
+use digestion::Digestion;
 use sender::micros;
 
 pub use drive::migrate;
@@ -88,10 +91,8 @@ struct Inner {
     error: Option<String>,
     /// What could not be confirmed, in words.
     warning: Option<String>,
-    /// When each PING 1 went whose PONG has not come.
-    asked: VecDeque<Instant>,
-    /// How long such a PONG took, the fastest of all.
-    round_trip: Option<Duration>,
+    /// What PING 1 and PONG 1 say of the destination.
+    digestion: Digestion,
     /// When the destination last said something.
     heard: Instant,
     /// The thread that hears the destination has ended.
@@ -134,8 +135,7 @@ impl Migration {
                 actions: VecDeque::new(),
                 error: None,
                 warning: None,
-                asked: VecDeque::new(),
-                round_trip: None,
+                digestion: Digestion::default(),
                 heard: Instant::now(),
                 deaf: false,
             }),
@@ -357,31 +357,10 @@ impl Migration {
         }
     }
 
-    /// Notes that a PING 1 goes now; not if many were never answered.
-    fn asks(&self) -> bool {
-        const UNANSWERED: usize = 64;
-        let asked = &mut self.lock().asked;
-        let asks = asked.len() < UNANSWERED;
-        if asks {
-            asked.push_back(Instant::now());
-        }
-        asks
-    }
-
-    /// Its PONG came. The fastest counts: the others waited behind what was on its way, or for a host
-    /// that stood still.
+    /// The PONG of a PING 1 came.
     fn answered(&self) {
-        let mut inner = self.lock();
-        if let Some(asked) = inner.asked.pop_front() {
-            let took = asked.elapsed();
-            let fastest = inner.round_trip.map_or(took, |before| before.min(took));
-            inner.round_trip = Some(fastest);
-        }
-    }
-
-    /// How long a round trip takes; nothing before one is known.
-    fn round_trip(&self) -> Duration {
-        self.lock().round_trip.unwrap_or_default()
+        self.lock().digestion.answer(Instant::now());
+        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -395,39 +374,5 @@ fn has_return_path(address: &Address) -> bool {
         Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. } => true,
         Address::Exec(_) | Address::File { .. } => false,
         Address::Fd(number) => paguro_sys::is_inherited_socket(*number),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::channel::Stop;
-
-    #[test]
-    fn the_fastest_answer_says_how_long_a_round_trip_takes() {
-        let channel = crate::channel::Options::new(Stop::new().unwrap());
-        let options = MigrateOptions::new("unix:/nowhere".parse().unwrap(), channel);
-        let migration = Migration::new(&options, None).unwrap();
-        migration.answered();
-        assert_eq!(migration.round_trip(), Duration::ZERO);
-        assert!(migration.asks());
-        std::thread::sleep(Duration::from_millis(20));
-        migration.answered();
-        let slow = migration.round_trip();
-        assert!(slow >= Duration::from_millis(20));
-        // On a busy host not at once.
-        let faster = (0..1000).any(|_| {
-            assert!(migration.asks());
-            migration.answered();
-            migration.round_trip() < slow
-        });
-        assert!(faster);
-        let fast = migration.round_trip();
-        assert!(migration.asks());
-        std::thread::sleep(Duration::from_millis(20));
-        migration.answered();
-        assert_eq!(migration.round_trip(), fast);
-        // Of a destination that never answers not everything is kept.
-        assert_eq!((0..1000).filter(|_| migration.asks()).count(), 64);
     }
 }

@@ -1,7 +1,7 @@
 //! The thread that sends: RAM while the guest runs, then what is left of it, devices, EOF.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::Tracker;
@@ -11,7 +11,7 @@ use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
 use super::delta::Deltas;
-use super::forecast::{Outlook, is_worth_a_pass};
+use super::forecast::{Outlook, is_short, is_worth_a_pass, is_worth_a_wait};
 use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
 use super::outstanding::{Due, Outstanding, TakeError};
@@ -26,6 +26,8 @@ use crate::switchover::{SourceEvent, Unexpected};
 
 /// A PART takes about that long.
 const PART: Duration = Duration::from_millis(50);
+/// And is no longer, so that what it takes the destination is known soon.
+const PART_BYTES: u64 = 4 << 20;
 /// Waits are looked into that often.
 const LOOK: Duration = Duration::from_millis(20);
 /// Fewer bytes say nothing about the channels.
@@ -81,6 +83,8 @@ pub(super) struct Sender<'a> {
     /// The multifd channels, and what goes to them next.
     pub(super) lanes: Option<Lanes>,
     pub(super) batch: Box<Batch>,
+    /// Bytes before the last PING.
+    pub(super) asked_to: u64,
     /// Every channel writes SYNC, and the mark on the main channel is due.
     pub(super) multifd_sync: bool,
 }
@@ -112,7 +116,7 @@ impl Sender<'_> {
         };
         self.ask_multifd_sync(false);
         if self.returns {
-            self.migration.asks();
+            self.migration.lock().digestion.ask(0, Instant::now());
         }
         self.stream
             .begin(&pings, std::mem::take(&mut self.multifd_sync))?;
@@ -147,12 +151,21 @@ impl Sender<'_> {
     fn precopy(&mut self) -> Result<(), Stopped> {
         let mut pace = Pace::new(self.written_bytes(), self.migration.max_bandwidth());
         let mut since = (Instant::now(), self.written_bytes());
+        // What was sent at first is by far the most of it.
+        let mut is_first = true;
         loop {
+            let pass = Instant::now();
             self.pass(&mut pace)?;
-            let sync = Instant::now();
-            let new_pages = self.sync()?;
-            let sync = sync.elapsed();
-            self.ping()?;
+            let sent_to = self.sent_to();
+            let (mut new_pages, mut sync) = self.sync()?;
+            let mut outlook = self.outlook(sync);
+            if self.awaits(&outlook, sent_to, is_first) {
+                is_first = false;
+                self.await_digestion(sent_to, pass)?;
+                let (more_pages, again) = self.collect()?;
+                (new_pages, sync) = (new_pages + more_pages, again);
+                outlook = self.outlook(sync);
+            }
             let new_bytes = (new_pages * page_size()) as u64;
             let took = since.0.elapsed().as_secs_f64().max(1e-6);
             let progress = self.migration.progress();
@@ -160,9 +173,8 @@ impl Sender<'_> {
             let sent_bytes = self.written_bytes() - since.1;
             since = (Instant::now(), self.written_bytes());
 
-            let forecast = self.forecast(sync);
-            let nothing_left = self.pages.pages() == 0;
-            if forecast <= self.migration.downtime_limit() || nothing_left {
+            let forecast = self.forecast(&outlook);
+            if self.is_enough(&outlook) {
                 if self.is_time_over() || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes())
                 {
                     return Ok(());
@@ -175,6 +187,91 @@ impl Sender<'_> {
             let percent = self.brake.sync(self.machine, new_bytes, sent_bytes);
             self.slowed(percent);
             self.look_at_vcpus();
+        }
+    }
+
+    /// Whether the guest may be stopped.
+    fn is_enough(&self, outlook: &Outlook) -> bool {
+        outlook.downtime() <= self.migration.downtime_limit() || self.pages.pages() == 0
+    }
+
+    /// Whether the guest could be stopped if all that was sent were digested, which is not known yet
+    /// or not so, and worth waiting for.
+    fn awaits(&self, outlook: &Outlook, sent_to: u64, is_first: bool) -> bool {
+        let at_best = Outlook {
+            backlog: Duration::ZERO,
+            ..*outlook
+        };
+        if !self.can_tell() || !self.is_enough(&at_best) || self.is_time_over() {
+            return false;
+        }
+        let inner = self.migration.lock();
+        let digestion = &inner.digestion;
+        !digestion.has(sent_to)
+            && (is_first
+                || is_short(digestion.round_trip(), self.migration.downtime_limit())
+                || !self.is_enough(outlook)
+                || is_worth_a_wait(outlook.backlog, at_best.downtime()))
+    }
+
+    /// Bytes of which it matters whether they were digested.
+    fn sent_to(&self) -> u64 {
+        match self.returns {
+            true => self.asked_to,
+            false => self.written_bytes(),
+        }
+    }
+
+    /// Whether it can be known what was digested.
+    fn can_tell(&self) -> bool {
+        self.returns || self.stream.is_file()
+    }
+
+    /// Waits until what was sent since `began` was digested, or the time to converge is over. The guest
+    /// runs meanwhile.
+    fn await_digestion(&mut self, sent_to: u64, began: Instant) -> Result<(), Stopped> {
+        if !self.returns {
+            self.stream.flush()?;
+            let at = Instant::now();
+            self.stream.settle()?;
+            let digestion = &mut self.migration.lock().digestion;
+            digestion.settle(sent_to, began, at, Instant::now());
+            return Ok(());
+        }
+        let start = Instant::now();
+        loop {
+            let inner = self.migration.lock();
+            let more = |inner: &mut super::Inner| !inner.digestion.has(sent_to) && !inner.deaf;
+            let waited = self.migration.changed.wait_timeout_while(inner, LOOK, more);
+            let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if inner.digestion.has(sent_to) || self.is_time_over() {
+                return Ok(());
+            }
+            let (is_told, heard) = (inner.digestion.will_tell(sent_to), inner.heard);
+            drop(inner);
+            if self.is_told_to_stop() {
+                return Err(Stopped::Told);
+            }
+            self.check_silence(start.max(heard))?;
+            if !is_told {
+                // There were too many questions.
+                self.ask(began)?;
+            }
+            self.stream.idle(BREATH)?;
+            self.look_at_vcpus();
+        }
+    }
+
+    /// A destination that says nothing, although it was asked, is given up.
+    fn check_silence(&self, since: Instant) -> Result<(), Stopped> {
+        let silence = self.options.channel.silence.filter(|_| self.returns);
+        match silence.filter(|limit| since.elapsed() > *limit) {
+            None => Ok(()),
+            Some(silence) => {
+                let peer = self.options.address.to_string();
+                let silent = ChannelError::Silent { peer, silence };
+                Err(Stopped::Failed(MigrateError::Channel(silent)))
+            }
         }
     }
 
@@ -218,9 +315,10 @@ impl Sender<'_> {
         }
         let mut due = Due::default();
         let mut chunks = chunks.into_iter().peekable();
+        let pass = Instant::now();
         while chunks.peek().is_some() {
             let (part, at) = (Instant::now(), self.written_bytes());
-            let most = pace.bytes_in(PART).unwrap_or(u64::MAX);
+            let most = pace.bytes_in(PART).unwrap_or(u64::MAX).min(PART_BYTES);
             self.stream.begin_part(false);
             while part.elapsed() < PART
                 && self.written_bytes() - at < most
@@ -243,11 +341,19 @@ impl Sender<'_> {
             self.publish();
             self.look_at_vcpus();
             let last_sync = Progress::get(&self.migration.progress().sync_us);
-            let over = self.is_out_of_time(self.forecast(Duration::from_micros(last_sync)))?;
-            if over || chunks.peek().is_none() {
+            let outlook = self.outlook(Duration::from_micros(last_sync));
+            let over = self.is_out_of_time(self.forecast(&outlook))?;
+            let is_last = over || chunks.peek().is_none();
+            if is_last {
                 self.end_multifd_pass(false)?;
             }
             self.stream.end_part()?;
+            // What goes over multifd channels is known to be there at the end of a pass only.
+            match (self.lanes.is_some(), is_last) {
+                (false, _) => self.ask(part)?,
+                (true, true) => self.ask(pass)?,
+                (true, false) => {}
+            }
             if over {
                 break;
             }
@@ -429,41 +535,72 @@ impl Sender<'_> {
         }
     }
 
-    fn sync(&mut self) -> Result<usize, MigrateError> {
+    /// A pass is over: what was written meanwhile, in pages, and how long the answer took.
+    fn sync(&mut self) -> Result<(usize, Duration), MigrateError> {
+        let progress = self.migration.progress();
+        Progress::add(&progress.dirty_syncs, 1);
+        self.migration
+            .begin_pass(Progress::get(&progress.dirty_syncs));
+        self.collect()
+    }
+
+    /// The same once more, before another pass.
+    fn collect(&mut self) -> Result<(usize, Duration), MigrateError> {
         let start = Instant::now();
         let new = self
             .pages
             .sync(&*self.tracker)
             .map_err(MigrateError::Tracker)?;
-        let progress = self.migration.progress();
-        Progress::add(&progress.dirty_syncs, 1);
-        self.migration
-            .begin_pass(Progress::get(&progress.dirty_syncs));
-        Progress::set(&progress.sync_us, micros(start.elapsed()));
+        let took = start.elapsed();
+        Progress::set(&self.migration.progress().sync_us, micros(took));
         self.publish();
-        Ok(new)
+        Ok((new, took))
     }
 
-    /// Lets the destination say that it is there, and how long that takes.
-    fn ping(&mut self) -> Result<(), MigrateError> {
-        if self.returns && self.migration.asks() {
-            self.stream.order(&Order::Ping(PING_OPEN))?;
+    /// Lets the destination say that it is there, that it has digested all that was written so far, the
+    /// last of it since `began`, and how long that takes.
+    fn ask(&mut self, began: Instant) -> Result<(), MigrateError> {
+        if self.returns {
+            // Before it goes: what is not written yet is not waited for.
+            self.stream.flush()?;
+            self.asked_to = self.written_bytes();
+            if self.migration.lock().digestion.ask(self.asked_to, began) {
+                self.stream.order(&Order::Ping(PING_OPEN))?;
+            }
         }
         Ok(())
     }
 
-    fn forecast(&self, sync: Duration) -> Duration {
+    /// How things stand.
+    fn outlook(&self, sync: Duration) -> Outlook {
         let measured = self.stream.bandwidth.bytes_per_s();
         let given = self.options.avail_switchover_bandwidth;
-        let outlook = Outlook {
-            dirty_bytes: self.pages.bytes(),
-            bytes_per_s: if given > 0 { given } else { measured },
-            round_trip: self.migration.round_trip(),
-            sync,
+        let inner = self.migration.lock();
+        let digestion = &inner.digestion;
+        let digested = digestion.bytes_per_s().map_or(0, |rate| rate as u64);
+        let bytes_per_s = match (given, measured, digested) {
+            (0, 0, one) | (0, one, 0) => one,
+            (0, measured, digested) => measured.min(digested),
+            (given, _, _) => given,
         };
+        let backlog = match self.can_tell() {
+            true => digestion.backlog(self.sent_to(), !self.returns, Instant::now()),
+            false => self.stream.held(bytes_per_s),
+        };
+        Outlook {
+            backlog: backlog.unwrap_or_default(),
+            dirty_bytes: self.pages.bytes(),
+            bytes_per_s,
+            round_trip: digestion.round_trip(),
+            sync,
+        }
+    }
+
+    /// What is to be expected, for all to see.
+    fn forecast(&self, outlook: &Outlook) -> Duration {
         let forecast = outlook.downtime();
         let progress = self.migration.progress();
-        Progress::set(&progress.bandwidth, measured);
+        Progress::set(&progress.bandwidth, self.stream.bandwidth.bytes_per_s());
         // Nothing was sent yet from which to tell: then there is next to nothing to send.
         let known = match forecast {
             Duration::MAX => 0,
@@ -545,13 +682,9 @@ impl Sender<'_> {
                     return Ok(());
                 }
                 Err(RecvTimeoutError::Timeout) if self.returns => {
-                    let since = asked.max(self.migration.lock().heard);
-                    if let Some(silence) = silence.filter(|limit| since.elapsed() > *limit) {
-                        let peer = self.options.address.to_string();
-                        let silent = ChannelError::Silent { peer, silence };
-                        return Err(Stopped::Failed(MigrateError::Channel(silent)));
-                    }
-                    self.ping()?;
+                    let heard = self.migration.lock().heard;
+                    self.check_silence(asked.max(heard))?;
+                    self.ask(Instant::now())?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Told),

@@ -262,6 +262,18 @@ impl Stream {
             .map_err(|error| MigrateError::broken("sync what was written to", error))
     }
 
+    /// Whether what is written lies in memory until it is synced.
+    pub(crate) fn is_file(&self) -> bool {
+        self.writer.is_file()
+    }
+
+    /// How long it takes until what the channel itself still holds has left it, as far as that is
+    /// known.
+    pub(crate) fn held(&self, bytes_per_s: u64) -> Option<Duration> {
+        let held = self.writer.held_bytes() as f64 / bytes_per_s as f64;
+        Duration::try_from_secs_f64(held).ok()
+    }
+
     /// Ends the channel as a whole one; as [`Writer::finish`].
     pub(crate) fn finish(self) -> Result<Option<ChannelError>, MigrateError> {
         self.writer

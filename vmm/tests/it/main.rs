@@ -2,6 +2,7 @@
 
 mod boot;
 mod common;
+mod digesting;
 mod ends;
 mod faults;
 mod loading;
