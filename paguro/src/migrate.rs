@@ -23,6 +23,10 @@ const POLL: Duration = Duration::from_millis(50);
 /// A doubt that lasts longer is told; most end with the first question to the destination.
 const DOUBT: Duration = Duration::from_secs(10);
 
+/// Said when --at-timeout switchover comes true.
+const FORCED: &str =
+    "it does not converge in time, and the guest is stopped all the same: for {} by the forecast";
+
 /// The status of doubt.
 const IN_DOUBT: &str = "x-paguro-in-doubt";
 
@@ -175,6 +179,7 @@ fn watch_on(
     let mut cancelled = false;
     let mut doubt: Option<Instant> = None;
     let mut waits = false;
+    let mut forced = false;
     loop {
         let now = client.execute("query-migrate", json!({}))?;
         let status = now["status"].as_str().unwrap_or_default();
@@ -198,6 +203,11 @@ fn watch_on(
                 waits = true;
             }
             _ => {}
+        }
+        if !forced && now["x-paguro-forced"] == true {
+            let expected = now["x-paguro-expected-downtime-us"].as_u64().unwrap_or(0);
+            bar.above(|| eprintln!("{}", FORCED.replace("{}", &forecast(expected))));
+            forced = true;
         }
         show(&bar, &now);
         match interrupts.which() {
@@ -320,9 +330,13 @@ fn print_report(report: &Value) -> Result<()> {
     )?;
     writeln!(
         out,
-        "  downtime    {:>9.3} ms   the forecast was {}",
+        "  downtime    {:>9.3} ms   the forecast was {}{}",
         millis("downtime_us"),
-        forecast(number("forecast_us"))
+        forecast(number("forecast_us")),
+        match report["forced"] == true {
+            true => ", and the time to converge was over",
+            false => "",
+        }
     )?;
     writeln!(
         out,

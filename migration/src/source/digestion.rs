@@ -140,13 +140,20 @@ impl Digestion {
     }
 
     /// For how long the destination is busy with the first so many bytes, beyond the round trip that
-    /// a question takes anyhow. With `stays` it does nothing unless it is asked. None: nothing is
-    /// known of it.
-    pub(super) fn backlog(&self, bytes: u64, stays: bool, now: Instant) -> Option<Duration> {
+    /// a question takes anyhow. With `stays` it does nothing unless it is asked. While nothing is known
+    /// of it, `bytes_per_s` counts.
+    pub(super) fn backlog(
+        &self,
+        bytes: u64,
+        stays: bool,
+        bytes_per_s: u64,
+        now: Instant,
+    ) -> Option<Duration> {
         if self.has(bytes) {
             return Some(Duration::ZERO);
         }
-        let (answered, rate) = (self.answered?, self.rate.per_s()?);
+        let answered = self.answered?;
+        let rate = self.rate.per_s().unwrap_or(bytes_per_s as f64);
         let left = Duration::try_from_secs_f64((bytes - answered.bytes) as f64 / rate);
         let left = left.unwrap_or(Duration::MAX);
         let round_trip = self.round_trip();
@@ -189,9 +196,12 @@ mod tests {
         // 100 MiB within 50 ms, of which the destination takes 50 MiB a second.
         ask(&mut digestion, start, 51, 50, 50);
         ask(&mut digestion, start, 52, 100, 1);
-        let backlog =
-            |digestion: &Digestion, at| digestion.backlog(100 * MIB, false, start + ms(at));
-        assert_eq!(backlog(&digestion, 52), None);
+        let backlog = |digestion: &Digestion, at| {
+            digestion.backlog(100 * MIB, false, 200 * MIB, start + ms(at))
+        };
+        // Nothing but how fast it was written is known yet: half a second, of which 51 ms are over.
+        let left = backlog(&digestion, 52).unwrap();
+        assert!((ms(440)..ms(460)).contains(&left), "{left:?}");
         digestion.answer(start + ms(1002));
         let rate = digestion.bytes_per_s().unwrap() / MIB as f64;
         assert!((49.0..51.0).contains(&rate), "{rate}");
@@ -220,13 +230,13 @@ mod tests {
                 digestion.answer(start + ms(100 + part * 50));
             }
         }
-        let left = digestion.backlog(1000 * MIB, false, start + ms(1100));
+        let left = digestion.backlog(1000 * MIB, false, 0, start + ms(1100));
         assert!(left.unwrap() <= ms(1), "{left:?}");
-        let left = digestion.backlog(1020 * MIB, false, start + ms(1120));
+        let left = digestion.backlog(1020 * MIB, false, 0, start + ms(1120));
         assert!(left.unwrap() <= ms(1), "{left:?}");
         // They do not come.
         let left = digestion
-            .backlog(1020 * MIB, false, start + ms(1500))
+            .backlog(1020 * MIB, false, 0, start + ms(1500))
             .unwrap();
         assert!(left >= ms(340), "{left:?}");
     }
@@ -240,7 +250,7 @@ mod tests {
         let rate = digestion.bytes_per_s().unwrap() / MIB as f64;
         assert!((99.0..101.0).contains(&rate), "{rate}");
         let left = digestion
-            .backlog(110 * MIB, true, start + ms(9999))
+            .backlog(110 * MIB, true, 0, start + ms(9999))
             .unwrap();
         assert!((ms(99)..ms(101)).contains(&left), "{left:?}");
         // Next to nothing was written: what remains is what a sync takes anyhow.

@@ -13,6 +13,7 @@ use paguro_wire::globalstate;
 use paguro_wire::stream::ram::BlockTable;
 
 use super::delta::{self, Deltas};
+use super::forecast::Labour;
 use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
@@ -207,6 +208,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             deltas,
             lanes,
             batch: Box::new(Batch::new()),
+            labour: Labour::default(),
             asked_to: 0,
             multifd_sync: false,
         };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! downtime = what the destination has still to digest of all that was sent
-//!          + bytes of dirty pages / bandwidth
+//!          + bytes of dirty pages / bandwidth, or what it takes to find and read them
 //!          + device state: bytes / bandwidth, and the time to collect it
 //!          + the last sync of dirty pages
 //!          + two round trips: PING to PONG, EOF to SHUT
@@ -12,6 +12,10 @@
 //! send; what the limit of bandwidth slept away does not count, as it does not apply to a guest
 //! that stands still. If the destination [digests](super::digestion) less than that, this counts.
 //! QEMU counts only the second line of it, and one window.
+//!
+//! What it takes to find and read pages was measured, too: of pages that lie far apart this may be most
+//! of it. In the first pass, as long as it is not over, most pages may be absent: how many are not is
+//! concluded from those that were looked at.
 
 use std::time::Duration;
 
@@ -93,6 +97,54 @@ impl Rate {
     }
 }
 
+/// How long the sender took to find, read and write pages.
+#[derive(Debug, Default)]
+pub struct Labour {
+    /// Pages that were looked at for the first time, those of them that are sent, and how long that took.
+    looked: u64,
+    found: u64,
+    looking: Duration,
+    /// Pages that were not looked at yet.
+    pub unlooked: u64,
+    /// Pages that are sent.
+    sent: Rate,
+}
+
+impl Labour {
+    /// Of so many pages some were to be sent.
+    pub fn count(&mut self, pages: u64, sent: u64, time: Duration) {
+        if self.unlooked > 0 {
+            self.unlooked = self.unlooked.saturating_sub(pages);
+            self.looked += pages;
+            self.found += sent;
+            self.looking += time;
+        }
+        if sent > 0 {
+            self.sent.count(sent as f64, time);
+        }
+    }
+
+    /// A pass is over.
+    pub fn fade(&mut self) {
+        self.sent.fade();
+    }
+
+    /// Of so many dirty pages, how many will be sent, and how long that takes.
+    pub fn expect(&self, dirty: u64) -> (u64, Duration) {
+        let unlooked = self.unlooked.min(dirty);
+        let written = dirty - unlooked;
+        let looked = self.looked.max(1) as f64;
+        let found = match self.looked {
+            0 => unlooked,
+            _ => (unlooked as f64 * self.found as f64 / looked) as u64,
+        };
+        let looking = self.looking.as_secs_f64() * unlooked as f64 / looked;
+        let sending = self.sent.per_s().map_or(0.0, |rate| written as f64 / rate);
+        let time = Duration::try_from_secs_f64(looking + sending).unwrap_or(Duration::MAX);
+        (found + written, time)
+    }
+}
+
 /// What a forecast is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outlook {
@@ -100,6 +152,8 @@ pub struct Outlook {
     pub backlog: Duration,
     /// Bytes of dirty pages.
     pub dirty_bytes: u64,
+    /// How long it takes to find and read them, at least.
+    pub work: Duration,
     /// Bytes a second that the channel takes.
     pub bytes_per_s: u64,
     /// How long a round trip to the destination takes.
@@ -116,7 +170,7 @@ impl Outlook {
         }
         let bytes = self.dirty_bytes.saturating_add(DEVICE_BYTES);
         let sending = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-        let rest = sending + DEVICE_TIME + self.sync + 2 * self.round_trip;
+        let rest = sending.max(self.work) + DEVICE_TIME + self.sync + 2 * self.round_trip;
         self.backlog.saturating_add(rest)
     }
 }
@@ -166,6 +220,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_is_reckoned_by_its_content_and_by_the_work_it_was() {
+        let mut labour = Labour {
+            unlooked: 1000,
+            ..Labour::default()
+        };
+        assert_eq!(labour.expect(1000), (1000, Duration::ZERO));
+        // Every tenth page was there.
+        for _ in 0..5 {
+            labour.count(100, 10, Duration::from_millis(1));
+        }
+        assert_eq!(labour.expect(500), (50, Duration::from_millis(5)));
+        // All was looked at, and a page here and there takes long.
+        labour.count(500, 50, Duration::from_millis(5));
+        labour.count(5, 5, Duration::from_secs(5));
+        let (pages, time) = labour.expect(7);
+        assert_eq!((pages, time.as_secs_f64().round()), (7, 7.0));
+        // That was a moment's: it is forgotten in a few passes.
+        for _ in 0..60 {
+            labour.fade();
+            labour.count(5, 5, Duration::from_micros(50));
+        }
+        assert!(labour.expect(7).1 < Duration::from_millis(200));
+    }
+
+    #[test]
     fn nothing_is_promised_before_something_was_sent() {
         let outlook = Outlook {
             bytes_per_s: Bandwidth::default().bytes_per_s(),
@@ -194,11 +273,17 @@ mod tests {
         let outlook = Outlook {
             backlog: Duration::from_millis(50),
             dirty_bytes: 100 << 20,
+            work: Duration::from_millis(40),
             bytes_per_s: 1000 << 20,
             round_trip: Duration::from_millis(10),
             sync: Duration::from_millis(3),
         };
         let ms = outlook.downtime().as_millis();
         assert!((175..177).contains(&ms), "{ms} ms");
+        let slow = Outlook {
+            work: Duration::from_secs(14),
+            ..outlook
+        };
+        assert_eq!(slow.downtime().as_millis(), 14_075);
     }
 }

@@ -31,6 +31,8 @@ pub struct Progress {
     pub expected_downtime_us: AtomicU64,
     /// The forecast by which it was stopped.
     pub forecast_us: AtomicU64,
+    /// 1 if it was stopped because the time to converge was over.
+    pub forced: AtomicU64,
     /// Bytes of dirty pages when it was stopped.
     pub last_dirty_bytes: AtomicU64,
     /// How long it stood still, as the engine sees it: from the order to stop it until the
@@ -103,6 +105,8 @@ pub struct MigrateReport {
     pub bandwidth: u64,
     /// The forecast by which the guest was stopped.
     pub forecast_us: u64,
+    /// It was longer than the limit, but the time to converge was over.
+    pub forced: bool,
     /// Bytes of dirty pages at that moment.
     pub last_dirty_bytes: u64,
     /// How long the guest stood still, as the engine sees it.
@@ -148,6 +152,7 @@ impl Progress {
             dirty_sync_count: get(&self.dirty_syncs),
             bandwidth: get(&self.bandwidth),
             forecast_us: get(&self.forecast_us),
+            forced: get(&self.forced) != 0,
             last_dirty_bytes: get(&self.last_dirty_bytes),
             downtime_us: get(&self.downtime_us),
             setup_us: get(&self.setup_us),

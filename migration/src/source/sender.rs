@@ -11,7 +11,7 @@ use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
 use super::delta::Deltas;
-use super::forecast::{Outlook, is_short, is_worth_a_pass, is_worth_a_wait};
+use super::forecast::{Labour, Outlook, is_short, is_worth_a_pass, is_worth_a_wait};
 use super::lanes::{Batch, Lanes, Tried};
 use super::options::{AtTimeout, MigrateOptions, SourceSabotage};
 use super::outstanding::{Due, Outstanding, TakeError};
@@ -83,6 +83,8 @@ pub(super) struct Sender<'a> {
     /// The multifd channels, and what goes to them next.
     pub(super) lanes: Option<Lanes>,
     pub(super) batch: Box<Batch>,
+    /// What sending was, so far.
+    pub(super) labour: Labour,
     /// Bytes before the last PING.
     pub(super) asked_to: u64,
     /// Every channel writes SYNC, and the mark on the main channel is due.
@@ -151,6 +153,7 @@ impl Sender<'_> {
     fn precopy(&mut self) -> Result<(), Stopped> {
         let mut pace = Pace::new(self.written_bytes(), self.migration.max_bandwidth());
         let mut since = (Instant::now(), self.written_bytes());
+        self.labour.unlooked = self.pages.pages() as u64;
         // What was sent at first is by far the most of it.
         let mut is_first = true;
         loop {
@@ -182,6 +185,11 @@ impl Sender<'_> {
                 continue;
             }
             if self.is_out_of_time(forecast)? {
+                tracing::warn!(
+                    forecast_us = micros(forecast),
+                    "it does not converge in time, and the guest is stopped all the same"
+                );
+                Progress::set(&progress.forced, 1);
                 return Ok(());
             }
             let percent = self.brake.sync(self.machine, new_bytes, sent_bytes);
@@ -329,8 +337,11 @@ impl Sender<'_> {
                 }
                 let (start, before) = (Instant::now(), self.written_bytes());
                 let differences = self.differences();
-                self.send(block, chunk, &mut due)?;
+                self.send(block, chunk.clone(), &mut due)?;
                 let bytes = self.written_bytes() - before;
+                let sent = due.content.len() + due.gone.len();
+                self.labour
+                    .count(chunk.len() as u64, sent as u64, start.elapsed());
                 // A chunk of zeros says nothing about the channel, nor does one of which next to
                 // nothing is sent.
                 let whole = due.content.len() as u64 - (self.differences() - differences);
@@ -375,6 +386,7 @@ impl Sender<'_> {
             }
         }
         self.stream.flush()?;
+        self.labour.fade();
         Ok(())
     }
 
@@ -584,12 +596,17 @@ impl Sender<'_> {
             (given, _, _) => given,
         };
         let backlog = match self.can_tell() {
-            true => digestion.backlog(self.sent_to(), !self.returns, Instant::now()),
+            true => {
+                let (sent_to, stays) = (self.sent_to(), !self.returns);
+                digestion.backlog(sent_to, stays, bytes_per_s, Instant::now())
+            }
             false => self.stream.held(bytes_per_s),
         };
+        let (pages, work) = self.labour.expect(self.pages.pages() as u64);
         Outlook {
             backlog: backlog.unwrap_or_default(),
-            dirty_bytes: self.pages.bytes(),
+            dirty_bytes: pages * page_size() as u64,
+            work,
             bytes_per_s,
             round_trip: digestion.round_trip(),
             sync,

@@ -50,6 +50,7 @@ Fields of --json on success: `status` (`completed`), `hint`, `error` and `advice
 could not be confirmed, null if there is nothing), and those of the engine's report, times in microseconds, sizes in bytes, pages of the host:
   uri, total_us, setup_us (until RAM began to be sent), track_us (of that, to begin tracking writes)
   downtime_us (the guest stood still, as the source sees it), forecast_us (by which it was stopped),
+  forced (true: the forecast was longer than the limit, but --timeout was over),
   last_dirty_bytes (what was left then), sync_us (the last look for written pages)
   total_bytes (RAM), transferred_bytes, precopy_bytes and downtime_bytes (of that, before and after
   the guest was stopped), multifd_bytes, xbzrle_pages and xbzrle_bytes (of differences), normal_pages, zero_pages, dirty_sync_count (passes),

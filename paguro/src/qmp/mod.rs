@@ -21,6 +21,7 @@
 //! | field | of | |
 //! |---|---|---|
 //! | `x-paguro-downtime-us` | both | QEMU's `downtime` counts whole milliseconds |
+//! | `x-paguro-forced` | migrations | true: the time to converge was over, and the guest was stopped all the same |
 //! | `x-paguro-expected-downtime-us`, `x-paguro-forecast-us` | migrations | the forecast of now, and that by which the guest was stopped |
 //! | `x-paguro-advice` | migrations, both sides | `is`: what is so; `may`: what an operator may do |
 //! | `x-paguro-faults`, `x-paguro-background` | snapshots | |

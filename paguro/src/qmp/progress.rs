@@ -148,6 +148,9 @@ fn of_migration(all: &mut Value, migration: &Migration, status: &str) {
             all["x-paguro-expected-downtime-us"] = expected_us.into();
         }
     }
+    if load(&progress.forced) != 0 {
+        all["x-paguro-forced"] = true.into();
+    }
     let throttle = load(&progress.throttle_percent);
     if throttle > 0 {
         all["cpu-throttle-percentage"] = throttle.into();

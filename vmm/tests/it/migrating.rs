@@ -450,6 +450,32 @@ fn what_does_not_converge_ends_as_it_was_told_to() {
     take(&moved.vm).assert_right();
 }
 
+/// In the midst of the first pass most of what counts as dirty was never touched.
+#[test]
+fn a_forced_stop_says_so_and_expects_what_is_left_by_its_content() {
+    let _turn = turn();
+    const BYTES: u64 = 64 << 20;
+    let vm = start(&Config {
+        memory_bytes: BYTES,
+        workload: "pattern=random,rate=2000".parse().unwrap(),
+        ..config(accels()[0], 1)
+    });
+    wait_writes(&vm, 1000);
+    let moved = relocate(&vm, |options| {
+        options.max_bandwidth = 1 << 20;
+        options.downtime_limit = Duration::ZERO;
+        options.convergence.timeout = Some(Duration::from_millis(700));
+        options.convergence.at_timeout = AtTimeout::Switchover;
+    });
+    assert_moved(&moved);
+    let report = moved.sent.unwrap();
+    assert!(report.forced && report.forecast_us > 0, "{report:?}");
+    assert!(report.last_dirty_bytes < BYTES / 2, "{report:?}");
+    take(&moved.vm).assert_right();
+    let moved = relocate(&moved.vm, |_| {});
+    assert!(!moved.sent.unwrap().forced);
+}
+
 /// A background snapshot that goes out as a stream is a machine of its own.
 #[test]
 fn a_background_snapshot_over_a_channel_is_the_machine_at_the_pause() {
