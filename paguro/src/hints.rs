@@ -124,6 +124,7 @@ fn of_machine(error: &VmError) -> Option<String> {
         VmError::OtherMachine { .. } => {
             "leave out the options that describe the machine: the snapshot file knows them"
         }
+        VmError::NoSavedTime => "use --clock continue",
         VmError::MissingSection { .. } | VmError::UnknownSection { .. } => {
             "give the options with which the machine was first run; `paguro inspect` shows what \
              the file has"

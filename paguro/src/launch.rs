@@ -10,10 +10,11 @@ use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, Waiter
 use paguro_pager::{Prefetch, SourceError};
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Host};
-use paguro_vmm::{Accel, Config, Described, MACHINE_NAME, RunState, Vm, describe};
+use paguro_vmm::{Accel, Clock, Config, Described, MACHINE_NAME, RunState, Vm, describe};
 
 use crate::cli::{
-    AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, RestoreModeArg,
+    AccelArg, BackingArg, ClockArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg,
+    RestoreModeArg,
 };
 use crate::ending::Ending;
 use crate::guest::{Alarm, Guest, Return};
@@ -216,6 +217,10 @@ fn config(args: &MachineArgs, picture: Option<&Described>, host: &Host) -> Resul
         kernel: args.kernel.clone(),
         cmdline: args.cmdline.clone().unwrap_or_default(),
         workload: args.workload.unwrap_or_default(),
+        clock: match args.clock {
+            ClockArg::Continue => Clock::Continue,
+            ClockArg::Advance => Clock::Advance,
+        },
         serial: args.serial.clone(),
         dma: args.x_dma.or(picture.and_then(|picture| picture.dma)),
         progress: args.x_progress.clone(),

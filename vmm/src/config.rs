@@ -46,6 +46,18 @@ pub enum Serial {
     None,
 }
 
+/// What a picture's clock does with the time that the machine spent in it: KVM's, which a guest's
+/// kvmclock shows. Threads have none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// It goes on where it was, so that no time passed for the guest: none of its timers is late.
+    #[default]
+    Continue,
+    /// It advances by what the host's clock did meanwhile; where that of another host is behind, by
+    /// nothing.
+    Advance,
+}
+
 /// The device `x-dma`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaConfig {
@@ -99,6 +111,8 @@ pub struct Config {
     pub workload: Spec,
     /// Gaps in the guest's progress of at least this length are listed one by one.
     pub gap_threshold_us: u64,
+    /// What the clock of a picture does that is loaded.
+    pub clock: Clock,
     /// Where the serial line goes.
     pub serial: Serial,
     /// The device `x-dma`, if there is one.
@@ -136,6 +150,7 @@ impl Default for Config {
             cmdline: String::new(),
             workload: Spec::default(),
             gap_threshold_us: 500,
+            clock: Clock::Continue,
             serial: Serial::None,
             dma: None,
             progress: None,

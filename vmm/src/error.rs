@@ -65,6 +65,9 @@ pub enum VmError {
     /// A device section cannot be read: the fault of the picture.
     #[error("the picture's device state cannot be read")]
     Section(#[from] DeviceError),
+    /// The picture is of a version that did not save the host's time.
+    #[error("the picture does not say when it was made, so its clock cannot be advanced")]
+    NoSavedTime,
     /// The picture lacks a device of this machine.
     #[error("the picture has no device section {name}.{instance}, which this machine needs")]
     MissingSection {

@@ -51,7 +51,9 @@ mod threads;
 mod throttle;
 mod vm;
 
-pub use config::{Accel, Config, DmaConfig, Serial, Stage2Config, Stage2Sabotage, ram_layout};
+pub use config::{
+    Accel, Clock, Config, DmaConfig, Serial, Stage2Config, Stage2Sabotage, ram_layout,
+};
 pub use devices::{Described, describe};
 pub use error::VmError;
 pub use state::{Ended, Event, RunState, ShutdownCause, StateError};

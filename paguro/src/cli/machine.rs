@@ -75,6 +75,10 @@ pub struct MachineArgs {
     /// (`io-error`), and `cont` lets it try again. For example 30s, 500ms, 5m
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub read_retry: Duration,
+    /// What the guest's clock (KVM's, which a kvmclock shows) does with the time between when the
+    /// machine was saved, or left its host, and now
+    #[arg(long, value_enum, default_value_t = ClockArg::Continue)]
+    pub clock: ClockArg,
     /// Do not start: wait for `cont`
     #[arg(long)]
     pub paused: bool,
@@ -159,6 +163,15 @@ pub enum RestoreModeArg {
     Lazy,
     /// All is read before the machine starts
     Eager,
+}
+
+/// `--clock`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClockArg {
+    /// It goes on where it was: for the guest no time has passed, and none of its timers is late
+    Continue,
+    /// It advances by what the host's clock did meanwhile; hosts must agree on the time
+    Advance,
 }
 
 /// `--prefetch`

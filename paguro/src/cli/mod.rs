@@ -18,7 +18,7 @@ pub use bench::{
 };
 pub use incoming::{IncomingArg, ModeArg};
 pub use machine::{
-    AccelArg, BackingArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
+    AccelArg, BackingArg, ClockArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
 };
 pub use migrate::{AtTimeoutArg, CompressionArg, MigrateArgs, MultifdArgs};
@@ -130,7 +130,13 @@ Examples:
   paguro restore a.snap --restore-mode eager --paused
   paguro restore a.snap --prefetch 100M/s
 
-A machine that ran when it was saved runs on; one that was paused stays so until `cont`.";
+  paguro restore a.snap --clock advance
+
+A machine that ran when it was saved runs on; one that was paused stays so until `cont`.
+
+With --clock continue, the default as elsewhere, no time has passed for the guest: no timer is late, but its
+time of day is, until something like NTP sets it. With --clock advance KVM's clock says what it would had
+the guest never been away.";
 
 /// `paguro restore`
 #[derive(Debug, Args)]

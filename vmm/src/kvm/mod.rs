@@ -41,7 +41,7 @@ use crate::devices::Sections;
 use crate::gate::Gate;
 use crate::progress::ProgressMemory;
 use crate::vm::Timings;
-use crate::{Config, VmError, serial};
+use crate::{Clock, Config, VmError, serial};
 
 /// All vCPUs and what KVM emulates around them.
 pub(crate) struct KvmCpus {
@@ -51,6 +51,7 @@ pub(crate) struct KvmCpus {
     msr_indices: Vec<u32>,
     xsave_bytes: usize,
     has_nested: bool,
+    clock: Clock,
     ram: GuestRam,
     tracking: memory::Tracking,
 }
@@ -124,6 +125,7 @@ impl KvmCpus {
             msr_indices: cpu_state::msr_indices(&kvm)?,
             xsave_bytes: usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0),
             has_nested: vm.check_extension_int(Cap::NestedState) > 0,
+            clock: config.clock,
             vm,
             vcpus: Vec::new(),
             bus,
@@ -257,12 +259,13 @@ impl KvmCpus {
         }
         let irqchip = chips::read_irqchip(sections.take(chips::IRQCHIP, 0)?)?;
         let clock = chips::read_clock(sections.take(chips::CLOCK, 0)?)?;
+        clock.check(self.clock)?;
         let uart = serial::load(sections.take(serial::SECTION, 0)?)?;
         for (index, state) in states.iter().enumerate() {
             self.load_vcpu(index, state)?;
         }
         chips::load_irqchip(&self.vm, &irqchip)?;
-        chips::load_clock(&self.vm, clock)?;
+        chips::load_clock(&self.vm, clock, self.clock)?;
         self.bus.load_serial(&uart)?;
         for (index, state) in states.iter().enumerate() {
             cpu_state::load_late_msrs(&self.lock(index), index, state)?;

@@ -1,6 +1,8 @@
 //! Every part of the devices' state comes back.
 
-use paguro_vmm::{Accel, Config};
+use std::time::{Duration, Instant};
+
+use paguro_vmm::{Accel, Clock, Config};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::description::FieldDescription;
 
@@ -41,6 +43,47 @@ fn msr(section: &DeviceSection, msr: u64) -> usize {
         .iter()
         .position(|index| u64::from_be_bytes(*index) == msr);
     find(section, "msr_values").0 + 8 * index.unwrap()
+}
+
+/// What the clock of a picture shows, in nanoseconds.
+fn clock_ns(devices: &mut [DeviceSection]) -> u64 {
+    let clock = section(devices, "paguro/clock");
+    let (at, bytes) = find(clock, "clock_ns");
+    u64::from_be_bytes(clock.body[at..at + bytes].try_into().unwrap())
+}
+
+#[test]
+fn a_clock_goes_on_where_it_was_or_where_it_would_be() {
+    if !kvm() {
+        return;
+    }
+    let _turn = turn();
+    let config = config(Accel::Kvm, 1);
+    let vm = start(&config);
+    wait_writes(&vm, 10);
+    let mut picture = take(&vm);
+    let saved = Instant::now();
+    drop(vm);
+    let before = clock_ns(&mut picture.devices);
+    // That much it spends in the picture, and more on a busy host.
+    std::thread::sleep(Duration::from_millis(500));
+    for clock in [Clock::Continue, Clock::Advance] {
+        let config = Config {
+            clock,
+            ..config.clone()
+        };
+        let (since_saved, loading) = (saved.elapsed(), Instant::now());
+        let vm = picture.copy_ram(&config);
+        vm.load_devices(&picture.devices).unwrap();
+        let after = clock_ns(&mut take(&vm).devices);
+        let (passed, since_loading) = (Duration::from_nanos(after - before), loading.elapsed());
+        // The host's clocks may differ a little in what they call a second.
+        const SLACK: Duration = Duration::from_millis(100);
+        match clock {
+            Clock::Continue => assert!(passed <= since_loading + SLACK, "{passed:?}"),
+            Clock::Advance => assert!(passed + SLACK >= since_saved, "{passed:?}"),
+        }
+    }
 }
 
 #[test]
@@ -97,7 +140,8 @@ fn what_a_picture_says_is_what_the_machine_has() {
     mark(uart, find(uart, "scratch").0, &[0x77]);
     let clock = section(&mut changed, "paguro/clock");
     let in_a_day = 86_400_000_000_000u64;
-    clock.body.copy_from_slice(&in_a_day.to_be_bytes());
+    let at = find(clock, "clock_ns").0;
+    clock.body[at..at + 8].copy_from_slice(&in_a_day.to_be_bytes());
 
     let again = picture.copy_ram(&config);
     again.load_devices(&changed).unwrap();
@@ -106,11 +150,7 @@ fn what_a_picture_says_is_what_the_machine_has() {
         let bytes = &section(&mut found, &name).body[at..at + value.len()];
         assert_eq!(bytes, value, "{name} at {at}");
     }
-    let clock = u64::from_be_bytes(
-        section(&mut found, "paguro/clock").body[..]
-            .try_into()
-            .unwrap(),
-    );
+    let clock = clock_ns(&mut found);
     assert!(
         (in_a_day..in_a_day + 60_000_000_000).contains(&clock),
         "{clock}"
