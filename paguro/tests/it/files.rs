@@ -87,6 +87,11 @@ fn a_guest_that_is_in_a_file_does_not_run_on_beside_it() {
 
 /// A machine of which system calls fail as strace is told.
 fn failing(inject: &[&str]) -> Option<Side> {
+    failing_at(tempfile::tempdir().unwrap(), &[], inject)
+}
+
+/// The same, only for what concerns one of these paths, if any are given.
+fn failing_at(dir: tempfile::TempDir, paths: &[&Path], inject: &[&str]) -> Option<Side> {
     let strace = || {
         let mut command = Command::new("strace");
         // It is the tracer that goes into the background, not the program.
@@ -99,9 +104,11 @@ fn failing(inject: &[&str]) -> Option<Side> {
         return None;
     }
     let mut command = strace();
+    for path in paths {
+        command.arg("-P").arg(path);
+    }
     command.args(inject.iter().map(|what| format!("--inject={what}")));
     plain(command.arg(PAGURO));
-    let dir = tempfile::tempdir().unwrap();
     let machine = Machine::run_by(command, dir.path(), &["--workload", "rate=1000"]);
     let qmp = machine.connect();
     Some(Side { dir, machine, qmp })
@@ -134,8 +141,12 @@ impl Way {
 fn what_fails_when_a_file_has_its_name_is_a_warning() {
     let _turn = turn();
     for way in [Way::Migrate, Way::Snapshot] {
-        // A thread's third: of the directory, of the file or of its end, of the directory.
-        let Some(here) = failing(&["fsync:error=EIO:when=3+", "syncfs:error=EIO"]) else {
+        // Of the directory a thread's second; and of the file once it has its name.
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().to_owned(), dir.path().join("x")];
+        let paths = paths.each_ref().map(|path| path.as_path());
+        let inject = ["fsync:error=EIO:when=2+", "syncfs:error=EIO"];
+        let Some(here) = failing_at(dir, &paths, &inject) else {
             return;
         };
         let file = here.dir.path().join("x");
