@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::PagesArg;
-use crate::soak::Trial;
+use crate::soak::{FailureCase, Trial};
 
 /// `paguro bench`
 #[derive(Debug, Args)]
@@ -129,6 +129,9 @@ Examples:
   paguro soak --migrate --minutes 30
   paguro soak --migrate --full
   paguro soak --case tracker=ring,cpus=2,rate=unlimited,channel=tcp,moves=10
+  paguro soak --failures
+  paguro soak --failures --full --seed 1 --from 200
+  paguro soak --failure work=move,fault=kill,to=destination,seed=7
 
 Machines of all kinds run, are saved at random moments, and come back; every page of every file and
 of every machine is compared with what the guest's own counters imply. Each case is printed, with
@@ -143,7 +146,15 @@ work on the host while a snapshot begins.
 
 Keys of a case of --migrate: tracker=log|log-not-all-set|plain-log|ring|wp-async (the last without
 KVM), rate=idle|10k|100k|unlimited, channel=tcp|unix; moves=N where the seed shall not choose; pages,
-backing, cpus, pattern, dma, memory and seed as above. Such a case is known by its tracker.";
+backing, cpus, pattern, dma, memory and seed as above. Such a case is known by its tracker.
+
+With --failures something befalls those at work, at random moments: no guest may be lost but by KILL, by
+an end that was asked for and by the OOM killer, two never run, no half file has the final name, no
+setting is left, no byte is wrong, nobody waits for ever. It takes about a minute, with --full about an
+hour, and goes on after what is wrong. Root is needed for disks (in mounts of its own) and for cgroups.
+Keys of such a case: work=snapshot|stopped|file|restore|move, to=machine|destination|client,
+accel=kvm|threads, seed=N, fault=hup|int|quit|term|term-twice|pipe|usr1|usr2|alrm|xfsz|stop-cont|kill|
+file-size|descriptors|threads|address-space|cgroup-memory|cgroup-pids|disk-full|disk-read-only.";
 
 /// `paguro soak`
 #[derive(Debug, Args)]
@@ -158,12 +169,24 @@ pub struct SoakArgs {
     /// Instead of all machines for some time, once a few in which every two properties meet
     #[arg(long, conflicts_with = "case")]
     pub pairwise: bool,
-    /// Instead of all machines for some time, all of them once
+    /// Instead of all machines for some time, all of them once; with --failures, all of these
     #[arg(long, conflicts_with_all = ["case", "pairwise", "minutes"])]
     pub full: bool,
     /// Machines that move to other processes and on, instead of being saved
     #[arg(long, conflicts_with = "case")]
     pub migrate: bool,
+    /// Signals, limits and full disks at random moments of snapshots, restores and migrations
+    #[arg(long, conflicts_with_all = ["case", "migrate", "minutes", "pairwise"])]
+    pub failures: bool,
+    /// With --failures: begin with the case of this number, as printed by an earlier run of this seed
+    #[arg(long, value_name = "K", default_value_t = 1, requires = "failures")]
+    pub from: usize,
+    /// Instead of all failures, this one, once; can be given several times
+    #[arg(long, value_name = "KEY=VALUE,...", conflicts_with_all = ["failures", "case", "migrate", "minutes", "pairwise", "full"])]
+    pub failure: Vec<FailureCase>,
+    /// It has mounts of its own.
+    #[arg(long, hide = true)]
+    pub x_apart: bool,
     /// Instead of all machines for some time, this one, once; can be given several times
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub case: Vec<Trial>,

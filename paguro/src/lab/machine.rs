@@ -19,10 +19,10 @@ use crate::qmp::Client;
 
 /// What anything may take before it is given up: long, because hosts can be slow and busy, and
 /// only something that is stuck gets there.
-pub(super) const IN_VAIN: Duration = Duration::from_secs(60);
+pub const IN_VAIN: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that will change soon.
-pub(super) const POLL: Duration = Duration::from_millis(2);
+pub const POLL: Duration = Duration::from_millis(2);
 
 /// Parameters of a snapshot: names and values of `migrate-set-parameters`.
 pub type Parameters = Map<String, Value>;
@@ -31,7 +31,8 @@ pub type Parameters = Map<String, Value>;
 pub struct Machine {
     child: Child,
     options: MachineOptions,
-    client: Client,
+    /// `None` while somebody else has its control socket, which is for one client at a time.
+    client: Option<Client>,
     progress: Arc<ProgressFile>,
     pub(super) defaults: Parameters,
     dir: TempDir,
@@ -48,6 +49,18 @@ pub enum Channel {
     /// By a socket in the file system.
     Unix,
 }
+
+/// It was over before its control socket answered.
+#[derive(Clone, Copy, Debug)]
+pub struct EndedEarly(pub ExitStatus);
+
+impl std::fmt::Display for EndedEarly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it ended with {}", self.0)
+    }
+}
+
+impl std::error::Error for EndedEarly {}
 
 /// Where the RAM of a machine is in its process.
 #[derive(Clone, Debug)]
@@ -84,10 +97,32 @@ impl Machine {
 
     /// As [`Machine::start`], on progress memory that a watcher may be looking at already.
     pub fn start_watched(options: &MachineOptions, progress: Arc<ProgressFile>) -> Result<Self> {
+        Self::start_met(options, progress, |_| ())
+    }
+
+    /// As [`Machine::start_watched`]; `spawned` is told the number of its process as soon as it has
+    /// one.
+    ///
+    /// # Errors
+    ///
+    /// With [`EndedEarly`] in it, if it has ended before its control socket answered.
+    pub fn start_met(
+        options: &MachineOptions,
+        progress: Arc<ProgressFile>,
+        spawned: impl FnOnce(u32),
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("paguro-").tempdir()?;
         let socket = dir.path().join("qmp.sock");
         let log = std::fs::File::create(dir.path().join("stderr"))?;
-        let mut command = Command::new(program()?);
+        let program = program()?;
+        let mut command = match options.through.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
         command
             .args(options.args())
             .arg("--qmp")
@@ -103,6 +138,7 @@ impl Machine {
             command.env(force::VARIABLE, &options.force);
         }
         let mut child = command.spawn().context("cannot start a machine")?;
+        spawned(child.id());
         let leash = child.stdin.take().map(OwnedFd::from);
         // Anything that fails from here on must not leave the child behind.
         let client = match connect(&mut child, &socket) {
@@ -116,7 +152,7 @@ impl Machine {
         let mut machine = Self {
             child,
             options: options.clone(),
-            client,
+            client: Some(client),
             progress,
             defaults: Parameters::new(),
             dir,
@@ -154,7 +190,13 @@ impl Machine {
     /// A command of its control socket. When it fails because the machine died, the error has its
     /// last words.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        self.client.execute(command, arguments).map_err(|error| {
+        let client = match &mut self.client {
+            Some(client) => Ok(client),
+            None => Client::connect(&self.dir.path().join("qmp.sock"))
+                .map(|client| self.client.insert(client)),
+        };
+        let answer = client.and_then(|client| client.execute(command, arguments));
+        answer.map_err(|error| {
             // The connection breaks a moment before the process is gone.
             std::thread::sleep(Duration::from_millis(5));
             match self.child.try_wait() {
@@ -165,6 +207,33 @@ impl Machine {
                 _ => error,
             }
         })
+    }
+
+    /// Lets somebody else have its control socket, until the next command.
+    pub fn hang_up(&mut self) {
+        self.client = None;
+    }
+
+    /// Its control socket, as an address.
+    pub fn qmp_address(&self) -> String {
+        format!("unix:{}", self.dir.path().join("qmp.sock").display())
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.ended_within(Duration::ZERO)
+    }
+
+    /// How it ends, if it does in that time.
+    pub fn ended_within(&mut self, at_most: Duration) -> Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + at_most;
+        loop {
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || Instant::now() >= deadline {
+                return Ok(ended);
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// What it has said on standard error so far.
@@ -462,17 +531,10 @@ impl Machine {
         smaps::process(self.pid())
     }
 
-    fn wait_exit(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + IN_VAIN;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                bail!("the machine does not end");
-            }
-            std::thread::sleep(POLL);
-        }
+    /// Waits for its end.
+    pub fn wait_exit(&mut self) -> Result<ExitStatus> {
+        let ended = self.ended_within(IN_VAIN)?;
+        ended.context("the machine does not end")
     }
 }
 
@@ -483,7 +545,7 @@ impl Drop for Machine {
 }
 
 /// This very program.
-fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find the file of this program")
 }
 
@@ -491,7 +553,7 @@ fn connect(child: &mut Child, socket: &Path) -> Result<Client> {
     let deadline = Instant::now() + IN_VAIN;
     loop {
         if let Some(status) = child.try_wait()? {
-            return Err(anyhow!("it ended with {status}"));
+            return Err(EndedEarly(status).into());
         }
         if socket.exists() {
             match Client::connect(socket) {

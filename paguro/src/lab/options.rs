@@ -42,6 +42,9 @@ pub struct MachineOptions {
     pub gap_threshold_us: u64,
     /// `PAGURO_FORCE` of the child; this process's own is not handed on.
     pub force: String,
+    /// A command that becomes the program, given its file and arguments: to be in a cgroup from the
+    /// start, for instance.
+    pub through: Vec<OsString>,
 }
 
 /// How a machine comes back.
@@ -74,6 +77,7 @@ impl Default for MachineOptions {
             paused: false,
             gap_threshold_us: 500,
             force: String::new(),
+            through: Vec::new(),
         }
     }
 }

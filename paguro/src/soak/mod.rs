@@ -6,12 +6,14 @@
 //! | [`matrix`] | which machines there are, and in which order they are tried |
 //! | [`walk`] | what is done with one |
 //! | [`moves`] | the same three for guests that move |
+//! | [`failures`] | what befalls those at work meanwhile |
 //! | [`trial`] | one of either kind |
 //! | [`pairs`] | selections in which every two values meet |
 //! | [`load`] | a busy host |
 //! | [`rng`] | random numbers that a seed brings back |
 
 mod case;
+mod failures;
 mod load;
 mod matrix;
 mod moves;
@@ -36,6 +38,7 @@ use crate::interrupt::{Again, Interrupts};
 use crate::lab::{HugePages, Tally, host};
 use crate::progress::Bar;
 use case::Case;
+pub use failures::case::FailureCase;
 use moves::case::{MoveCase, TrackerArg};
 use rng::Rng;
 pub use trial::Trial;
@@ -50,13 +53,16 @@ const HUGE_BYTES: u64 = 64 << 20;
 /// Runs the command.
 pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch(Again::Leaves)?;
-    let seed = args.seed.unwrap_or_else(seed_of_now);
-    let mut rng = Rng::new(seed);
     let sabotage = match (forced.broken.snapshot, forced.broken.migration) {
         (Sabotage::None, SourceSabotage::None) => "",
         (Sabotage::None, sabotage) => source_sabotage_name(sabotage),
         (sabotage, _) => sabotage_name(sabotage),
     };
+    if args.failures || !args.failure.is_empty() {
+        return failures::run(args, forced, sabotage, &interrupts);
+    }
+    let seed = args.seed.unwrap_or_else(seed_of_now);
+    let mut rng = Rng::new(seed);
     let mut soak = Soak {
         seed,
         started: Instant::now(),

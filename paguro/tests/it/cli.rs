@@ -59,7 +59,10 @@ fn help_teaches_by_examples() {
         ),
         (&["inspect", "--help"], &["--verify", "--json", "Examples:"]),
         (&["bench", "snapshot", "--help"], &["--quick", "--json"]),
-        (&["soak", "--help"], &["--minutes", "--seed"]),
+        (
+            &["soak", "--help"],
+            &["--minutes", "--seed", "--failures", "--from"],
+        ),
     ] {
         let text = help(args);
         for word in words {

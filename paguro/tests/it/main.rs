@@ -1,6 +1,7 @@
 //! The program as its users see it: commands, the control socket, files.
 
 mod away;
+mod befallen;
 mod cli;
 mod demo;
 mod files;
