@@ -6,7 +6,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paguro_migration::channel::Stop;
-use paguro_migration::restore::RestoreFile;
 use paguro_vmm::ShutdownCause;
 
 use crate::guest::Guest;
@@ -24,7 +23,6 @@ struct State {
     begun: bool,
     socket: Option<Arc<SocketFile>>,
     waiting: Option<Stop>,
-    restoring: Option<Arc<RestoreFile>>,
     guest: Option<Arc<Guest>>,
 }
 
@@ -64,22 +62,12 @@ impl Ending {
         }
     }
 
-    /// From now on asking ends the patience with a file that a machine comes out of.
-    pub fn restores(&self, file: &Arc<RestoreFile>) {
-        let mut state = self.lock();
-        state.restoring = Some(file.clone());
-        if state.asked {
-            state.end();
-        }
-    }
-
     /// From now on asking ends this machine, and nothing else: what was waited for is here, and its
     /// channels end with the machine, in order.
     pub fn has(&self, guest: &Arc<Guest>) {
         let mut state = self.lock();
         state.begun = true;
         state.waiting = None;
-        state.restoring = None;
         state.guest = Some(guest.clone());
         if state.asked {
             state.end();
@@ -95,9 +83,6 @@ impl State {
     fn end(&mut self) {
         if let Some(stop) = self.waiting.take() {
             stop.stop();
-        }
-        if let Some(file) = self.restoring.take() {
-            file.give_up();
         }
         if let Some(guest) = &self.guest {
             guest.vm().quit(ShutdownCause::HostSignal);

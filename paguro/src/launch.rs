@@ -16,7 +16,6 @@ use crate::cli::{
     AccelArg, BackingArg, ClockArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg,
     RestoreModeArg,
 };
-use crate::ending::Ending;
 use crate::guest::{Alarm, Guest, Return};
 use crate::hints::Advised;
 use crate::qmp::with_causes;
@@ -95,17 +94,10 @@ fn blank(args: &MachineArgs, host: Host) -> Result<Guest> {
     Ok(Guest::new(vm, memory, None))
 }
 
-/// A machine out of a file, and whether it ran when it was saved. Whoever ends the process meanwhile
-/// does not wait for a file that cannot be read.
-pub fn restored(
-    args: &MachineArgs,
-    path: &Path,
-    host: Host,
-    ending: &Ending,
-) -> Result<(Guest, bool)> {
+/// A machine out of a file, and whether it ran when it was saved.
+pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, bool)> {
     refuse_unmappable(args)?;
     let file = Arc::new(RestoreFile::open(path)?);
-    ending.restores(&file);
     if file.machine_name() != MACHINE_NAME {
         return Err(Advised::error(
             format!(

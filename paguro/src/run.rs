@@ -87,7 +87,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
         handed => handed.flatten(),
     };
     let (guest, runs) = match (origin, &handed) {
-        (Origin::File(path), _) => launch::restored(args, path, host, &ending)?,
+        (Origin::File(path), _) => launch::restored(args, path, host)?,
         (_, Some(handed)) => (launch::handed(args, handed.taken.ram(), host)?, false),
         (Origin::Incoming(_), _) => (launch::empty(args, host)?, false),
         _ => (launch::fresh(args, host)?, true),
