@@ -1,7 +1,6 @@
 //! Progress bars: on standard error, and only where somebody looks at it.
 
 use std::fmt::Display;
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -39,7 +38,8 @@ impl Bar {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(what);
-        bar.enable_steady_tick(Duration::from_millis(200));
+        // Drawn when it is set: a thread of its own could not be had where threads are few, and
+        // nothing here is worth an end of the work.
         Self(bar)
     }
 
