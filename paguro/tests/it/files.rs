@@ -48,10 +48,10 @@ fn file_uri(path: &Path) -> String {
     format!("file:{}", path.display())
 }
 
-/// The guest in a file runs.
-fn comes_in(uri: &str) {
+/// The guest in a file runs, or can.
+fn comes_in(uri: &str, status: &str) {
     let mut there = Side::run(&["--incoming", uri]);
-    there.qmp.wait_status("running");
+    there.qmp.wait_status(status);
     let writes = there.check();
     there.runs_on(writes);
     there.quit();
@@ -72,7 +72,7 @@ fn a_guest_that_is_in_a_file_does_not_run_on_beside_it() {
     assert_eq!(report["warning"], Value::Null, "{report}");
     assert_eq!(here.status(), "postmigrate");
     assert!(here.check() >= writes);
-    comes_in(&uri);
+    comes_in(&uri, "running");
     // And an older one is replaced.
     here.qmp.execute("cont", json!({}));
     let (mut here, output) = Way::Snapshot.go(here, &file);
@@ -87,11 +87,6 @@ fn a_guest_that_is_in_a_file_does_not_run_on_beside_it() {
 
 /// A machine of which system calls fail as strace is told.
 fn failing(inject: &[&str]) -> Option<Side> {
-    failing_at(tempfile::tempdir().unwrap(), &[], inject)
-}
-
-/// The same, only for what concerns one of these paths, if any are given.
-fn failing_at(dir: tempfile::TempDir, paths: &[&Path], inject: &[&str]) -> Option<Side> {
     let strace = || {
         let mut command = Command::new("strace");
         // It is the tracer that goes into the background, not the program.
@@ -104,11 +99,9 @@ fn failing_at(dir: tempfile::TempDir, paths: &[&Path], inject: &[&str]) -> Optio
         return None;
     }
     let mut command = strace();
-    for path in paths {
-        command.arg("-P").arg(path);
-    }
     command.args(inject.iter().map(|what| format!("--inject={what}")));
     plain(command.arg(PAGURO));
+    let dir = tempfile::tempdir().unwrap();
     let machine = Machine::run_by(command, dir.path(), &["--workload", "rate=1000"]);
     let qmp = machine.connect();
     Some(Side { dir, machine, qmp })
@@ -141,14 +134,17 @@ impl Way {
 fn what_fails_when_a_file_has_its_name_is_a_warning() {
     let _turn = turn();
     for way in [Way::Migrate, Way::Snapshot] {
-        // Of the directory a thread's second; and of the file once it has its name.
-        let dir = tempfile::tempdir().unwrap();
-        let paths = [dir.path().to_owned(), dir.path().join("x")];
-        let paths = paths.each_ref().map(|path| path.as_path());
-        let inject = ["fsync:error=EIO:when=2+", "syncfs:error=EIO"];
-        let Some(here) = failing_at(dir, &paths, &inject) else {
+        // A thread's last, of the directory. Before it comes that of the file, and in a migration also
+        // one before the guest would be stopped, and one before it is permitted to run.
+        let syncs = match way {
+            Way::Migrate => "fsync:error=EIO:when=4+",
+            Way::Snapshot => "fsync:error=EIO:when=3+",
+        };
+        let Some(mut here) = failing(&[syncs, "syncfs:error=EIO"]) else {
             return;
         };
+        // One that writes might need another pass, with a sync of its own.
+        here.qmp.execute("stop", json!({}));
         let file = here.dir.path().join("x");
         let (mut here, output) = way.go(here, &file);
         let said = text(&output.stderr);
@@ -164,7 +160,7 @@ fn what_fails_when_a_file_has_its_name_is_a_warning() {
         assert!(now.get("error-desc").is_none(), "{now}");
         assert_eq!(here.status(), "postmigrate");
         match way {
-            Way::Migrate => comes_in(&file_uri(&file)),
+            Way::Migrate => comes_in(&file_uri(&file), "paused"),
             Way::Snapshot => verified(&file),
         }
         here.quit();
@@ -346,7 +342,7 @@ fn a_file_is_replaced_where_its_link_leads() {
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 1);
         match way {
             Way::Snapshot => verified(&link),
-            Way::Migrate => comes_in(&file_uri(&link)),
+            Way::Migrate => comes_in(&file_uri(&link), "running"),
         }
         here.qmp.execute("cont", json!({}));
     }
