@@ -100,7 +100,8 @@ impl Rate {
 /// How long the sender took to find, read and write pages.
 #[derive(Debug, Default)]
 pub struct Labour {
-    /// Pages that were looked at for the first time, those of them that are sent, and how long that took.
+    /// Pages that were looked at for the first time, as how many of them what was sent is, and how long
+    /// that took.
     looked: u64,
     found: u64,
     looking: Duration,
@@ -111,12 +112,12 @@ pub struct Labour {
 }
 
 impl Labour {
-    /// Of so many pages some were to be sent.
-    pub fn count(&mut self, pages: u64, sent: u64, time: Duration) {
+    /// Of so many pages some were to be sent, which made as many bytes as `found` pages have.
+    pub fn count(&mut self, pages: u64, found: u64, sent: u64, time: Duration) {
         if self.unlooked > 0 {
             self.unlooked = self.unlooked.saturating_sub(pages);
             self.looked += pages;
-            self.found += sent;
+            self.found += found;
             self.looking += time;
         }
         if sent > 0 {
@@ -228,18 +229,18 @@ mod tests {
         assert_eq!(labour.expect(1000), (1000, Duration::ZERO));
         // Every tenth page was there.
         for _ in 0..5 {
-            labour.count(100, 10, Duration::from_millis(1));
+            labour.count(100, 10, 10, Duration::from_millis(1));
         }
         assert_eq!(labour.expect(500), (50, Duration::from_millis(5)));
         // All was looked at, and a page here and there takes long.
-        labour.count(500, 50, Duration::from_millis(5));
-        labour.count(5, 5, Duration::from_secs(5));
+        labour.count(500, 50, 50, Duration::from_millis(5));
+        labour.count(5, 5, 5, Duration::from_secs(5));
         let (pages, time) = labour.expect(7);
         assert_eq!((pages, time.as_secs_f64().round()), (7, 7.0));
         // That was a moment's: it is forgotten in a few passes.
         for _ in 0..60 {
             labour.fade();
-            labour.count(5, 5, Duration::from_micros(50));
+            labour.count(5, 5, 5, Duration::from_micros(50));
         }
         assert!(labour.expect(7).1 < Duration::from_millis(200));
     }

@@ -340,8 +340,15 @@ impl Sender<'_> {
                 self.send(block, chunk.clone(), &mut due)?;
                 let bytes = self.written_bytes() - before;
                 let sent = due.content.len() + due.gone.len();
+                // What is in doubt is looked at and turns out to be zero. Lanes tell only later what they
+                // wrote.
+                let found = match self.lanes {
+                    Some(_) => sent as u64,
+                    None => bytes.div_ceil(paguro_sys::page_size() as u64),
+                };
+                let pages = chunk.len() as u64;
                 self.labour
-                    .count(chunk.len() as u64, sent as u64, start.elapsed());
+                    .count(pages, found, sent as u64, start.elapsed());
                 // A chunk of zeros says nothing about the channel, nor does one of which next to
                 // nothing is sent.
                 let whole = due.content.len() as u64 - (self.differences() - differences);
