@@ -208,13 +208,13 @@ impl Freeze {
     /// While RAM is filled, a page that is read must be there, for the same reason. Where a marker
     /// of an absent page looks like a page that was swapped out, zeros are placed on whatever may be
     /// one: what is there already stays as it is, and what is not is zero, as it did come once or
-    /// nobody has anything for it.
+    /// nobody has anything for it. On that page alone: its neighbours may be still to come.
     fn make_sure(&self, index: usize, page: usize) -> Result<(), FreezeError> {
         if let Some(faults) = &self.faults
             && !self.pagemap.tells_markers()
             && self.blocks[index].placed.load(Ordering::Acquire)
         {
-            faults.place_zeros(index, self.unit_around(Located { block: index, page }))?;
+            faults.place_zeros(index, faults.unit_of(Located { block: index, page }))?;
         }
         Ok(())
     }

@@ -83,7 +83,15 @@ impl MissingHandler for Places {
 
 /// Two granules, of which the source has the first and a bit of the second.
 fn rig(backing: Backing, has: std::ops::Range<usize>) -> Option<(Rig, Arc<Source>)> {
-    let rig = Rig::new(&[(1024, backing, PageKind::Small)])?;
+    rig_of(backing, PageKind::Small, has)
+}
+
+fn rig_of(
+    backing: Backing,
+    kind: PageKind,
+    has: std::ops::Range<usize>,
+) -> Option<(Rig, Arc<Source>)> {
+    let rig = Rig::new(&[(1024, backing, kind)])?;
     let source = Arc::new(Source::new(1024, has));
     rig.faults.register(0, Use::Missing).unwrap();
     rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
@@ -132,8 +140,13 @@ fn marked(mut options: FreezeOptions, tells_markers: bool) -> FreezeOptions {
 #[test]
 fn the_scan_waits_for_no_reader() {
     let _alone = alone();
-    for tells_markers in [true, false] {
-        let Some((rig, source)) = rig(Backing::Anonymous, 0..800) else {
+    for (kind, tells_markers) in [
+        (PageKind::Small, true),
+        (PageKind::Small, false),
+        (PageKind::Thp, true),
+        (PageKind::Thp, false),
+    ] {
+        let Some((rig, source)) = rig_of(Backing::Anonymous, kind, 0..800) else {
             return;
         };
         // Arrived and written, arrived and given back, not arrived; nothing to come.
@@ -154,7 +167,13 @@ fn the_scan_waits_for_no_reader() {
         drop(barrier);
         freeze.end();
         let found = [9, 10, 20, 700, 701, 900, 901].map(|page| value(&picture, 0, page));
-        assert_eq!(found, [2, 5, 0, 0, 2, 0, 0], "{tells_markers}");
+        assert_eq!(found, [2, 5, 0, 0, 2, 0, 0], "{kind:?}, {tells_markers}");
+        // Nor did it put anything where pages are still to come.
+        for page in [9, 701] {
+            let mapping = rig.ram.blocks()[0].mapping().clone();
+            let came = run(move || mapping.is_equal(page * PAGE, &[2; PAGE]));
+            assert!(ends(&came), "page {page}, {kind:?}, {tells_markers}");
+        }
     }
 }
 

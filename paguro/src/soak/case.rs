@@ -70,11 +70,12 @@ pub enum Dma {
 pub const RATE: u64 = 10_000;
 
 /// Values of `force`.
-pub const FORCES: [&str; 6] = [
+pub const FORCES: [&str; 7] = [
     "none",
     "no-wp-unpopulated",
     "no-pagemap-scan",
     "no-populate-read",
+    "no-marker-entries",
     "user-mode-only",
     "no-userfaultfd",
 ];
