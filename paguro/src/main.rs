@@ -19,6 +19,7 @@
 //! | [`lab`] | what these share: machines in processes of their own, seen from outside |
 //! | [`hints`] | what an operator can do about an error |
 //! | [`log`] | what is said on standard error, which nobody may be reading |
+//! | [`reserve`] | memory that is kept back for when there is none |
 
 #![forbid(unsafe_code)]
 
@@ -39,6 +40,7 @@ mod log;
 mod migrate;
 mod progress;
 mod qmp;
+mod reserve;
 mod run;
 mod size;
 mod snapshot;
@@ -62,6 +64,7 @@ static MAIN_AT_NS: OnceLock<u64> = OnceLock::new();
 
 fn main() -> ExitCode {
     MAIN_AT_NS.get_or_init(lab::now_ns);
+    reserve::start();
     let cli = Cli::parse();
     log::start();
     trace();

@@ -87,6 +87,7 @@ impl Session<'_> {
     }
 
     fn answer(&mut self, piece: Piece) -> Result<(), Gone> {
+        crate::reserve::refill();
         let mut id = None;
         let before = self.negotiated;
         let result = self.execute(piece, &mut id);

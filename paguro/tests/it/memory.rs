@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, MemoryCgroup, check_ram, output, text, turn};
@@ -132,4 +133,42 @@ fn a_machine_comes_in_where_there_is_little_memory() {
     assert!(moved.status.success(), "{}", text(&moved.stderr));
     wait_touched(&cgroup);
     is_well(&destination, &cgroup);
+}
+
+/// Whoever may have no more address space is refused what is large, and gets the small things that a
+/// program cannot do without.
+#[test]
+fn a_machine_that_may_have_no_more_address_space_outlives_a_snapshot() {
+    let _turn = turn();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for more in [0, 3, 5, 8, 16] {
+        for stops in [true, false] {
+            let machine = Machine::run_in_turn(dir.path(), &["--memory", "64M"]);
+            machine.connect();
+            limit_address_space(&machine, Some(more * MIB));
+            let options: &[&str] = if stops { &["--stop"] } else { &[] };
+            let saved = machine.snapshot(&dir.path().join("a"), options);
+            println!("{more} MiB, {options:?}: {}", text(&saved.stderr));
+            // Without it, for not even a client may be let in.
+            limit_address_space(&machine, None);
+            let status = machine.connect().execute("query-status", json!({}));
+            let stopped = stops && saved.status.success();
+            let must_be = if stopped { "postmigrate" } else { "running" };
+            assert_eq!(status["status"], must_be, "{more} MiB, {options:?}");
+        }
+    }
+}
+
+/// From now on it may have so much more than it has, or all.
+fn limit_address_space(machine: &Machine, more: Option<u64>) {
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", machine.pid())).unwrap();
+    let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+    let bytes = pages * paguro_sys::page_size() as u64;
+    let maximum = getrlimit(Resource::As).maximum;
+    let limit = Rlimit {
+        current: more.map_or(maximum, |more| Some(bytes + more)),
+        maximum,
+    };
+    let pid = Pid::from_raw(machine.pid() as i32);
+    prlimit(pid, Resource::As, limit).unwrap();
 }
