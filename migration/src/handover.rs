@@ -412,7 +412,7 @@ fn map_block(
         source: Box::new(error),
     })?;
     let block = RamBlock::adopt(&id, address, Arc::new(mapping), Backing::Memfd);
-    let block = block.with_file(file, offset);
+    let block = block.with_file(file, offset).left_by_others();
     if used < bytes {
         block
             .resize(used as usize)

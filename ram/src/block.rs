@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use paguro_sys::{Advice, HUGE_PAGE_BYTES, MapError, Mapping, page_size};
 
@@ -80,6 +80,17 @@ pub struct BlockConfig {
     pub pages: PageKind,
 }
 
+/// Who else puts pages into the file behind a block: they are in the file and not mapped here.
+#[derive(Debug)]
+pub(crate) enum Others {
+    /// Nobody.
+    None,
+    /// Somebody did. Set when those pages were mapped here, by whoever looked first.
+    Before(OnceLock<()>),
+    /// Somebody may, at any time.
+    Always,
+}
+
 /// A named piece of guest RAM. Its maximum length is that of its mapping; its used length may
 /// change below that.
 #[derive(Debug)]
@@ -92,6 +103,7 @@ pub struct RamBlock {
     pages: PageKind,
     file: Option<OwnedFd>,
     file_offset: u64,
+    others: Others,
     read_only: bool,
 }
 
@@ -152,6 +164,7 @@ impl RamBlock {
             pages,
             file,
             file_offset: 0,
+            others: Others::None,
             read_only: false,
         })
     }
@@ -198,15 +211,26 @@ impl RamBlock {
             pages,
             file: None,
             file_offset: 0,
+            others: Others::None,
             read_only: false,
         }
     }
 
     /// The same block with the file behind its shared mapping (for [`Backing::Memfd`]), which
-    /// begins at byte `offset` of it.
+    /// begins at byte `offset` of it. Others may write to it at any time. Where its pages are
+    /// [`PageKind::Huge`] and not all of the file has pages, each look at which ones exist then takes
+    /// some 100 us a page that does not; [`RamBlock::left_by_others`] saves that.
     pub fn with_file(mut self, file: OwnedFd, offset: u64) -> Self {
         self.file = Some(file);
         self.file_offset = offset;
+        self.others = Others::Always;
+        self
+    }
+
+    /// The same block, whose file others have written to *before* anybody looks at which of its pages
+    /// exist, and do not any more: they handed it over.
+    pub fn left_by_others(mut self) -> Self {
+        self.others = Others::Before(OnceLock::new());
         self
     }
 
@@ -241,9 +265,14 @@ impl RamBlock {
         self.pages
     }
 
-    /// The file behind a shared mapping.
+    /// The file behind a shared mapping. Of a block that was made by [`RamBlock::new`] no other process
+    /// may write to it: what exists in huge pages is what is mapped here.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn others(&self) -> &Others {
+        &self.others
     }
 
     /// Where in its file the block begins, in bytes.

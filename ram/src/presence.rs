@@ -2,10 +2,12 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 
-use paguro_sys::page_size;
 use paguro_sys::presence::{Pagemap, Which, hugetlb, shared};
+use paguro_sys::{Mapping, page_size};
 
+use crate::block::Others;
 use crate::{Backing, RamBlock};
 
 /// Calls `found` with the runs of pages of `pages` that may have content. All others are absent:
@@ -31,7 +33,18 @@ pub fn present(
     match (block.backing(), block.file()) {
         (Backing::Anonymous, _) if huge => hugetlb(mapping, None, bytes, runs),
         (Backing::Memfd, Some(file)) if huge => {
-            hugetlb(mapping, Some((file, block.file_offset())), bytes, runs)
+            let file = (file, block.file_offset());
+            match block.others() {
+                Others::None => hugetlb(mapping, None, bytes, runs),
+                Others::Before(mapped) => {
+                    if mapped.get().is_none() {
+                        map_all(mapping, file)?;
+                        let _ = mapped.set(());
+                    }
+                    hugetlb(mapping, None, bytes, runs)
+                }
+                Others::Always => hugetlb(mapping, Some(file), bytes, runs),
+            }
         }
         (Backing::Memfd, Some(file)) => shared(mapping, file, block.file_offset(), bytes, runs),
         // A private file mapping reads the file where nothing was written: all of it has content. So may
@@ -42,6 +55,14 @@ pub fn present(
         }
         (Backing::Anonymous, _) => pagemap.scan(mapping, bytes, Which::Existing, runs),
     }
+}
+
+/// Has pages that others left in a file mapped here, so that the page tables tell of them from now on.
+/// They are there: reading a byte of each takes no memory.
+fn map_all(mapping: &Mapping, file: (BorrowedFd<'_>, u64)) -> io::Result<()> {
+    hugetlb(mapping, Some(file), 0..mapping.len(), |bytes| {
+        mapping.touch(bytes.start, bytes.len());
+    })
 }
 
 /// Calls `found` with the runs of pages that exist and are not protected by a userfaultfd, where the

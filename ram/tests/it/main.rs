@@ -2,5 +2,6 @@
 
 mod discards;
 mod guest_memory;
+mod handed;
 mod populating;
 mod resizing;
