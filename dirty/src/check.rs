@@ -25,13 +25,15 @@ use crate::{Copied, Freeze, FreezeError, Sabotage};
 impl Freeze {
     /// In the pause: what each page holds. Not while RAM is filled: a page that is not there would be
     /// waited for.
-    pub(crate) fn take_digests(&self) {
+    pub(crate) fn take_digests(&self) -> Result<(), FreezeError> {
         if !self.options.check || self.source.is_some() {
-            return;
+            return Ok(());
         }
         for block in &self.blocks {
             let page_bytes = page_size();
-            let mut digests = vec![0; block.pages()];
+            let mut digests = Vec::new();
+            digests.try_reserve_exact(block.pages())?;
+            digests.resize(block.pages(), 0);
             let mut content = vec![0; page_bytes];
             block.absent.gaps(0..block.pages(), |there| {
                 for page in there {
@@ -45,6 +47,7 @@ impl Freeze {
             });
             let _ = block.digests.set(digests);
         }
+        Ok(())
     }
 
     /// Looks at pages that were copied and are still claimed and protected.

@@ -1,5 +1,7 @@
 //! What can go wrong with a freeze.
 
+use std::collections::TryReserveError;
+
 use paguro_faults::FaultsError;
 use paguro_ram::PopulateError;
 use paguro_sys::MapError;
@@ -40,6 +42,9 @@ pub enum FreezeError {
         #[source]
         source: MapError,
     },
+    /// The host's: no memory for what is kept of each page of RAM.
+    #[error("no memory for the tables of a freeze")]
+    Tables(#[from] TryReserveError),
     /// The caller's: another freeze of this RAM is on.
     #[error("guest RAM is frozen already")]
     Busy,

@@ -132,7 +132,7 @@ impl Freeze {
     ///
     /// # Errors
     ///
-    /// [`FreezeError::Unprotectable`], `Faults`, `Buffer`, `BufferTooSmall`: nothing is left
+    /// [`FreezeError::Unprotectable`], `Faults`, `Tables`, `Buffer`, `BufferTooSmall`: nothing is left
     /// registered then. `Busy`: another one was not ended yet, and goes on.
     pub fn new(
         faults: Option<Arc<Faults>>,
@@ -142,11 +142,11 @@ impl Freeze {
         options: FreezeOptions,
     ) -> Result<Arc<Self>, FreezeError> {
         let chunk = options.chunk_pages.clamp(1, CHUNK);
-        let blocks: Vec<_> = ram
+        let blocks: Vec<Picture> = ram
             .blocks()
             .iter()
             .map(|block| Picture::new(block.clone(), &options))
-            .collect();
+            .collect::<Result<_, _>>()?;
         for (block, hot) in blocks.iter().zip(hot) {
             hot.runs(0..hot.pages().min(block.hot.pages()), |run| {
                 block.hot.insert_range(run)
@@ -294,7 +294,7 @@ impl Freeze {
                     block.saved.insert_range(part);
                 });
         }
-        self.take_digests();
+        self.take_digests()?;
         self.total.store(total, Ordering::Release);
         self.left.store(left, Ordering::Release);
         // Not if it failed meanwhile: what is over stays over.

@@ -1,5 +1,6 @@
 //! What the freeze knows of one RAM block.
 
+use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,32 +50,35 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
-    pub(crate) fn new(ram: Arc<RamBlock>, options: &FreezeOptions) -> Self {
+    pub(crate) fn new(
+        ram: Arc<RamBlock>,
+        options: &FreezeOptions,
+    ) -> Result<Self, TryReserveError> {
         let pages = ram.max_pages();
         let granules = pages.div_ceil(CHUNK);
-        let absent = PageSet::new(pages);
+        let absent = PageSet::try_new(pages)?;
         absent.insert_range(0..pages);
         let whole = options.huge == HugePolicy::Keep
             && ram.page_kind() == PageKind::Thp
             && ram.backing() == Backing::Anonymous;
         let unit = if whole { CHUNK } else { ram.unit_pages() };
-        Self {
+        Ok(Self {
             absent,
-            claimed: PageSet::new(pages),
-            saved: PageSet::new(pages),
-            released: PageSet::new(pages),
-            removed: PageSet::new(pages),
-            armed: PageSet::new(granules),
-            gone: PageSet::new(granules),
-            split: PageSet::new(granules),
-            hot: PageSet::new(granules),
+            claimed: PageSet::try_new(pages)?,
+            saved: PageSet::try_new(pages)?,
+            released: PageSet::try_new(pages)?,
+            removed: PageSet::try_new(pages)?,
+            armed: PageSet::try_new(granules)?,
+            gone: PageSet::try_new(granules)?,
+            split: PageSet::try_new(granules)?,
+            hot: PageSet::try_new(granules)?,
             unit,
             placed: AtomicBool::new(false),
             looked: AtomicUsize::new(ram.pages()),
             held: AtomicUsize::new(0),
             digests: OnceLock::new(),
             ram,
-        }
+        })
     }
 
     /// Pages of the picture; none before the pause.

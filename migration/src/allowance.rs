@@ -3,14 +3,17 @@
 //! A buffer that is too large gets the machine killed, which is worse than anything that a small one
 //! costs. So it may take half of what is free: of everything that bounds memory, see [`Limits`],
 //! that leaves the least. What the guest has not touched yet is not free, for the guest may touch it
-//! at any time. The other half is for what comes with a buffer: page tables, sets, tables of
-//! checksums, threads, files that are being written.
+//! at any time, nor is what is kept of each page: sets, checksums. The other half is for what comes
+//! with a buffer: page tables, threads, files that are being written.
 //!
 //! Of the host's own free memory an eighth may be taken however much RAM is untouched: a host that
 //! promises more than it has is not this machine's to save.
 
 use paguro_ram::{GuestRam, PageKind};
 use paguro_sys::{Bound, Free, Limits};
+
+/// Kept of each page of RAM, in bytes: a checksum, and a bit in each of eight sets.
+const TABLES_BYTES: u64 = 4 + 1;
 
 /// What may be taken, and what allows no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,21 +32,23 @@ impl Allowance {
         let small = small.filter(|block| block.page_kind() != PageKind::Huge);
         let bytes: usize = small.map(|block| block.used_bytes()).sum();
         let untouched = (bytes as u64).saturating_sub(limits.anonymous_bytes());
-        Self::of(limits.memory(), untouched)
+        let tables = (ram.pages() as u64).saturating_mul(TABLES_BYTES);
+        Self::of(limits.memory(), untouched, tables)
     }
 
-    fn of(free: Vec<Free>, untouched_bytes: u64) -> Self {
+    fn of(free: Vec<Free>, untouched_bytes: u64, table_bytes: u64) -> Self {
         let unbounded = Self {
             bytes: u64::MAX,
             bound: None,
         };
         free.into_iter().fold(unbounded, |least, free| {
-            let left = free.bytes.saturating_sub(untouched_bytes) / 2;
+            let bytes = free.bytes.saturating_sub(table_bytes);
+            let left = bytes.saturating_sub(untouched_bytes) / 2;
             let bytes = match free.bound {
-                Bound::Host => left.max(free.bytes / 8),
+                Bound::Host => left.max(bytes / 8),
                 Bound::Cgroup { .. } => left,
                 // Here RAM counts from the beginning.
-                _ => free.bytes / 2,
+                _ => bytes / 2,
             };
             match bytes < least.bytes {
                 true => Self {
@@ -84,20 +89,23 @@ mod tests {
         };
         // The guest has all its memory: half of the least.
         let data = Bound::Data { limit_bytes: 1 };
-        let found = Allowance::of(all(), 0);
+        let found = Allowance::of(all(), 0, 0);
         assert_eq!((found.bytes / MIB, found.bound), (25, Some(data)));
         // It may touch 250 MiB more, which limits of the process have counted already.
-        let found = Allowance::of(all(), 250 * MIB);
+        let found = Allowance::of(all(), 250 * MIB, 0);
         let least = (5, Some(cgroup("/a/b")));
         assert_eq!((found.bytes / MIB, found.bound), least);
-        let found = Allowance::of(all(), 270 * MIB);
+        let found = Allowance::of(all(), 270 * MIB, 0);
         assert_eq!(found.bytes, 0);
+        // What is kept of each page is taken all the same.
+        let found = Allowance::of(all(), 0, 20 * MIB);
+        assert_eq!(found.bytes / MIB, 15);
     }
 
     #[test]
     fn a_host_that_promises_more_than_it_has_leaves_an_eighth_of_what_is_free() {
-        let found = Allowance::of(vec![free(800, Bound::Host)], 10_000 * MIB);
+        let found = Allowance::of(vec![free(800, Bound::Host)], 10_000 * MIB, 0);
         assert_eq!(found.bytes, 100 * MIB);
-        assert_eq!(Allowance::of(Vec::new(), 1).bytes, u64::MAX);
+        assert_eq!(Allowance::of(Vec::new(), 1, 1).bytes, u64::MAX);
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong with a snapshot.
 
+use std::collections::TryReserveError;
 use std::path::PathBuf;
 
 use paguro_dirty::FreezeError;
@@ -48,6 +49,9 @@ pub enum SnapshotError {
     /// The freeze failed.
     #[error("guest RAM could not be held at one moment")]
     Freeze(#[source] FreezeError),
+    /// The host's: no memory for the checksums of all pages.
+    #[error("no memory for the tables of a snapshot")]
+    Tables(#[from] TryReserveError),
     /// The file's that RAM maps: a page of it could not be read, and is zeros here.
     #[error("pages of the file that guest RAM maps could not be read")]
     LostPages,

@@ -1,5 +1,6 @@
 //! Writing a frozen picture to a file: pages in parallel at fixed places, then all the rest.
 
+use std::collections::TryReserveError;
 use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -40,6 +41,14 @@ pub(crate) fn breathe(pacer: &mut Pacer, freeze: &Freeze, options: &SnapshotOpti
     }
 }
 
+/// A table of checksums, four bytes a page: 256 MiB for 256 GiB of RAM, which there may not be.
+fn unset_crcs(pages: usize) -> Result<Box<[AtomicU32]>, TryReserveError> {
+    let mut crcs = Vec::new();
+    crcs.try_reserve_exact(pages)?;
+    crcs.extend((0..pages).map(|_| AtomicU32::new(0)));
+    Ok(crcs.into())
+}
+
 /// A picture on its way into a file.
 pub(crate) struct Saver<'a> {
     pub(crate) file: &'a PartialFile,
@@ -61,26 +70,23 @@ impl<'a> Saver<'a> {
         freeze: &'a Freeze,
         control: &'a Control,
         options: &'a SnapshotOptions,
-    ) -> Self {
+    ) -> Result<Self, TryReserveError> {
         let pages = || layout.blocks.iter().map(|block| block.pages() as usize);
-        let crcs = if options.checksums {
-            pages()
-                .map(|pages| (0..pages).map(|_| AtomicU32::new(0)).collect())
-                .collect()
-        } else {
-            Vec::new()
+        let crcs = match options.checksums {
+            true => pages().map(unset_crcs).collect::<Result<_, _>>()?,
+            false => Vec::new(),
         };
-        Self {
+        Ok(Self {
             file,
             layout,
             freeze,
             control,
             options,
-            present: pages().map(PageSet::new).collect(),
+            present: pages().map(PageSet::try_new).collect::<Result<_, _>>()?,
             crcs,
             started: Instant::now(),
             paced_bytes: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Bytes that the tables of the file occupy meanwhile.

@@ -320,7 +320,7 @@ fn run(
     };
     let saver = match &outlet {
         Saving::File(file, layout) => {
-            let saver = Saver::new(file, layout, &freeze, control, options);
+            let saver = Saver::new(file, layout, &freeze, control, options)?;
             cancellable(&freeze, control, memory, || saver.save_pages())?;
             Some(saver)
         }

@@ -1,5 +1,6 @@
 //! One atomic bit a page.
 
+use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,12 +21,28 @@ impl std::fmt::Debug for PageSet {
 }
 
 impl PageSet {
-    /// An empty set for `pages` pages.
+    /// An empty set for `pages` pages. Where there is no memory for it the program ends, as with all
+    /// collections: for a set of a large guest's RAM there is [`PageSet::try_new`].
     pub fn new(pages: usize) -> Self {
         Self {
             words: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             pages,
         }
+    }
+
+    /// An empty set for `pages` pages, if there is memory for it.
+    ///
+    /// # Errors
+    ///
+    /// The host's: there is none.
+    pub fn try_new(pages: usize) -> Result<Self, TryReserveError> {
+        let mut words = Vec::new();
+        words.try_reserve_exact(pages.div_ceil(64))?;
+        words.extend((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)));
+        Ok(Self {
+            words: words.into(),
+            pages,
+        })
     }
 
     /// A set from bitmap words (bit *i* of word *w* is page 64 *w* + *i*), as in a mapped-ram file.

@@ -1,5 +1,7 @@
 //! What can go wrong with a tracker.
 
+use std::collections::TryReserveError;
+
 use paguro_sys::UffdError;
 
 /// A tracker failed.
@@ -27,6 +29,9 @@ pub enum TrackerError {
         #[source]
         source: std::io::Error,
     },
+    /// The host's: no memory for what is kept of each page.
+    #[error("no memory for the log of written pages")]
+    Tables(#[from] TryReserveError),
     /// The host's: memory could not be protected.
     #[error("RAM block {block} cannot be write-protected")]
     Protect {

@@ -13,6 +13,7 @@
 //!
 //! On older kernels reading the log protects all that was written, at once.
 
+use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -74,13 +75,20 @@ impl KvmLog {
     }
 
     fn begin(&self) -> Result<(), TrackerError> {
-        let log = |index| {
-            let words = self.slots.words(index);
-            Mutex::new(SlotLog {
-                read: vec![0; words],
-                reported: vec![0; words],
-            })
+        let words = |index| {
+            let mut words = Vec::new();
+            words.try_reserve_exact(self.slots.words(index))?;
+            words.resize(self.slots.words(index), 0);
+            Ok::<Vec<u64>, TryReserveError>(words)
         };
+        let log = |index| {
+            Ok(Mutex::new(SlotLog {
+                read: words(index)?,
+                reported: words(index)?,
+            }))
+        };
+        let logs = (0..self.places.len()).map(log);
+        let logs = logs.collect::<Result<_, TryReserveError>>()?;
         self.slots
             .set_manual(self.manual())
             .map_err(|source| TrackerError::Kvm {
@@ -88,7 +96,6 @@ impl KvmLog {
                 source,
             })?;
         place::switch_on(&self.ram, &self.slots, &self.places)?;
-        let logs = (0..self.places.len()).map(log).collect();
         *self.logs.write().unwrap_or_else(PoisonError::into_inner) = Some(logs);
         Ok(())
     }

@@ -47,21 +47,26 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// The host's: it does not say which pages exist.
+    /// The host's: it does not say which pages exist, or has no memory for the sets.
     pub fn all(
         ram: GuestRam,
         unarrived: Option<Arc<dyn Unarrived>>,
         host: &Host,
     ) -> std::io::Result<Self> {
-        let sets = || ram.blocks().iter().map(|b| PageSet::new(b.max_pages()));
-        let dirty: Vec<PageSet> = sets().collect();
+        let sets = || {
+            let blocks = ram.blocks().iter();
+            blocks
+                .map(|block| PageSet::try_new(block.max_pages()))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let dirty = sets()?;
         for (block, dirty) in ram.blocks().iter().zip(&dirty) {
             let mut add = |range: Range<usize>| dirty.insert_range(range);
             ram.discards().populated(block, 0..block.pages(), &mut add);
         }
         Ok(Self {
             dirty,
-            sent: sets().collect(),
+            sent: sets()?,
             unarrived,
             pagemap: Pagemap::open(host)?,
             ram,

@@ -159,6 +159,26 @@ fn a_machine_that_may_have_no_more_address_space_outlives_a_snapshot() {
     }
 }
 
+/// The table of checksums of a large guest is nothing small: 64 MiB here.
+#[test]
+fn a_large_machine_without_room_for_tables_outlives_a_snapshot() {
+    let _turn = turn();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for stops in [true, false] {
+        let args = ["--memory", "64G", "--workload", "set=16M,rate=1000"];
+        let machine = Machine::run_in_turn(dir.path(), &args);
+        machine.connect();
+        limit_address_space(&machine, Some(60 * MIB));
+        let options: &[&str] = if stops { &["--stop"] } else { &[] };
+        let saved = machine.snapshot(&dir.path().join("a"), options);
+        assert!(!saved.status.success(), "there was room");
+        println!("{options:?}: {}", text(&saved.stderr));
+        limit_address_space(&machine, None);
+        let status = machine.connect().execute("query-status", json!({}));
+        assert_eq!(status["status"], "running", "{options:?}");
+    }
+}
+
 /// From now on it may have so much more than it has, or all.
 fn limit_address_space(machine: &Machine, more: Option<u64>) {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", machine.pid())).unwrap();
