@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use paguro_faults::{Barrier, Faults, Use};
-use paguro_ram::{GuestRam, PageSet};
+use paguro_ram::{GuestRam, PageSet, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, page_size};
 
@@ -203,6 +203,12 @@ impl Freeze {
     }
 
     fn attach(&self) -> Result<(), FreezeError> {
+        let registered = self.register();
+        // Afterwards: registering may unmap shared page tables.
+        registered.and_then(|()| self.blocks.iter().try_for_each(map_rest))
+    }
+
+    fn register(&self) -> Result<(), FreezeError> {
         let Some(faults) = &self.faults else {
             return Ok(());
         };
@@ -488,4 +494,11 @@ pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let done = what();
     (done, start.elapsed())
+}
+
+fn map_rest(block: &Picture) -> Result<(), FreezeError> {
+    presence::map_rest(&block.ram).map_err(|source| FreezeError::Presence {
+        block: block.ram.id().to_owned(),
+        source,
+    })
 }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use paguro_sys::{Advice, HUGE_PAGE_BYTES, MapError, Mapping, page_size};
 
@@ -80,17 +80,6 @@ pub struct BlockConfig {
     pub pages: PageKind,
 }
 
-/// Who else puts pages into the file behind a block: they are in the file and not mapped here.
-#[derive(Debug)]
-pub(crate) enum Others {
-    /// Nobody.
-    None,
-    /// Somebody did. Set when those pages were mapped here, by whoever looked first.
-    Before(OnceLock<()>),
-    /// Somebody may, at any time.
-    Always,
-}
-
 /// A named piece of guest RAM. Its maximum length is that of its mapping; its used length may
 /// change below that.
 #[derive(Debug)]
@@ -103,7 +92,7 @@ pub struct RamBlock {
     pages: PageKind,
     file: Option<OwnedFd>,
     file_offset: u64,
-    others: Others,
+    others_write: bool,
     read_only: bool,
 }
 
@@ -164,7 +153,7 @@ impl RamBlock {
             pages,
             file,
             file_offset: 0,
-            others: Others::None,
+            others_write: false,
             read_only: false,
         })
     }
@@ -211,7 +200,7 @@ impl RamBlock {
             pages,
             file: None,
             file_offset: 0,
-            others: Others::None,
+            others_write: false,
             read_only: false,
         }
     }
@@ -223,14 +212,13 @@ impl RamBlock {
     pub fn with_file(mut self, file: OwnedFd, offset: u64) -> Self {
         self.file = Some(file);
         self.file_offset = offset;
-        self.others = Others::Always;
+        self.others_write = true;
         self
     }
 
-    /// The same block, whose file others have written to *before* anybody looks at which of its pages
-    /// exist, and do not any more: they handed it over.
+    /// The same block, whose file others have written to and do not any more: they handed it over.
     pub fn left_by_others(mut self) -> Self {
-        self.others = Others::Before(OnceLock::new());
+        self.others_write = false;
         self
     }
 
@@ -266,13 +254,14 @@ impl RamBlock {
     }
 
     /// The file behind a shared mapping. Of a block that was made by [`RamBlock::new`] no other process
-    /// may write to it: what exists in huge pages is what is mapped here.
+    /// may write to it ([`crate::presence::map_rest`]).
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    pub(crate) fn others(&self) -> &Others {
-        &self.others
+    /// Whether others may put pages into its file at any time.
+    pub(crate) fn others_write(&self) -> bool {
+        self.others_write
     }
 
     /// Where in its file the block begins, in bytes.

@@ -2,16 +2,16 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 
-use paguro_sys::presence::{Pagemap, Which, hugetlb, shared};
-use paguro_sys::{Mapping, page_size};
+use paguro_sys::page_size;
+use paguro_sys::presence::{Pagemap, Which, file_bytes, hugetlb, shared};
 
-use crate::block::Others;
 use crate::{Backing, RamBlock};
 
 /// Calls `found` with the runs of pages of `pages` that may have content. All others are absent:
 /// zero, and not to be read.
+///
+/// Of huge pages of a file that exists which is mapped here, or others may write: see [`map_rest`].
 ///
 /// Where the kernel does not tell markers of protected absent pages ([`Pagemap::tells_markers`]), they
 /// count as content in anonymous memory: there it is to be asked *before* the range is protected.
@@ -34,17 +34,7 @@ pub fn present(
         (Backing::Anonymous, _) if huge => hugetlb(mapping, None, bytes, runs),
         (Backing::Memfd, Some(file)) if huge => {
             let file = (file, block.file_offset());
-            match block.others() {
-                Others::None => hugetlb(mapping, None, bytes, runs),
-                Others::Before(mapped) => {
-                    if mapped.get().is_none() {
-                        map_all(mapping, file)?;
-                        let _ = mapped.set(());
-                    }
-                    hugetlb(mapping, None, bytes, runs)
-                }
-                Others::Always => hugetlb(mapping, Some(file), bytes, runs),
-            }
+            hugetlb(mapping, block.others_write().then_some(file), bytes, runs)
         }
         (Backing::Memfd, Some(file)) => shared(mapping, file, block.file_offset(), bytes, runs),
         // A private file mapping reads the file where nothing was written: all of it has content. So may
@@ -57,9 +47,31 @@ pub fn present(
     }
 }
 
-/// Has pages that others left in a file mapped here, so that the page tables tell of them from now on.
-/// They are there: reading a byte of each takes no memory.
-fn map_all(mapping: &Mapping, file: (BorrowedFd<'_>, u64)) -> io::Result<()> {
+/// Has pages that are in the file of a block and not mapped here mapped, so that from now on what is
+/// mapped is what exists. For 2 MiB pages of a block to whose file nobody else writes: others may
+/// have, before they handed it over, and what was mapped here may have been unmapped, by a caller or by
+/// the kernel (page tables that two processes share are given up when one of them registers). To be called
+/// by whoever is about to look at which pages exist, before anything hangs on how long it takes:
+/// where pages are not mapped, the holes of the file are read, some 100 us each.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn map_rest(block: &RamBlock) -> io::Result<()> {
+    let (mapping, huge) = (block.mapping(), block.unit_pages() > 1);
+    let Some(file) = block.file().filter(|_| huge && !block.others_write()) else {
+        return Ok(());
+    };
+    let in_file = file_bytes(file)?;
+    let mut mapped = 0;
+    hugetlb(mapping, None, 0..mapping.len(), |bytes| {
+        mapped += bytes.len() as u64
+    })?;
+    if mapped >= in_file {
+        return Ok(());
+    }
+    // They are there: reading a byte of each takes no memory.
+    let file = (file, block.file_offset());
     hugetlb(mapping, Some(file), 0..mapping.len(), |bytes| {
         mapping.touch(bytes.start, bytes.len());
     })

@@ -61,6 +61,7 @@ impl Outstanding {
         };
         let dirty = sets()?;
         for (block, dirty) in ram.blocks().iter().zip(&dirty) {
+            presence::map_rest(block)?;
             let mut add = |range: Range<usize>| dirty.insert_range(range);
             ram.discards().populated(block, 0..block.pages(), &mut add);
         }

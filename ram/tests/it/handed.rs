@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use paguro_ram::{Backing, BlockConfig, PageKind, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
-use paguro_sys::{Fallbacks, HUGE_PAGE_BYTES, Host, Mapping};
+use paguro_sys::{Advice, Fallbacks, HUGE_PAGE_BYTES, Host, Mapping};
 use paguro_testkit::{HugePages, alone};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 
@@ -56,7 +56,7 @@ fn what_others_may_write_at_any_time_is_looked_for_at_any_time() {
 
 /// And what is given back then is not taken for what it was.
 #[test]
-fn what_others_left_is_found_at_the_first_look() {
+fn what_others_left_is_mapped_and_then_told_by_that() {
     let _alone = alone();
     let Some(_huge_pages) = HugePages::take(8) else {
         return;
@@ -68,21 +68,22 @@ fn what_others_left_is_found_at_the_first_look() {
     }
     let ours = block(&file).left_by_others();
     drop(theirs);
+    presence::map_rest(&ours).unwrap();
     assert_eq!(present(&ours), [1, 3]);
     ours.mapping().copy_in(0, &[1]);
     let bytes = HUGE_PAGE_BYTES as u64;
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&file, flags, 3 * bytes, bytes).unwrap();
     assert_eq!(present(&ours), [0, 1]);
-    assert_eq!(
-        rustix::fs::fstat(&file).unwrap().st_blocks as u64 * 512,
-        2 * bytes
-    );
+    presence::map_rest(&ours).unwrap();
+    assert_eq!(present(&ours), [0, 1]);
+    let in_file = rustix::fs::fstat(&file).unwrap().st_blocks as u64 * 512;
+    assert_eq!(in_file, 2 * bytes, "looking made pages");
 }
 
-/// Its holes are not read: nobody else has pages there.
+/// Whoever unmaps what he has not given back.
 #[test]
-fn in_a_new_block_exists_what_is_mapped() {
+fn what_was_unmapped_here_still_exists() {
     let _alone = alone();
     let Some(_huge_pages) = HugePages::take(8) else {
         return;
@@ -96,9 +97,11 @@ fn in_a_new_block_exists_what_is_mapped() {
     })
     .unwrap();
     block.mapping().copy_in(2 * HUGE_PAGE_BYTES, &[1]);
-    assert_eq!(present(&block), [2]);
-    // Against the rule, to see where it is looked for.
-    let file = File::from(block.file().unwrap().try_clone_to_owned().unwrap());
-    mapped(&file).copy_in(0, &[1]);
-    assert_eq!(present(&block), [2]);
+    block.mapping().copy_in(3 * HUGE_PAGE_BYTES, &[1]);
+    assert_eq!(present(&block), [2, 3]);
+    // What is in a shared mapping stays in its file.
+    let unmapped = (block.mapping()).advise(2 * HUGE_PAGE_BYTES, HUGE_PAGE_BYTES, Advice::DontNeed);
+    unmapped.unwrap();
+    presence::map_rest(&block).unwrap();
+    assert_eq!(present(&block), [2, 3]);
 }

@@ -130,13 +130,22 @@ enum Filled {
 
 impl Filled {
     fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
-        let facts = rustix::fs::fstat(file)?;
-        Ok(match facts.st_blocks as u64 * 512 {
+        let whole = rustix::fs::fstat(file)?.st_size as u64;
+        Ok(match file_bytes(file)? {
             0 => Self::Nowhere,
-            bytes if bytes >= facts.st_size as u64 => Self::Everywhere,
+            bytes if bytes >= whole => Self::Everywhere,
             _ => Self::Partly,
         })
     }
+}
+
+/// Bytes of a file that have pages.
+///
+/// # Errors
+///
+/// The file's.
+pub fn file_bytes(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(file)?.st_blocks as u64 * 512)
 }
 
 /// Whether any byte of a range of a file is not zero.

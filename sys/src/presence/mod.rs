@@ -35,7 +35,7 @@ use linux_raw_sys::general as raw;
 use crate::{Host, Mapping};
 
 pub(crate) use entries::probe_marker;
-pub use file::{file_data, hugetlb, shared};
+pub use file::{file_bytes, file_data, hugetlb, shared};
 pub(crate) use walk::has_pagemap_scan;
 use walk::{Query, walk};
 
