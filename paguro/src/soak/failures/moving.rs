@@ -9,7 +9,7 @@ use super::blow::Blow;
 use super::case::{Fault, Party};
 use super::command::Client;
 use super::saving::{CONVERGES, LASTS};
-use super::scene::{IN_DOUBT, Scene, migration, nothing_is_left, settings, settled};
+use super::scene::{Before, IN_DOUBT, Scene, migration, nothing_is_left, settled};
 use super::watch::Watch;
 use crate::lab::machine::{IN_VAIN, POLL};
 use crate::lab::{Channel, Machine};
@@ -36,7 +36,7 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
         there.agree(parameters.as_object().context("no object")?, &["multifd"])?;
     }
     let uri = there.listen(&channel)?;
-    let before_there = settings(&mut there)?;
+    let before_there = Before::of(&mut there)?;
     let watch = Watch::start(here.progress().clone(), there.progress().clone())?;
     here.hang_up();
     let address = here.qmp_address();

@@ -65,7 +65,7 @@ impl Scene<'_> {
     }
 
     /// Starts it, lets its guest write, and sets what shall be found again.
-    pub fn source(&mut self, options: &MachineOptions) -> Result<(Machine, [Value; 2])> {
+    pub fn source(&mut self, options: &MachineOptions) -> Result<(Machine, Before)> {
         let mut machine = Machine::start(options).context("the first machine")?;
         let some = self.rng.within(100..4000);
         machine.wait_writes(some)?;
@@ -73,8 +73,8 @@ impl Scene<'_> {
         let rate = self.rng.pick(&[0, 64 << 20, 24 << 20]);
         let parameters = json!({ "max-bandwidth": rate });
         machine.execute("migrate-set-parameters", parameters)?;
-        let set = settings(&mut machine)?;
-        Ok((machine, set))
+        let before = Before::of(&mut machine)?;
+        Ok((machine, before))
     }
 
     /// The guest runs on, is whole, and its machine works as if nothing had happened; it is then ended.
@@ -106,19 +106,96 @@ impl Scene<'_> {
 }
 
 /// All that is set for migrations.
-pub fn settings(machine: &mut Machine) -> Result<[Value; 2]> {
+fn settings(machine: &mut Machine) -> Result<[Value; 2]> {
     let capabilities = machine.execute("query-migrate-capabilities", json!({}))?;
     let parameters = machine.execute("query-migrate-parameters", json!({}))?;
     Ok([capabilities, parameters])
 }
 
-/// Nothing that was set has changed.
-pub fn nothing_is_left(machine: &mut Machine, before: &[Value; 2]) -> Result<()> {
+/// Nothing that was set has changed, and what was begun is gone: descriptors, threads, priorities.
+pub fn nothing_is_left(machine: &mut Machine, before: &Before) -> Result<()> {
     let now = settings(machine)?;
-    if now != *before {
-        bail!("settings are left: {now:?}, and before {before:?}");
+    if now != before.settings {
+        bail!(
+            "settings are left: {now:?}, and before {:?}",
+            before.settings
+        );
     }
-    Ok(())
+    let deadline = Instant::now() + IN_VAIN;
+    loop {
+        let now = Process::look(machine.pid())?;
+        let Some(left) = now.more_than(&before.process) else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            bail!("{left}: {now:?}, and before {:?}", before.process);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// What a machine's process has of the host's.
+#[derive(Debug)]
+struct Process {
+    descriptors: usize,
+    /// Its threads: what they are called, and how nice they are.
+    threads: Vec<(String, i32)>,
+}
+
+impl Process {
+    /// What stays from the first snapshot on: a userfaultfd, and those who wait at it.
+    const DESCRIPTORS: usize = 12;
+    const THREADS: usize = 4;
+    /// Those who are raised for good.
+    const RAISED: &str = "faults/";
+
+    fn look(pid: u32) -> Result<Self> {
+        let mut threads = Vec::new();
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            // It may have ended meanwhile.
+            let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else {
+                continue;
+            };
+            let named = stat
+                .split_once('(')
+                .and_then(|(_, rest)| rest.rsplit_once(')'));
+            let (name, rest) = named.context("no name in a thread's stat")?;
+            let nice = rest.split_whitespace().nth(16).context("no nice value")?;
+            threads.push((name.to_owned(), nice.parse()?));
+        }
+        Ok(Self {
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            threads,
+        })
+    }
+
+    /// What there is more of than there was before.
+    fn more_than(&self, before: &Self) -> Option<&'static str> {
+        let is_raised = |(name, nice): &(String, i32)| *nice < 0 && !name.starts_with(Self::RAISED);
+        if self.descriptors > before.descriptors + Self::DESCRIPTORS {
+            return Some("descriptors are left");
+        }
+        if self.threads.len() > before.threads.len() + Self::THREADS {
+            return Some("threads are left");
+        }
+        (self.threads.iter().any(is_raised)).then_some("threads are left raised")
+    }
+}
+
+/// What is to be found again.
+pub struct Before {
+    settings: [Value; 2],
+    process: Process,
+}
+
+impl Before {
+    /// As it is now.
+    pub fn of(machine: &mut Machine) -> Result<Self> {
+        Ok(Self {
+            settings: settings(machine)?,
+            process: Process::look(machine.pid())?,
+        })
+    }
 }
 
 /// `query-migrate`'s status; empty before there was any.
