@@ -175,7 +175,7 @@ impl Freeze {
                 }
                 copied.keep(page);
             } else if block.absent.contains(page)
-                && (!elsewhere || !self.is_present_now(block, page)?)
+                && !(elsewhere && self.has_come_since(block, page)?)
             {
                 copied.add_zeros(1);
             } else {
@@ -199,7 +199,16 @@ impl Freeze {
     /// A page that was absent at the last look and has arrived: it came since, or it came before and
     /// was given back. Asked rather than touched: touching it might wait for the very readers
     /// who wait for the room that the caller holds.
-    fn is_present_now(&self, block: &Picture, page: usize) -> Result<bool, FreezeError> {
+    ///
+    /// Of what is frozen it can have come since only where pages are placed, and then it came
+    /// protected. Elsewhere (the pager has all and takes its registration away, block by block) it was
+    /// zero in the pause, and what is there now may have been written since, unseen where nothing is
+    /// armed.
+    fn has_come_since(&self, block: &Picture, page: usize) -> Result<bool, FreezeError> {
+        let is_frozen = self.faults.is_some() && block.is_protected();
+        if is_frozen && !block.placed.load(Ordering::Acquire) {
+            return Ok(false);
+        }
         let mut present = false;
         self.find(block, page..page + 1, |_| present = true)?;
         Ok(present)

@@ -4,9 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use paguro_dirty::{FreezeError, FreezeOptions, Unarrived};
+use paguro_dirty::{Freeze, FreezeError, FreezeOptions, Unarrived};
 use paguro_faults::{Faults, MissingHandler, Use};
-use paguro_ram::{Backing, Located, PageKind, PageSet};
+use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, PageSet, RamBlock};
 
 use crate::rig::*;
 
@@ -248,4 +248,62 @@ fn a_panic_over_a_fault_ends_the_freeze_and_frees_every_writer() {
     let late: Vec<_> = [33, 34, 40].map(|page| rig.write(0, page, 9)).into();
     freeze.end();
     late.iter().for_each(ends);
+}
+
+/// The pager has all, and takes the registration of its blocks away, one after the other: what is
+/// written where nothing was is not reported any more.
+#[test]
+fn what_came_and_was_given_back_is_zero_also_where_nothing_is_placed_any_more() {
+    let _alone = alone();
+    let Some(rig) = Rig::small(1024) else { return };
+    let source = Arc::new(Source::new(1024, 0..512));
+    source.arrived.insert_range(0..512);
+    rig.put(0, 3, 2);
+    rig.drop_page(0, 3);
+    let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    ends(&rig.write(0, 3, 9));
+    let (picture, zeros) = picture(&freeze, 1).unwrap();
+    freeze.end();
+    assert_eq!((picture.len(), zeros), (0, 1024));
+}
+
+/// Nothing is protected of what nobody writes, and its pages come all the same.
+#[test]
+fn what_the_guest_does_not_write_may_come_after_the_pause() {
+    let _alone = alone();
+    let Some(Rig { host, .. }) = Rig::small(1) else {
+        return;
+    };
+    for read_only in [true, false] {
+        let block = RamBlock::new(BlockConfig {
+            id: "ram0".into(),
+            guest_address: 0,
+            bytes: 1024 * PAGE,
+            backing: Backing::Anonymous,
+            pages: PageKind::Small,
+        });
+        let block = match read_only {
+            true => block.unwrap().read_only(),
+            false => block.unwrap(),
+        };
+        let ram = GuestRam::new(vec![block]);
+        let faults = Faults::open(&host, ram.clone(), 2).unwrap();
+        let rig = Rig { host, ram, faults };
+        let source = Arc::new(Source::new(1024, 0..512));
+        rig.faults.register(0, Use::Missing).unwrap();
+        rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
+        // A guest that stands still needs none.
+        let faults = read_only.then(|| rig.faults.clone());
+        let ram = rig.ram.clone();
+        let freeze = Freeze::new(faults, ram, Some(source), &[], rig.options()).unwrap();
+        freeze.arm(|| true).unwrap();
+        hold(&freeze);
+        let mapping = rig.ram.blocks()[0].mapping().clone();
+        assert!(ends(&run(move || mapping.is_equal(5 * PAGE, &[2; PAGE]))));
+        let (picture, zeros) = picture(&freeze, 1).unwrap();
+        freeze.end();
+        assert_eq!((picture.len(), zeros), (512, 512), "{read_only}");
+    }
 }
