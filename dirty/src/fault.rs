@@ -125,8 +125,8 @@ impl Freeze {
     }
 
     /// Claims what is to be copied for a fault. Pages that have not arrived would have to be read
-    /// from their source, and the writer waits: they are left to the scan, but for the one that he
-    /// wants, which is here.
+    /// from their source, one by one, while the writer waits, and one that cannot be read would cost
+    /// the picture: they are left to the scan, but for the one that he wants, which is here.
     fn claim_for_fault(&self, at: Located, pages: Range<usize>) -> Vec<Range<usize>> {
         let block = &self.blocks[at.block];
         let mut mine: Vec<Range<usize>> = Vec::new();
@@ -142,14 +142,18 @@ impl Freeze {
             return mine;
         };
         let (has, arrived) = (source.has(at.block), source.arrived(at.block));
-        let wanted = self.unit_around(at);
+        let is_pending = |page: usize| has.contains(page) && !arrived.contains(page);
         for unit in pages.step_by(block.unit) {
             let unit = unit..(unit + block.unit).min(block.pages());
-            let pending = unit
-                .clone()
-                .any(|page| has.contains(page) && !arrived.contains(page));
-            if !pending || unit == wanted {
+            if !unit.clone().any(is_pending) {
                 block.claim(unit, &mut add);
+            } else if unit.contains(&at.page) {
+                // It is not mapped as one huge page, so less than it can be released; what comes
+                // later comes protected. Of the huge-page pool a page claims its whole unit, which is
+                // here, and only not counted yet.
+                for page in unit.filter(|&page| page == at.page || !is_pending(page)) {
+                    block.claim(page..page + 1, &mut add);
+                }
             }
         }
         mine

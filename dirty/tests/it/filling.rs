@@ -307,3 +307,69 @@ fn what_the_guest_does_not_write_may_come_after_the_pause() {
         assert_eq!((picture.len(), zeros), (512, 512), "{read_only}");
     }
 }
+
+/// What is still to come would be read on the way, one by one, and may be unreadable.
+#[test]
+fn a_write_to_a_huge_unit_that_is_partly_here_takes_what_is_here_only() {
+    let _alone = alone();
+    let Some((rig, places)) = rig_of(Backing::Anonymous, PageKind::Thp, 0..512) else {
+        return;
+    };
+    for page in [7, 9] {
+        ends(&rig.write(0, page, 5));
+    }
+    let mut source = Source::new(1024, 0..512);
+    source.broken = Some(33);
+    source.arrived.insert_range(7..8);
+    source.arrived.insert_range(9..10);
+    let freeze = rig
+        .freeze_of(Some(Arc::new(source)), rig.options())
+        .unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    // Queued a moment after the writer is let go, and settled after that.
+    let is_queued = |pages: usize| {
+        let freeze = freeze.clone();
+        ends(&run(move || {
+            while freeze.left_pages() > 1024 - pages {
+                std::thread::yield_now();
+            }
+        }));
+    };
+    ends(&rig.write(0, 7, 9));
+    is_queued(2);
+    let copied = freeze.next().unwrap().expect("a page was written");
+    assert_eq!(copied.pages(), [7, 9]);
+    drop(copied);
+    // One that comes now comes protected.
+    ends(&rig.write(0, 8, 9));
+    assert!(places.arrived.contains(8));
+    is_queued(3);
+    let copied = freeze.next().unwrap().expect("another was written");
+    assert_eq!((copied.pages(), copied.content(0)[0]), (&[8][..], 2));
+    drop(copied);
+    assert!(matches!(
+        picture(&freeze, 1),
+        Err(FreezeError::Unarrived { page: 33, .. })
+    ));
+    freeze.end();
+}
+
+/// Only the scan would help him, if he were not found in the part of a unit with which it ends.
+#[test]
+fn a_write_to_the_end_of_a_block_that_shrank_waits_for_no_scan() {
+    let _alone = alone();
+    let Some((rig, source)) = rig_of(Backing::Anonymous, PageKind::Thp, 0..700) else {
+        return;
+    };
+    rig.ram.blocks()[0].resize(700 * PAGE).unwrap();
+    ends(&rig.write(0, 600, 5));
+    let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    ends(&rig.write(0, 600, 9));
+    let (picture, _) = picture(&freeze, 1).unwrap();
+    freeze.end();
+    let found = [599, 600, 601].map(|page| value(&picture, 0, page));
+    assert_eq!((found, picture.len()), ([2, 5, 2], 700));
+}
