@@ -293,6 +293,7 @@ impl Freeze {
             self.ram
                 .discards()
                 .populated(&block.ram, part.clone(), &mut |part| {
+                    let part = block.units_around(&part);
                     if result.is_ok() {
                         let (done, time) = timed(|| faults.protect(index, part.clone()));
                         result = done;

@@ -295,6 +295,8 @@ impl Freeze {
             self.ram
                 .discards()
                 .discarded(&block.ram, 0..pages, &mut |part| {
+                    // A unit of which a part is discarded is protected, claimed and saved whole.
+                    let part = block.units_within(&part);
                     left -= part.len();
                     block.claimed.insert_range(part.clone());
                     block.saved.insert_range(part);

@@ -125,6 +125,20 @@ impl Picture {
         }
     }
 
+    /// The pages that can only be protected together with some of a range: of the huge-page pool 512
+    /// at a time, of others the range.
+    pub(crate) fn units_around(&self, range: &Range<usize>) -> Range<usize> {
+        let unit = self.ram.unit_pages();
+        range.start / unit * unit..range.end.next_multiple_of(unit)
+    }
+
+    /// What of a range can be left out of what is claimed: units that lie in it whole.
+    pub(crate) fn units_within(&self, range: &Range<usize>) -> Range<usize> {
+        let unit = self.ram.unit_pages();
+        let first = range.start.next_multiple_of(unit);
+        first..(range.end / unit * unit).max(first)
+    }
+
     /// Bytes that its sets occupy.
     pub(crate) fn size_bytes(&self) -> usize {
         [

@@ -6,7 +6,8 @@ use crate::RamBlock;
 
 /// A device that gives guest RAM back in pieces (virtio-mem) says which parts of a block are
 /// *populated*, that is, have content. The rest is *discarded*: never read, sent, saved, placed
-/// or populated, whatever may be in it.
+/// or populated, whatever may be in it. But for pages of the huge-page pool of which a part is
+/// populated: a freeze protects and saves them whole.
 ///
 /// Callers hold whatever keeps the answer true while they use it: within a pause nothing is
 /// plugged or unplugged; at other times a change is announced before it happens.

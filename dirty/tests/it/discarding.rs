@@ -224,3 +224,35 @@ fn a_write_to_an_unplugged_page_frees_none_of_its_neighbours() {
         assert_eq!((picture.len(), zeros), (1023, 0), "{kind:?}");
     }
 }
+
+/// The kernel protects such pages whole, so they are saved whole.
+#[test]
+fn a_huge_page_of_which_a_part_is_unplugged_is_saved_whole() {
+    let _alone = alone();
+    let Some(_huge_pages) = HugePages::take(4) else {
+        return;
+    };
+    // Before it is armed, and after; the first page is the one by which a unit is claimed.
+    for (backing, page, early) in [
+        (Backing::Anonymous, 0, false),
+        (Backing::Anonymous, 5, true),
+        (Backing::Memfd, 0, false),
+        (Backing::Memfd, 5, true),
+    ] {
+        let unplugged = Arc::new(Unplugged(page, AtomicBool::new(early)));
+        let blocks = [(1024, backing, PageKind::Huge)];
+        let Some(rig) = Rig::with(&blocks, 2, Some(unplugged.clone())) else {
+            return;
+        };
+        (0..1024).for_each(|page| rig.put(0, page, 1));
+        let freeze = rig.freeze(rig.options()).unwrap();
+        freeze.arm(|| true).unwrap();
+        unplugged.1.store(true, Ordering::SeqCst);
+        hold(&freeze);
+        ends(&rig.write(0, 7, 9));
+        let (picture, zeros) = picture(&freeze, 1).unwrap();
+        freeze.end();
+        assert_eq!(values(&picture, 0, 0..1024), [1; 1024], "{backing:?}");
+        assert_eq!((picture.len(), zeros), (1024, 0), "{backing:?}");
+    }
+}
