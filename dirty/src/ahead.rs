@@ -35,24 +35,31 @@ impl Ahead {
 
 impl Freeze {
     /// Reads what of a range has not arrived yet, or has what its file has of it come into memory.
-    /// Called without a claim.
+    /// Called without a claim. What is claimed is left alone: it is saved, or will be by others, or it
+    /// is discarded, and then nobody may read it, nor fail because he cannot.
     pub(crate) fn read_ahead(
         &self,
         index: usize,
         pages: Range<usize>,
     ) -> Result<Ahead, FreezeError> {
+        let mut free = Vec::new();
+        let claimed = &self.blocks[index].claimed;
+        claimed.gaps(pages, |gap| free.push(gap));
         if self.blocks[index].ram.backing() == Backing::PrivateFile {
-            self.populate(index, &pages)?;
+            free.iter()
+                .try_for_each(|part| self.populate(index, part))?;
         }
         let mut ahead = Ahead::default();
         let Some(source) = &self.source else {
             return Ok(ahead);
         };
         let (has, arrived) = (source.has(index), source.arrived(index));
-        let end = pages.end.min(has.pages());
-        has.runs(pages.start.min(end)..end, |run| {
-            arrived.gaps(run, |gap| ahead.pages.extend(gap));
-        });
+        for part in free {
+            let end = part.end.min(has.pages());
+            has.runs(part.start.min(end)..end, |run| {
+                arrived.gaps(run, |gap| ahead.pages.extend(gap));
+            });
+        }
         ahead.bytes.resize(ahead.pages.len() * page_size(), 0);
         let places = ahead.bytes.chunks_exact_mut(page_size());
         for (&page, to) in ahead.pages.iter().zip(places) {

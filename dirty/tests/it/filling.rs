@@ -1,12 +1,13 @@
 //! A freeze of RAM that is still being filled.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions, Unarrived};
 use paguro_faults::{Faults, MissingHandler, Use};
-use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, PageSet, RamBlock};
+use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, Located, PageKind, PageSet, RamBlock};
 
 use crate::rig::*;
 
@@ -372,4 +373,38 @@ fn a_write_to_the_end_of_a_block_that_shrank_waits_for_no_scan() {
     freeze.end();
     let found = [599, 600, 601].map(|page| value(&picture, 0, page));
     assert_eq!((found, picture.len()), ([2, 5, 2], 700));
+}
+
+/// One page that is unplugged.
+#[derive(Debug)]
+struct Unplugged(usize);
+
+impl Discards for Unplugged {
+    fn populated(&self, _: &RamBlock, range: Range<usize>, part: &mut dyn FnMut(Range<usize>)) {
+        let hole = self.0.clamp(range.start, range.end)..(self.0 + 1).clamp(range.start, range.end);
+        [range.start..hole.start, hole.end..range.end]
+            .into_iter()
+            .filter(|range| !range.is_empty())
+            .for_each(part);
+    }
+}
+
+#[test]
+fn what_is_unplugged_is_not_asked_of_the_source() {
+    let _alone = alone();
+    let blocks = [(1024, Backing::Anonymous, PageKind::Small)];
+    let Some(rig) = Rig::with(&blocks, 2, Some(Arc::new(Unplugged(33)))) else {
+        return;
+    };
+    let mut source = Source::new(1024, 0..600);
+    source.broken = Some(33);
+    let source = Arc::new(source);
+    rig.faults.register(0, Use::Missing).unwrap();
+    rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
+    let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    hold(&freeze);
+    let (picture, zeros) = picture(&freeze, 1).unwrap();
+    freeze.end();
+    assert_eq!((picture.len(), zeros), (599, 424));
 }
