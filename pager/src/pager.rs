@@ -529,6 +529,11 @@ impl Pager {
 
     /// A page whose mapping changed counts as arrived: nobody can use it. One that the host has no
     /// room for does not: whoever asked for it would be given zeros for its content.
+    ///
+    /// What was given back while it was read counts as arrived, and stays zero: only what is still to
+    /// come is placed. That leaves the moment between this look and the placing. It takes an event
+    /// that is read and pages that are dropped in it, and nothing here could hold it off: placing may
+    /// have to read the very event.
     fn put(
         &self,
         faults: &Faults,
@@ -540,10 +545,20 @@ impl Pager {
             .placing
             .read()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        faults
-            .place(block, run.start, bytes)
-            .map_err(SourceError::Place)?;
-        self.count(block, run);
+        let (page, mut to_come) = (page_size(), Vec::new());
+        if self.units[block] == 1 {
+            self.arrived[block].gaps(run.clone(), |gap| to_come.push(gap));
+        } else if !self.arrived[block].contains(run.start) {
+            // Of the pool a whole one is given back, or nothing of it.
+            to_come.push(run.clone());
+        }
+        for part in to_come {
+            let content = &bytes[(part.start - run.start) * page..(part.end - run.start) * page];
+            faults
+                .place(block, part.start, content)
+                .map_err(SourceError::Place)?;
+            self.count(block, part);
+        }
         Ok(())
     }
 

@@ -165,6 +165,34 @@ fn what_was_given_back_before_it_came_is_zero() {
 }
 
 #[test]
+fn what_is_given_back_while_it_is_read_is_zero() {
+    let _alone = alone();
+    let source = Source::new(600, 0..600);
+    let Some(rig) = Rig::start(600, Backing::Anonymous, &source, Prefetch::Off) else {
+        return;
+    };
+    let slow = source.slow.lock().unwrap();
+    let (waited_for, given_back) = (rig.read(300), rig.read(291));
+    let (asked, pager) = (source.clone(), rig.pager.clone());
+    until(move || asked.asked.load(std::sync::atomic::Ordering::SeqCst) > 0);
+    let mapping = rig.faults.block(0).mapping();
+    mapping
+        .advise(290 * PAGE, 3 * PAGE, Advice::DontNeed)
+        .unwrap();
+    // Noted by the reader of the event, which is read before the call returns.
+    until(move || pager.left_pages() == 597);
+    drop(slow);
+    assert_eq!(ends(&waited_for), content(300));
+    assert_eq!(ends(&given_back), 0, "old content came back");
+    for page in 290..293 {
+        assert_eq!(ends(&rig.read(page)), 0, "old content came back");
+    }
+    for page in [289, 293] {
+        assert_eq!(ends(&rig.read(page)), content(page));
+    }
+}
+
+#[test]
 fn shared_memory_that_is_let_go_of_before_it_came_still_comes() {
     let _alone = alone();
     let source = Source::new(600, 0..600);

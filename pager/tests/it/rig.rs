@@ -39,6 +39,8 @@ pub struct Source {
     pub away: Mutex<BTreeSet<usize>>,
     /// Reads that failed because of that.
     pub refused: AtomicUsize,
+    /// Held while it shall be slow.
+    pub slow: Mutex<()>,
 }
 
 impl Source {
@@ -55,6 +57,7 @@ impl Source {
             panics_at: AtomicUsize::new(usize::MAX),
             away: Mutex::default(),
             refused: AtomicUsize::new(0),
+            slow: Mutex::default(),
         })
     }
 
@@ -77,6 +80,7 @@ impl PageSource for Source {
 
     fn read(&self, block: usize, pages: Range<usize>, to: &mut [u8]) -> Result<(), SourceError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
+        drop(self.slow.lock().unwrap());
         assert_eq!(to.len(), pages.len() * PAGE);
         let panics_at = self.panics_at.load(Ordering::SeqCst);
         assert!(!pages.contains(&panics_at), "as it should");
