@@ -93,7 +93,7 @@ impl Freeze {
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.epoch.load(Ordering::Acquire) == OVER
     }
 

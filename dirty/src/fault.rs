@@ -57,10 +57,13 @@ impl ProtectedHandler for Freeze {
 impl Freeze {
     /// The waiter comes first: it may run on, the picture is lost.
     fn give_up(&self, faults: &Faults, at: Located, error: FreezeError) {
-        tracing::error!(%error, "a fault on frozen memory could not be answered");
+        // Once: who cannot be released comes again and again.
+        if !self.is_over() {
+            tracing::error!(%error, "a fault on frozen memory could not be answered");
+        }
         self.fail(error);
         if let Err(error) = faults.release(at.block, self.unit_around(at)) {
-            tracing::error!(%error, "a writer may be stuck");
+            faults.again(at, &error);
         }
     }
 

@@ -15,7 +15,8 @@
 //!   protect). Switching waits for placements under way.
 //! * **Nobody waits for ever.** A fault that no handler answers is answered here: a missing page
 //!   with zeros, a protected one by releasing it. A handler that panics does not take the thread
-//!   that reads faults with it: it is told that it is broken, and fails what it serves.
+//!   that reads faults with it: it is told that it is broken, and fails what it serves. An answer that
+//!   the host refuses is given again, until it does not ([`Faults::again`]).
 
 #![forbid(unsafe_code)]
 
@@ -28,8 +29,10 @@ mod registration;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use paguro_ram::{GuestRam, Located, RamBlock};
 use paguro_sys::{Event, Host, Uffd, UffdError};
@@ -39,6 +42,11 @@ use rustix::event::EventfdFlags;
 pub use error::FaultsError;
 pub use placing::Outcome;
 pub use registration::Use;
+
+/// How long who waits for an answer that failed waits for the next.
+const AGAIN: Duration = Duration::from_millis(1);
+/// How often it is traced that answers fail.
+const TELL: Duration = Duration::from_secs(10);
 
 /// Answers faults on absent pages.
 pub trait MissingHandler: Send + Sync {
@@ -92,6 +100,9 @@ pub struct Faults {
     /// An eventfd that counts the backlog.
     bell: OwnedFd,
     readers: Mutex<Vec<JoinHandle<()>>>,
+    failed_answers: AtomicU64,
+    /// When it was traced last that one failed.
+    told: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Faults {
@@ -126,6 +137,8 @@ impl Faults {
             backlog: Mutex::default(),
             bell,
             readers: Mutex::default(),
+            failed_answers: AtomicU64::new(0),
+            told: Mutex::default(),
         });
         for index in 0..readers.max(1) {
             let thread = reader::spawn(&faults, index).map_err(FaultsError::Thread)?;
@@ -192,6 +205,26 @@ impl Faults {
         if let Err(error) = self.retry(|| self.uffd.wake(range.clone())) {
             tracing::warn!(%error, block, ?pages, "cannot wake");
         }
+    }
+
+    /// For whoever could not answer a fault, because the host has no memory for zeros perhaps: who
+    /// waits there is woken and faults again, so that it is asked again. A little later, in the
+    /// caller's time: a reader that has nothing to answer with need not take the next event at once.
+    pub fn again(&self, at: Located, error: &FaultsError) {
+        self.failed_answers.fetch_add(1, Ordering::Relaxed);
+        let mut told = lock(&self.told);
+        if told.is_none_or(|last| last.elapsed() >= TELL) {
+            *told = Some(Instant::now());
+            tracing::error!(%error, "a fault cannot be answered; it is tried again");
+        }
+        drop(told);
+        std::thread::sleep(AGAIN);
+        self.wake(at.block, self.unit_of(at));
+    }
+
+    /// Answers that failed, and were or will be tried again.
+    pub fn failed_answers(&self) -> u64 {
+        self.failed_answers.load(Ordering::Relaxed)
     }
 
     fn protect_error(&self, block: usize, pages: &Range<usize>, source: UffdError) -> FaultsError {

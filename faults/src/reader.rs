@@ -96,13 +96,13 @@ fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
         (FaultKind::WriteProtect, _, None) => {
             // A leftover of a freeze that is over: the page is free.
             if let Err(error) = faults.release(at.block, faults.unit_of(at)) {
-                tracing::error!(%error, "a writer may be stuck");
+                faults.again(at, &error);
             }
         }
         (_, None, _) => {
             // Registered for missing pages, and nobody has any: then it is zero.
             if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
-                tracing::error!(%error, "a reader may be stuck");
+                faults.again(at, &error);
             }
         }
     }

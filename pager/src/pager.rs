@@ -595,7 +595,7 @@ impl Pager {
 
     fn place_zeros(&self, faults: &Faults, at: Located) {
         if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
-            tracing::error!(%error, "a reader may be stuck");
+            faults.again(at, &error);
         }
     }
 }
@@ -609,9 +609,7 @@ impl MissingHandler for Pager {
             return;
         }
         // Nothing to be had for it: it was never written, or it came and was given back since.
-        if let Err(error) = faults.place_zeros(at.block, unit) {
-            tracing::error!(%error, "a reader may be stuck");
-        }
+        self.place_zeros(faults, at);
     }
 
     /// Given back before it came: it is zero from now on, and what the source has is old. Shared

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use paguro_faults::{Faults, Outcome, Use};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
-use paguro_sys::{Features, UffdError};
+use paguro_sys::{Features, RegisterMode, UffdError};
 
 use crate::common::*;
 
@@ -128,6 +128,32 @@ fn a_page_that_exists_already_wakes_its_waiter() {
     assert!(reader.try_recv().is_err());
     assert_eq!(faults.place(0, 4, &[1; PAGE]).unwrap(), Outcome::There);
     assert_eq!(ends(&reader), 7);
+}
+
+#[test]
+fn an_answer_that_the_host_refuses_is_given_again() {
+    let _alone = alone();
+    for kind in KINDS {
+        let Some((faults, _)) = armed(kind) else {
+            return;
+        };
+        faults.protect_placements();
+        // The kernel places nothing protected where nothing can be: a refusal like any other.
+        let range = faults.block(0).addresses_of(&(0..8));
+        faults.uffd().unregister(range.clone()).unwrap();
+        let register = |mode| faults.uffd().register(range.clone(), mode).unwrap();
+        register(RegisterMode::Missing);
+        let reader = read(&faults, 4);
+        let asked = faults.clone();
+        ends(&run(move || {
+            while asked.failed_answers() < 3 {
+                std::thread::yield_now();
+            }
+        }));
+        assert!(reader.try_recv().is_err(), "{kind:?}");
+        register(RegisterMode::Both);
+        assert_eq!(ends(&reader), 0, "{kind:?}");
+    }
 }
 
 #[test]

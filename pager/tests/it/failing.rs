@@ -6,9 +6,10 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use paguro_faults::Use;
 use paguro_pager::{Prefetch, SourceError, Waiters};
 use paguro_ram::{Backing, PageKind, RamBlock};
-use paguro_sys::Mapping;
+use paguro_sys::{Mapping, RegisterMode};
 
 use crate::rig::*;
 
@@ -313,4 +314,27 @@ fn pages_that_are_brought_are_waited_for_only_as_long_as_the_caller_likes() {
     rig.pager.bring(0, 90..110, &mut || true).unwrap();
     assert_eq!(rig.pager.arrived(0).count(), 110);
     assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn zeros_that_cannot_be_placed_now_are_placed_later() {
+    let _alone = alone();
+    for kind in [Backing::Anonymous, Backing::Memfd] {
+        let source = Source::new(600, 0..300);
+        let Some(rig) = Rig::start(600, kind, &source, Prefetch::Off) else {
+            return;
+        };
+        rig.faults.register(0, Use::WriteProtect).unwrap();
+        rig.faults.protect_placements();
+        // The kernel places nothing protected where nothing can be: a refusal like any other.
+        let range = rig.faults.block(0).addresses_of(&(0..600));
+        rig.faults.uffd().unregister(range.clone()).unwrap();
+        let register = |mode| rig.faults.uffd().register(range.clone(), mode).unwrap();
+        register(RegisterMode::Missing);
+        let reader = rig.read(400);
+        let faults = rig.faults.clone();
+        until(move || faults.failed_answers() >= 3);
+        register(RegisterMode::Both);
+        assert_eq!(ends(&reader), 0, "{kind:?}");
+    }
 }
