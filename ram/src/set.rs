@@ -9,6 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// A bit set with [`PageSet::claim`] or [`PageSet::insert`] is a *release* of what the caller did
 /// before and a look at it an *acquire*, so a set can also publish.
+///
+/// [`PageSet::claim`] and [`PageSet::take`] change only words in which there is something for the
+/// caller: all of RAM is walked in the pause, most of it for nothing, and a change costs far more than
+/// a look. What is given out is given out by the change alone. Who gets nothing has looked, which is
+/// an *acquire* of what others published; of his own he publishes nothing, as no bit is his. What he
+/// stored before is not ordered before that look either: it must not matter to those whose bits come
+/// next.
 pub struct PageSet {
     words: Box<[AtomicU64]>,
     pages: usize,
@@ -124,7 +131,10 @@ impl PageSet {
     pub fn claim(&self, range: Range<usize>, mut mine: impl FnMut(Range<usize>)) {
         self.runs_of(
             range,
-            |word, mask| mask & !word.fetch_or(mask, Ordering::AcqRel),
+            |word, mask| match mask & !word.load(Ordering::Acquire) {
+                0 => 0,
+                _ => mask & !word.fetch_or(mask, Ordering::AcqRel),
+            },
             &mut mine,
         );
     }
@@ -151,7 +161,10 @@ impl PageSet {
     pub fn take(&self, range: Range<usize>, mut taken: impl FnMut(Range<usize>)) {
         self.runs_of(
             range,
-            |word, mask| mask & word.fetch_and(!mask, Ordering::AcqRel),
+            |word, mask| match mask & word.load(Ordering::Acquire) {
+                0 => 0,
+                _ => mask & word.fetch_and(!mask, Ordering::AcqRel),
+            },
             &mut taken,
         );
     }
