@@ -9,7 +9,7 @@
 //! hears the bell stops the machine, and it rests where it is, by a signal that comes in here as
 //! anywhere else. Any other thread gets a page of zeros in the place of the unreadable one, so that
 //! nobody waits for ever. The memory is no more what it should be then, and who watches is told
-//! that, too.
+//! that, too. As long as the kernel has none to give, that thread waits like the others.
 //!
 //! A SIGBUS anywhere else ends the process as it always did.
 
@@ -229,8 +229,8 @@ fn meet(slot: &Slot, page: usize) {
     slot.failed.fetch_add(1, Ordering::AcqRel);
     let patience_ms = slot.patience_ms.load(Ordering::Acquire);
     if now.saturating_sub(wait.since_ms) >= patience_ms {
-        if !CAN_WAIT.get() {
-            give_zeros(slot, page);
+        // Where the process has as many mappings as it may, even this thread waits, and is heard of.
+        if !CAN_WAIT.get() && give_zeros(slot, page) {
             return ring(slot);
         }
         if !std::mem::replace(&mut wait.in_vain, true) {
@@ -245,16 +245,21 @@ fn meet(slot: &Slot, page: usize) {
     WAIT.set(wait);
 }
 
-fn give_zeros(slot: &Slot, page: usize) {
+/// False if the kernel has no zeros for it: they are a mapping of their own.
+fn give_zeros(slot: &Slot, page: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     let at = page as *mut libc::c_void;
     // SAFETY: replaces one page inside a watched mapping, which this process owns and reaches by
     // raw copies only; mmap is safe in a handler in practice.
-    unsafe {
+    let given = unsafe {
         let all = libc::PROT_READ | libc::PROT_WRITE;
-        libc::mmap(at, page_size(), all, flags, -1, 0);
+        libc::mmap(at, page_size(), all, flags, -1, 0)
+    };
+    if given == libc::MAP_FAILED {
+        return false;
     }
     slot.lost.fetch_add(1, Ordering::AcqRel);
+    true
 }
 
 fn ring(slot: &Slot) {

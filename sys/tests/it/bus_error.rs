@@ -164,3 +164,51 @@ fn a_bus_error_elsewhere_ends_the_process_as_ever() {
         .unwrap();
     assert_eq!(ended.status.signal(), Some(libc::SIGBUS), "{ended:?}");
 }
+
+#[test]
+fn who_cannot_be_given_zeros_waits_for_them() {
+    const CHILD: &str = "PAGURO_TEST_NO_ZEROS";
+    if std::env::var_os(CHILD).is_none() {
+        let _alone = alone();
+        let ended = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "bus_error::who_cannot_be_given_zeros_waits_for_them",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        return;
+    }
+    let mapping = cut_short();
+    let watch = catch_bus_errors(&mapping, NONE).unwrap();
+    // For small things, which each thread takes from what it had.
+    let provide = || drop(std::hint::black_box(vec![1u8; 64 << 10]));
+    let (provided, is_ready) = std::sync::mpsc::channel();
+    let (go, may_go) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        provide();
+        provided.send(()).unwrap();
+        may_go.recv().unwrap();
+        mapping.is_zero(5 * 4096, 4096)
+    });
+    // From here on this process is given no mapping, as if it had all that it may.
+    let allow = |bytes| {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: it reads one valid `rlimit`.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    };
+    provide();
+    is_ready.recv().unwrap();
+    allow(1 << 20);
+    go.send(()).unwrap();
+    until(|| watch.failed() > 3);
+    let told = (watch.lost(), watch.in_vain(), rang(&watch));
+    allow(libc::RLIM_INFINITY);
+    assert!(reader.join().unwrap());
+    assert_eq!((told, watch.lost()), ((0, 1, true), 1));
+}
