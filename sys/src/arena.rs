@@ -3,6 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::{Advice, MapError, Mapping};
 
 /// A part of an arena, owned by whoever holds it. The memory is given back to the host when the
@@ -24,10 +26,18 @@ impl Unit {
         let bytes = count.saturating_mul(unit_bytes);
         let arena = Arc::new(Mapping::anonymous(bytes, false)?);
         let _ = arena.advise(0, bytes, Advice::Huge);
-        if arena.advise(0, bytes, Advice::PopulateWrite).is_err() {
-            for at in (0..bytes).step_by(arena.page_bytes()) {
-                arena.copy_in(at, &[0]);
+        match arena.advise(0, bytes, Advice::PopulateWrite) {
+            // Before Linux 5.14.
+            Err(MapError::Advise {
+                source: Errno::INVAL,
+                ..
+            }) => {
+                for at in (0..bytes).step_by(arena.page_bytes()) {
+                    arena.copy_in(at, &[0]);
+                }
             }
+            // Touching what the host has not got would cost the process.
+            populated => populated?,
         }
         let unit = |index| Self {
             arena: arena.clone(),
