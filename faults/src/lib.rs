@@ -147,6 +147,11 @@ impl Faults {
         Ok(faults)
     }
 
+    /// What the host could do when it was opened.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// The RAM it watches.
     pub fn ram(&self) -> &GuestRam {
         &self.ram

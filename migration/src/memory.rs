@@ -49,10 +49,14 @@ impl Memory {
 
     /// What this host can do. Its kernel stays the same, but the right to use userfaultfd may come and
     /// go while a machine runs (a setting of the host, a process that gives up privileges), so it is
-    /// asked for anew until there is one open.
+    /// asked for anew until there is one open; then that one counts, with what was known of the host
+    /// when it was opened.
     pub fn host(&self) -> Host {
         match &*lock(&self.faults) {
-            Some(faults) => self.host.with_right_to(faults.uffd().is_user_mode_only()),
+            Some(faults) => {
+                let now = faults.host().asked_again();
+                now.with_right_to(faults.uffd().is_user_mode_only())
+            }
             None => self.host.asked_again(),
         }
     }

@@ -1,5 +1,6 @@
 //! What the kernel of this host can do, probed once. What may change while a machine runs (swap, limits,
-//! rights) is no part of it, but for the right to use userfaultfd, which can be asked for again.
+//! rights) is no part of it, but for the right to use userfaultfd, which can be asked for again, and
+//! with it what was not to be had for a reason that may have passed.
 
 use crate::uffd::{Features, Uffd, UffdError};
 use crate::{Advice, Limits, Mapping, page_size, presence};
@@ -106,42 +107,53 @@ impl Host {
                 (Userfault::None, Features::default())
             }
         };
-        let page = Mapping::anonymous(page_size(), false).ok();
         let mut host = Self {
             userfault,
             features: features.without(denied(forced)),
-            pagemap_scan: !forced.no_pagemap_scan
-                && page.as_ref().is_some_and(presence::has_pagemap_scan),
-            populate_read: !forced.no_populate_read
-                && page
-                    .as_ref()
-                    .is_some_and(|page| page.advise(0, page.len(), Advice::PopulateRead).is_ok()),
+            pagemap_scan: false,
+            populate_read: false,
             forced: *forced,
             marker: None,
         };
-        if host.features.has(Features::WP_UNPOPULATED) && !forced.no_marker_entries {
-            host.marker = host
-                .open_uffd()
-                .ok()
-                .and_then(|uffd| presence::probe_marker(&uffd));
-        }
+        host.ask_for_the_rest();
         tracing::debug!(?host, "probed");
         host
     }
 
-    /// The same host, with the right to use userfaultfd as it is now.
+    /// The same host, with the right to use userfaultfd as it is now. What it could not do is asked for
+    /// again: there may have been no descriptor to ask with, or no right to.
     pub fn asked_again(&self) -> Self {
         let mut now = *self;
         if !self.forced.no_userfaultfd {
-            now.userfault = match Uffd::supported(self.forced.user_mode_only) {
+            match Uffd::supported(self.forced.user_mode_only) {
                 Ok((features, user_mode_only)) => {
                     now.features = features.without(denied(&self.forced));
-                    return now.with_right_to(user_mode_only);
+                    now = now.with_right_to(user_mode_only);
                 }
-                Err(_) => Userfault::None,
-            };
+                Err(_) => now.userfault = Userfault::None,
+            }
         }
+        now.ask_for_the_rest();
         now
+    }
+
+    /// Asks for what it cannot do so far, but for what it may not. What it can do it can for good.
+    fn ask_for_the_rest(&mut self) {
+        let forced = self.forced;
+        if let Ok(page) = Mapping::anonymous(page_size(), false) {
+            if !self.pagemap_scan && !forced.no_pagemap_scan {
+                self.pagemap_scan = presence::has_pagemap_scan(&page);
+            }
+            if !self.populate_read && !forced.no_populate_read {
+                let asked = page.advise(0, page.len(), Advice::PopulateRead);
+                self.populate_read = asked.is_ok();
+            }
+        }
+        let has_markers = self.features.has(Features::WP_UNPOPULATED);
+        if self.marker.is_none() && has_markers && !forced.no_marker_entries {
+            let uffd = self.open_uffd().ok();
+            self.marker = uffd.and_then(|uffd| presence::probe_marker(&uffd));
+        }
     }
 
     /// The same host, for whoever has a userfaultfd: whether it is told of faults in user mode only.

@@ -2,6 +2,7 @@
 
 mod arena;
 mod bus_error;
+mod host;
 mod limits;
 mod mapping;
 mod places;
