@@ -13,7 +13,8 @@
 //! **Nobody waits for ever.** Whatever blocks here (resolving, connecting, accepting, a handshake,
 //! a read, a write, a command's end) ends when its [`Stop`] is stopped or its channel is
 //! [shut down](Handle::shutdown), from any thread, and all but the waits for a command or a
-//! connection end by themselves when the peer is silent for [`Options::silence`]. Cancelling a
+//! connection end by themselves when the peer is silent for [`Options::silence`] (a guest that stands
+//! still for a command's end is seen to by its [source](crate::switchover)). Cancelling a
 //! migration needs no cooperation of the peer. What cannot be interrupted is the disk.
 //!
 //! **A part is never taken for the whole.** Ending is an act ([`Writer::finish`]); without it the

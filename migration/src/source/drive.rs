@@ -22,7 +22,7 @@ use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
 use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
-use crate::channel::{self, Handle, Outgoing, Stop};
+use crate::channel::{self, ChannelError, Handle, Outgoing, Stop};
 use crate::handover::{self, HandOverError, Offered};
 use crate::machine::{Machine, Paused};
 use crate::switchover::{
@@ -71,9 +71,11 @@ pub fn migrate(
             began: Instant::now(),
             paused: None,
             stopped_at: None,
+            ending_since: None,
             sending: None,
             hearing: None,
             commands: None,
+            returns: false,
             channels: Vec::new(),
             lanes: Vec::new(),
             asking: None,
@@ -109,9 +111,13 @@ struct Driver<'s, 'e> {
     began: Instant,
     paused: Option<Box<dyn Paused + 'e>>,
     stopped_at: Option<Instant>,
+    /// One way only: when EOF was given to the sender, until that is looked at no longer.
+    ending_since: Option<Instant>,
     sending: Option<ScopedJoinHandle<'s, ()>>,
     hearing: Option<ScopedJoinHandle<'s, ()>>,
     commands: Option<CommandSender<Command>>,
+    /// Whether there is a return path.
+    returns: bool,
     /// The main channel, then those of multifd.
     channels: Vec<Handle>,
     lanes: Vec<ScopedJoinHandle<'s, ()>>,
@@ -174,6 +180,7 @@ impl<'s, 'e> Driver<'s, 'e> {
         let connected =
             Outgoing::connect(&self.options.address, &connecting).map_err(MigrateError::Channel)?;
         let returns = connected.can_return();
+        self.returns = returns;
         self.channels.push(connected.handle());
         let lanes = self.connect_lanes(&connecting, &ram, &table)?;
         let (reader, writer) = connected.split();
@@ -313,13 +320,32 @@ impl<'s, 'e> Driver<'s, 'e> {
             }
             match self.next() {
                 Some(action) => self.act(action),
-                // Time to try again, if there is something to try.
-                None => {
-                    let _ = self.migration.on(SourceEvent::Retry);
-                }
+                None => self.look_at_the_clock(),
             }
         }
         self.end_threads(true);
+    }
+
+    /// Time to try again, if there is something to try; or too late for an end of the channel that
+    /// would be believed.
+    fn look_at_the_clock(&mut self) {
+        let silence = self.options.channel.silence;
+        // What the channel finds out by itself comes first.
+        let overdue =
+            |since: &Instant| silence.is_some_and(|silence| since.elapsed() >= silence + RETRY);
+        if !self.ending_since.as_ref().is_some_and(overdue) {
+            let _ = self.migration.on(SourceEvent::Retry);
+            return;
+        }
+        self.ending_since = None;
+        if self.migration.on(SourceEvent::Overdue).is_ok() {
+            let error = ChannelError::Timeout {
+                doing: "see the end of",
+                address: self.options.address.to_string(),
+                within: silence.unwrap_or_default(),
+            };
+            self.migration.note(MigrateError::Channel(error));
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -352,8 +378,9 @@ impl<'s, 'e> Driver<'s, 'e> {
                 }
             }
             SourceAction::SendEof => {
-                // It stands still here for good now, and what is torn can only be in doubt.
-                self.guest_waits(false);
+                if !self.returns {
+                    self.ending_since = Some(Instant::now());
+                }
                 self.command(Command::Eof);
             }
             SourceAction::SendForget => self.command(Command::Forget),

@@ -220,6 +220,11 @@ impl Migration {
         self.lock().source.held()
     }
 
+    /// Whether the destination may run, or soon may, and has not confirmed.
+    pub fn is_permitted(&self) -> bool {
+        matches!(self.lock().source.state(), SourceState::Permitted { .. })
+    }
+
     /// What is so, and what an operator may do.
     pub fn advice(&self) -> Advice {
         let inner = self.lock();

@@ -668,6 +668,11 @@ impl Sender<'_> {
                     Progress::set(&progress.precopy_bytes, before);
                     self.is_stopped = true;
                     self.rest(devices)?;
+                    // Where nobody will say that it has all: a disk fails, and takes its time, while a
+                    // cancel lets the guest run on.
+                    if !self.returns {
+                        self.stream.settle()?;
+                    }
                     let downtime_bytes = self.written_bytes() - before;
                     Progress::set(&progress.downtime_bytes, downtime_bytes);
                     self.publish();
@@ -719,9 +724,7 @@ impl Sender<'_> {
     /// Without a return path the end of the channel is the only confirmation there is.
     fn last_way(mut self) -> Result<(), Stopped> {
         let is_file = matches!(self.options.address, crate::channel::Address::File { .. });
-        // A disk fails while nobody may run.
-        let settled = self.stream.settle().map_err(EofError::Withheld);
-        let sent = settled.and_then(|()| self.stream.eof(&self.devices));
+        let sent = self.stream.eof(&self.devices);
         let migration = self.migration;
         let event = match sent.map(|()| self.stream.finish()) {
             Ok(Ok(unconfirmed)) => {

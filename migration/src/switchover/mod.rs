@@ -30,7 +30,8 @@
 //! PONG 2 says that all is loaded, EOF is the permission to run and is sent once, SHUT 0 confirms.
 //! All of it is QEMU's, in QEMU's order; only the meaning of PONG 2 is ours. Without a return path
 //! (a pipe, a command, a file) there is neither PING nor SHUT: a source is done when EOF and what
-//! follows were written and synced, and stays stopped.
+//! follows were written and synced, and stays stopped. What is in a file is on the disk, but for EOF,
+//! before the permission: a disk that fails or hangs does so while a cancel lets the guest run on.
 //!
 //! Whoever drives the machines hands over one event at a time, and begins the actions in their
 //! order before the next. What takes time (stopping, loading, starting, sending) may go on
@@ -89,6 +90,12 @@
 //! guest back. Any other code is only a failure, and leaves the source in doubt: by its source, a
 //! stock QEMU finds the code at the very end, from whether reading the stream ever failed, so that
 //! a description that broke off behind EOF may make it 1 when the guest runs.
+//!
+//! **One way, the end does not come**: a command does not end, a disk does not answer. After as long as
+//! a silent peer is given ([`SourceEvent::Overdue`]) this is a doubt: `cont` is obeyed, and whatever
+//! becomes known later is still believed. `migrate_cancel` closes the channel, before that time too,
+//! which ends the command, and leaves the file without a name: where it is then certain that nothing
+//! whole is anywhere, the guest runs on.
 //!
 //! **A side crashes.** Its copy is gone. A source that is in doubt and a destination that waits
 //! cannot know it; an operator can, and says `cont` to the survivor, which is obeyed at once. He

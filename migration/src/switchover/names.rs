@@ -9,7 +9,7 @@
 
 use super::destination::{Destination, DestinationState};
 use super::reason::Reason;
-use super::source::{Source, SourceState, Telling, Wanted};
+use super::source::{Eof, Source, SourceState, Telling, Wanted};
 
 /// What `query-migrate` says, by QEMU's names and one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +94,10 @@ pub enum Choice {
     HandOver,
     /// `cont` at a source in doubt.
     RunHere,
+    /// `migrate_cancel` of what goes one way and is written as a whole.
+    EndTheWay,
+    /// `cont` at a source in doubt whose channel went one way.
+    RunUnread,
     /// `cont` at a source in doubt whose RAM was handed over.
     RunUntouched,
     /// `cont` at a loaded destination.
@@ -127,6 +131,14 @@ impl Choice {
             Self::RunHere => {
                 "`cont`, only if you have made sure that the destination is dead or was ended: the \
                  guest runs on here at once"
+            }
+            Self::EndTheWay => {
+                "`migrate_cancel`: a command is ended, and a file gets no name; if nothing can have \
+                 arrived the guest runs on here"
+            }
+            Self::RunUnread => {
+                "`cont`, only if you have made sure that nobody runs what was written: the guest \
+                 runs on here at once"
             }
             Self::RunUntouched => {
                 "`cont`, only if you have made sure that the destination is dead and has never run: \
@@ -168,6 +180,9 @@ impl Source {
             SourceState::Setup => MigrationStatus::Setup,
             SourceState::Active | SourceState::Stopping => MigrationStatus::Active,
             SourceState::PreSwitchover => MigrationStatus::PreSwitchover,
+            SourceState::Permitted {
+                eof: Eof::Overdue { .. },
+            } => MigrationStatus::InDoubt,
             SourceState::Device | SourceState::Loading | SourceState::Permitted { .. } => {
                 MigrationStatus::Device
             }
@@ -196,6 +211,9 @@ impl Source {
             | SourceState::Ending { .. }
             | SourceState::Resumed { .. }
             | SourceState::Gone { .. } => None,
+            SourceState::Permitted {
+                eof: Eof::Overdue { .. },
+            } => Some(HeldState::PostMigrate),
             SourceState::PreSwitchover
             | SourceState::Device
             | SourceState::Loading
@@ -218,9 +236,25 @@ impl Source {
                 "the guest is stopped and what is left of it is moved",
                 &[Choice::Wait, Choice::Cancel],
             ),
+            SourceState::Permitted {
+                eof: Eof::Overdue { .. },
+            } => (
+                "the guest was written as a whole, and whether all of it arrived is not known yet; \
+                 it is stopped here, whole",
+                &[Choice::Wait, Choice::EndTheWay, Choice::RunUnread],
+            ),
+            SourceState::Permitted { .. } if !self.returns() => (
+                "the guest was written as a whole, and that it arrived is not known yet",
+                &[Choice::Wait, Choice::EndTheWay],
+            ),
             SourceState::Permitted { .. } => (
                 "the destination was permitted to run and has not confirmed yet",
                 &[Choice::Wait],
+            ),
+            SourceState::InDoubt { .. } if !self.returns() => (
+                "the guest was written as a whole, and whether all of it arrived is not known; it is \
+                 stopped here, whole",
+                &[Choice::RunUnread, Choice::QuitMoved],
             ),
             SourceState::InDoubt { .. } if !self.reconnects() => (
                 "the destination was permitted to run, and whether it does is not known, nor can it \

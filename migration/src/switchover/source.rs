@@ -39,6 +39,11 @@ impl Source {
         self.config.reconnects
     }
 
+    /// Whether the channel has a way back.
+    pub(super) fn returns(&self) -> bool {
+        self.config.return_path
+    }
+
     /// Takes an event; says what is to be done, in this order. The state has changed already: what
     /// is asked for meanwhile is answered as if it were done.
     ///
@@ -56,6 +61,7 @@ impl Source {
             E::EofWritten => self.eof_out(true),
             E::EofTorn => self.eof_out(false),
             E::EofWithheld => self.eof_withheld(),
+            E::Overdue => self.overdue(),
             E::Shut(code) => self.shut(code),
             E::Failed(why) => self.failed(why),
             E::Ended => self.ended(),
@@ -146,19 +152,22 @@ impl Source {
                     SourceState::Permitted { eof: Eof::Written },
                     Actions::none(),
                 ),
-            SourceState::Permitted { eof: Eof::Writing } if whole => {
-                match self.config.return_path {
-                    true => self.to(
-                        SourceState::Permitted { eof: Eof::Written },
-                        Actions::none(),
-                    ),
-                    false => self.to(SourceState::Completed, one(SourceAction::CloseChannel)),
-                }
-            }
+            SourceState::Permitted {
+                eof: Eof::Writing | Eof::Overdue { .. },
+            } if whole => match self.config.return_path {
+                true => self.to(
+                    SourceState::Permitted { eof: Eof::Written },
+                    Actions::none(),
+                ),
+                false => self.to(SourceState::Completed, one(SourceAction::CloseChannel)),
+            },
             #[cfg(test)]
             SourceState::Permitted { .. } if self.sabotage == SourceSabotage::Stock => {
                 self.run_on(Reason::Channel, Telling::Needless, false)
             }
+            SourceState::Permitted {
+                eof: Eof::Overdue { wanted },
+            } => self.doubt(wanted),
             SourceState::Permitted { .. } => self.doubt(Wanted::Run),
             // The operator ended this side meanwhile: it is told how far it came.
             SourceState::Gone { permitted: true } if whole && !self.config.return_path => {
@@ -170,11 +179,35 @@ impl Source {
 
     fn eof_withheld(&mut self) -> Step {
         match self.state {
+            SourceState::Permitted {
+                eof:
+                    Eof::Overdue {
+                        wanted: Wanted::Back { why },
+                    },
+            } => self.run_on(why, self.due(), false),
             SourceState::Permitted { .. } => self.run_on(Reason::Withheld, self.due(), false),
             SourceState::Gone { permitted: true } => {
                 self.to(SourceState::Gone { permitted: false }, Actions::none())
             }
             _ => late("EOF was withheld, and it no longer mattered"),
+        }
+    }
+
+    /// A guest does not stand still for ever for a command or a disk: an operator may decide from here
+    /// on, and the word is still believed when it comes.
+    fn overdue(&mut self) -> Step {
+        match self.state {
+            SourceState::Permitted { eof: Eof::Writing } if !self.config.return_path => {
+                let wanted = Wanted::Run;
+                self.to(Self::overdue_with(wanted), Actions::none())
+            }
+            _ => late("EOF is waited for no longer"),
+        }
+    }
+
+    fn overdue_with(wanted: Wanted) -> SourceState {
+        SourceState::Permitted {
+            eof: Eof::Overdue { wanted },
         }
     }
 
@@ -231,10 +264,18 @@ impl Source {
             {
                 self.run_on(why, Telling::Needless, false)
             }
+            // That word may never come.
+            SourceState::Permitted { eof: Eof::Writing } if !self.config.return_path => self.to(
+                Self::overdue_with(Wanted::Run),
+                one(SourceAction::CloseChannel),
+            ),
             SourceState::Permitted { eof: Eof::Writing } => self.to(
                 SourceState::Permitted { eof: Eof::Torn },
                 one(SourceAction::CloseChannel),
             ),
+            SourceState::Permitted {
+                eof: Eof::Overdue { .. },
+            } => self.to(self.state, one(SourceAction::CloseChannel)),
             SourceState::Permitted { eof: Eof::Torn } => late("it failed before"),
             SourceState::Permitted { eof: Eof::Written } => self.doubt(Wanted::Run),
             SourceState::InDoubt { .. }
@@ -350,6 +391,16 @@ impl Source {
             | SourceState::PreSwitchover
             | SourceState::Device
             | SourceState::Loading => self.give_up(Reason::Cancelled),
+            // Closing it ends the wait: a file then has no name, and what a command has is to be
+            // seen.
+            SourceState::Permitted {
+                eof: Eof::Writing | Eof::Overdue { .. },
+            } if !self.config.return_path => self.to(
+                Self::overdue_with(Wanted::Back {
+                    why: Reason::Cancelled,
+                }),
+                one(SourceAction::CloseChannel),
+            ),
             SourceState::Permitted { .. } => not_now(
                 "the destination was just given the permission to run; \
                  its confirmation or a timeout comes first",
@@ -375,7 +426,10 @@ impl Source {
     /// The operator takes the decision upon himself.
     fn cont(&mut self) -> Step {
         match self.state {
-            SourceState::InDoubt { .. } => self.run_on(Reason::Operator, self.due(), false),
+            SourceState::InDoubt { .. }
+            | SourceState::Permitted {
+                eof: Eof::Overdue { .. },
+            } => self.run_on(Reason::Operator, self.due(), false),
             SourceState::Completed => {
                 let telling = Telling::Needless;
                 let why = Reason::Operator;

@@ -123,7 +123,8 @@ impl Migrations {
     /// The client is gone: ends what was to end with it.
     pub fn client_gone(&self) {
         let Some(job) = self.last() else { return };
-        if job.on_disconnect == OnDisconnect::Continue || job.is_over() || job.is_in_doubt() {
+        let left_alone = job.is_in_doubt() || job.is_permitted();
+        if job.on_disconnect == OnDisconnect::Continue || job.is_over() || left_alone {
             return;
         }
         tracing::warn!("the client is gone that began it: what it began is cancelled");
@@ -323,6 +324,14 @@ impl Job {
     fn is_in_doubt(&self) -> bool {
         match &self.work {
             Work::Migration(migration) => migration.status() == MigrationStatus::InDoubt,
+            Work::Snapshot { .. } => false,
+        }
+    }
+
+    /// Whether the guest may run elsewhere, of which an operator says what is to be, and no mishap.
+    fn is_permitted(&self) -> bool {
+        match &self.work {
+            Work::Migration(migration) => migration.is_permitted(),
             Work::Snapshot { .. } => false,
         }
     }

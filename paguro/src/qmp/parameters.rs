@@ -27,7 +27,7 @@
 //! | `tls-hostname` | a name, empty: that of the address | empty | what the destination's certificate is for |
 //! | `x-paguro-convergence-timeout` | s, 0: none | 0 | for so long it is waited for the forecast to come down |
 //! | `x-paguro-at-timeout` | `cancel`, `switchover` | `cancel` | what happens then |
-//! | `x-paguro-silence` | ms, 0: for ever | 10000 | so long the other side may be silent; both sides have it; of a command (`exec:`) it counts while a guest stands still for it |
+//! | `x-paguro-silence` | ms, 0: for ever | 10000 | so long the other side may be silent; both sides have it; of a command (`exec:`) it counts while a guest stands still for it, to the command's end |
 //!
 //! Of snapshots:
 //!

@@ -3,11 +3,13 @@
 use std::io::{PipeReader, PipeWriter, Read, pipe};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::machine::{Machine, text, turn, wait_written};
+use crate::machine::{Machine, Qmp, text, turn, wait_written};
 use crate::migrating::has_kvm;
 use crate::snapshots::can_background;
+
+const IN_DOUBT: &str = "x-paguro-in-doubt";
 
 /// A pipe into which nothing goes any more, and what is in it.
 fn full_pipe() -> (PipeReader, PipeWriter, usize) {
@@ -126,6 +128,68 @@ fn a_command_that_takes_no_rest_ends_the_migration_and_the_guest_runs_on() {
     let error = end["x-paguro-error"].as_str().unwrap();
     assert!(error.contains("was silent for 0.3 s"), "{end}");
     assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+}
+
+/// All is written, the guest stands still, and the command does not end.
+#[test]
+fn a_command_that_does_not_end_is_a_doubt_which_an_operator_ends() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run_in_turn(dir.path(), &["--workload", "rate=10000"]);
+    let mut qmp = machine.connect();
+    wait_written(&mut qmp, machine.pid());
+    let begin = |qmp: &mut Qmp, silence: u64, last: &str| {
+        let silence = json!({ "x-paguro-silence": silence });
+        qmp.execute("migrate-set-parameters", silence);
+        let uri = format!("exec:cat > /dev/null; {last}");
+        qmp.execute("migrate", json!({ "uri": uri }));
+    };
+    let may = |now: &Value, word: &str| now["x-paguro-advice"].to_string().contains(word);
+    let forever = "exec sleep 1000";
+
+    // Nobody says anything: the operator may decide, and the command is ended.
+    let id = dir.path().join("id");
+    let text = format!("echo $$ > {}; {forever}", id.display());
+    begin(&mut qmp, 300, &text);
+    let now = qmp.wait_migration(IN_DOUBT);
+    assert!(
+        may(&now, "`cont`") && may(&now, "`migrate_cancel`"),
+        "{now}"
+    );
+    let why = now["x-paguro-error"].as_str().unwrap();
+    assert!(why.contains("could not see the end of exec:"), "{why}");
+    assert_eq!(
+        qmp.execute("query-status", json!({}))["status"],
+        "postmigrate"
+    );
+    qmp.execute("cont", json!({}));
+    assert_eq!(qmp.migration_end()["status"], "failed");
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+    let id = std::fs::read_to_string(id).unwrap().trim().parse().unwrap();
+    let id = rustix::process::Pid::from_raw(id).unwrap();
+    assert!(rustix::process::test_kill_process(id).is_err());
+
+    // It takes its time, and that it ends well is believed all the same.
+    let go = dir.path().join("go");
+    let text = format!("until [ -e {} ]; do sleep 0.01; done", go.display());
+    begin(&mut qmp, 300, &text);
+    qmp.wait_migration(IN_DOUBT);
+    std::fs::write(&go, "").unwrap();
+    let now = qmp.migration_end();
+    assert_eq!(now["status"], "completed", "{now}");
+    assert_eq!(now["x-paguro-error"], Value::Null);
+    qmp.execute("cont", json!({}));
+
+    // The silence is without a limit, and the operator's patience is not.
+    begin(&mut qmp, 0, forever);
+    while !may(&qmp.execute("query-migrate", json!({})), "that it arrived") {}
+    qmp.execute("migrate_cancel", json!({}));
+    let now = qmp.wait_migration(IN_DOUBT);
+    assert!(may(&now, "`cont`"), "{now}");
+    qmp.execute("cont", json!({}));
+    qmp.migration_end();
+    assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+    wait_written(&mut qmp, machine.pid());
 }
 
 #[test]

@@ -175,6 +175,7 @@ fn source_events() -> Vec<SourceEvent> {
         E::EofWritten,
         E::EofTorn,
         E::EofWithheld,
+        E::Overdue,
         E::Ended,
         E::NoAnswer,
         E::Retry,
@@ -287,6 +288,29 @@ fn only_four_things_bring_back_a_guest_that_was_permitted_to_run_elsewhere() {
         );
         println!("{config:?}: {states} states");
     }
+}
+
+/// Nobody confirms there, so that no more than the operator can end the wait.
+#[test]
+fn whoever_goes_one_way_is_never_held_without_a_way_out() {
+    let config = SourceConfig {
+        return_path: false,
+        reconnects: false,
+        pause_before_switchover: true,
+    };
+    everything(
+        Source::new(config),
+        &source_events(),
+        Source::on,
+        |_, event, _, to| {
+            let takes = |command| to.clone().on(command).is_ok();
+            let free = takes(SourceEvent::Cancel) || takes(SourceEvent::Cont);
+            assert!(to.held().is_none() || free, "{event:?}: {to:?}");
+            let doubt = to.status() == MigrationStatus::InDoubt;
+            let gone = matches!(to.state(), SourceState::Gone { .. });
+            assert!(!doubt || gone || takes(SourceEvent::Cont), "{to:?}");
+        },
+    );
 }
 
 #[test]

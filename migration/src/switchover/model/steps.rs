@@ -66,6 +66,11 @@ fn source(steps: &mut Steps<'_>) {
         SourceState::Active => {
             steps.sure("it converged", |w| w.hand_source(SourceEvent::Converged))
         }
+        SourceState::Permitted { eof: Eof::Writing } => {
+            steps.maybe("what becomes of EOF takes too long", |w| {
+                w.hand_source(SourceEvent::Overdue);
+            });
+        }
         SourceState::PreSwitchover => steps.sure("operator: migrate-continue", |w| {
             w.hand_source(SourceEvent::Continue);
         }),

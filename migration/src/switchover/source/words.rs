@@ -76,6 +76,12 @@ pub enum Eof {
     Torn,
     /// It is written.
     Written,
+    /// One way only: what is to show that all arrived takes too long, or the operator waits for it no
+    /// longer. What became of EOF may never be known, so that this is a doubt already.
+    Overdue {
+        /// What is to happen if not a byte of it left.
+        wanted: Wanted,
+    },
 }
 
 /// What a source in doubt tells the destination when it reaches it.
@@ -130,7 +136,8 @@ pub enum SourceEvent {
     Pong(u32),
     /// EOF and what follows it are written; one way: synced, under its name, the command's exit
     /// status checked. This or one of the next two is handed over exactly once for each
-    /// [`SourceAction::SendEof`], whatever else happens, and soon after the channel was closed.
+    /// [`SourceAction::SendEof`], whatever else happens, and soon after the channel was closed; but
+    /// a disk may keep that of a file for ever.
     EofWritten,
     /// EOF may have left, and what follows it could not be written; one way: it is not sure that
     /// all arrived.
@@ -138,6 +145,8 @@ pub enum SourceEvent {
     /// It is certain that no byte of EOF left this process: the channel refused it, was closed
     /// before, or is a file that never got its name.
     EofWithheld,
+    /// One way only: what became of EOF is not known after as long as anybody is waited for.
+    Overdue,
     /// SHUT came, with this code.
     Shut(u32),
     /// The channel or this side failed. What came before it was handed over before.
