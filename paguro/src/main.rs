@@ -68,6 +68,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log::start();
     trace();
+    // Whether a command of `exec:` ended well is its status, whatever started this program.
+    if let Err(error) = paguro_sys::keep_status_of_children() {
+        tracing::warn!(%error, "the ends of commands are not told");
+    }
     let code = match forced().and_then(|forced| execute(&cli.command, &forced)) {
         Ok(code) => code,
         Err(error) => {

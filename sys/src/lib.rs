@@ -16,6 +16,7 @@
 
 mod arena;
 mod bus_error;
+mod children;
 mod host;
 mod inherited;
 pub mod kvm;
@@ -33,6 +34,7 @@ mod vsock;
 
 pub use arena::Unit;
 pub use bus_error::{BusErrors, catch_bus_errors, wait_at_bus_errors};
+pub use children::keep_status_of_children;
 pub use host::{Fallbacks, Host, Named, Userfault};
 pub use inherited::{is_inherited_socket, take_inherited};
 pub use limits::{Bound, Free, Limits};

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::wait::wait_for;
@@ -87,8 +88,16 @@ impl Running {
     /// Waits for its end, after its pipe was closed.
     pub(super) fn finish(mut self, stops: [&Stop; 2]) -> io::Result<()> {
         wait_for(self.pidfd.as_fd(), PollFlags::IN, stops, None)?;
-        let status = self.child.wait()?;
+        let waited = self.child.wait();
         self.is_over = true;
+        let status = waited.map_err(|error| match Errno::from_io_error(&error) {
+            // That it ended well is not to be guessed: who asks decides by it who may run.
+            Some(Errno::CHILD) => ChannelError::StatusUnknown {
+                command: self.text.clone(),
+            }
+            .into_io(),
+            _ => error,
+        })?;
         if status.success() || self.direction == Direction::In && is_broken_pipe(status) {
             return Ok(());
         }

@@ -75,6 +75,15 @@ pub enum ChannelError {
         /// How it ended.
         status: ExitStatus,
     },
+    /// The caller's: the command has ended, and this process is one whose children leave no status, as
+    /// SIGCHLD is ignored.
+    #[error(
+        "how command {command:?} ended cannot be known: SIGCHLD is ignored, and children leave no status"
+    )]
+    StatusUnknown {
+        /// Which.
+        command: String,
+    },
     /// The host's, or the caller's where a [`TargetError`](crate::TargetError) is inside: a file.
     #[error("cannot {doing} {path}")]
     File {

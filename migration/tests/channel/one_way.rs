@@ -57,6 +57,31 @@ fn a_command_that_fails_is_an_error_with_its_status() {
     );
 }
 
+/// Of a program whose parent ignored SIGCHLD: all of a process, so in one of its own.
+#[test]
+fn how_a_command_ended_that_leaves_no_status_is_said_not_to_be_known() {
+    const WITHIN: &str = "PAGURO_TEST_WITHIN";
+    if std::env::var_os(WITHIN).is_some() {
+        let error = send("exec:cat > /dev/null", b"x").unwrap_err();
+        let unknown = matches!(inside(&error), ChannelError::StatusUnknown { .. });
+        assert!(unknown, "{error}");
+        return;
+    }
+    let mut ignoring = std::process::Command::new("env");
+    let name = "one_way::how_a_command_ended_that_leaves_no_status_is_said_not_to_be_known";
+    let test = std::env::current_exe().unwrap();
+    ignoring
+        .arg("--ignore-signal=CHLD")
+        .arg(test)
+        .args(["--exact", name]);
+    let output = ignoring.env(WITHIN, "").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+}
+
 /// It must not take half a stream for a whole one.
 #[test]
 fn a_command_whose_stream_breaks_off_is_killed_with_all_its_children() {

@@ -227,6 +227,53 @@ fn who_was_started_with_hangups_ignored_ignores_them() {
     assert!(machine.wait().0.success());
 }
 
+/// With SIGCHLD ignored the kernel keeps no status of a command.
+#[test]
+fn a_command_has_a_status_whoever_started_the_machine() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run_as(dir.path(), &["--workload", "rate=10000"], |command| {
+        let mut ignoring = std::process::Command::new("env");
+        ignoring
+            .arg("--ignore-signal=CHLD")
+            .arg(command.get_program());
+        ignoring.args(command.get_args()).stdin(Stdio::null());
+        *command = ignoring;
+        crate::machine::plain(command).stderr(Stdio::piped())
+    });
+    let mut qmp = machine.connect();
+    wait_written(&mut qmp, machine.pid());
+    let background = crate::snapshots::can_background(&mut qmp);
+    for (snapshot, last, end) in [
+        (true, "true", "completed"),
+        (true, "exit 7", "failed"),
+        (false, "exit 7", "x-paguro-in-doubt"),
+        (false, "true", "completed"),
+    ] {
+        if snapshot && !background {
+            continue;
+        }
+        qmp.set(&[("background-snapshot", snapshot)]);
+        let uri = format!("exec:cat > /dev/null; {last}");
+        qmp.execute("migrate", json!({ "uri": uri }));
+        let now = loop {
+            let now = qmp.execute("query-migrate", json!({}));
+            let over = ["completed", "failed", "cancelled", "x-paguro-in-doubt"];
+            if over.iter().any(|over| now["status"] == *over) {
+                break now;
+            }
+        };
+        assert_eq!(now["status"], end, "{last}: {now}");
+        if end != "completed" {
+            let why = now["x-paguro-error"].as_str().unwrap();
+            assert!(why.contains("exit status: 7"), "{why}");
+        }
+        qmp.execute("cont", json!({}));
+        qmp.wait_status("running");
+        qmp.migration_end();
+    }
+}
+
 /// The same program, after something that a shell does.
 fn in_shell(before: &str, command: &std::process::Command) -> std::process::Command {
     let mut shell = std::process::Command::new("sh");
