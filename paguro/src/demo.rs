@@ -24,6 +24,7 @@ use crate::lab::options::name;
 use crate::lab::{
     HugePages, Machine, MachineOptions, ProgressFile, Record, Watcher, check_file, host, now_ns,
 };
+use crate::log;
 use crate::progress::Bar;
 use crate::size::human;
 
@@ -118,7 +119,7 @@ pub fn demo(args: &DemoArgs, forced: &Forced) -> Result<ExitCode> {
         print(&outcome, &options)?;
     }
     for problem in &outcome.problems {
-        eprintln!("paguro: {problem}");
+        log::say(format_args!("paguro: {problem}"));
     }
     Ok(if outcome.wrong == 0 && outcome.problems.is_empty() {
         ExitCode::SUCCESS
@@ -139,19 +140,19 @@ fn options(args: &DemoArgs, forced: &Forced) -> Result<MachineOptions> {
             ));
         }
         (_, Some(error)) => {
-            eprintln!(
+            log::say(format_args!(
                 "note: /dev/kvm cannot be used ({error}): the same guest runs in threads, \
                  --accel threads"
-            );
+            ));
             AccelArg::Threads
         }
         (Userfault::UserMode, None) => {
-            eprintln!(
+            log::say(format_args!(
                 "note: this process may handle page faults of its own code only, and KVM takes \
                  them in the kernel: the same guest runs in threads, --accel threads.\n\
                  hint: for KVM run as root, or as root set \
                  /proc/sys/vm/unprivileged_userfaultfd to 1"
-            );
+            ));
             AccelArg::Threads
         }
         (Userfault::Full, None) => AccelArg::Kvm,

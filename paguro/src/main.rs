@@ -22,6 +22,8 @@
 //! | [`reserve`] | memory that is kept back for when there is none |
 
 #![forbid(unsafe_code)]
+// Both panic when nobody takes what they print, and a machine may depend on whoever does.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod bench;
 mod cli;

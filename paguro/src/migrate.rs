@@ -206,7 +206,7 @@ fn watch_on(
         }
         if !forced && now["x-paguro-forced"] == true {
             let expected = now["x-paguro-expected-downtime-us"].as_u64().unwrap_or(0);
-            bar.above(|| eprintln!("{}", FORCED.replace("{}", &forecast(expected))));
+            bar.say_above(FORCED.replace("{}", &forecast(expected)));
             forced = true;
         }
         show(&bar, &now);

@@ -53,6 +53,7 @@ use crate::force::Forced;
 use crate::hints::Advised;
 use crate::interrupt::{Again, Interrupts};
 use crate::lab::host;
+use crate::log;
 use campaign::Campaign;
 use load::Load;
 use noise::Noise;
@@ -118,7 +119,9 @@ fn accel() -> AccelArg {
     match host::no_kvm() {
         None => AccelArg::Kvm,
         Some(error) => {
-            eprintln!("no KVM here ({error}): threads of the process do the guest's work");
+            log::say(format_args!(
+                "no KVM here ({error}): threads of the process do the guest's work"
+            ));
             AccelArg::Threads
         }
     }
@@ -139,7 +142,9 @@ fn verdict(ruler_is_right: bool) -> ExitCode {
     if ruler_is_right {
         ExitCode::SUCCESS
     } else {
-        eprintln!("paguro: the ruler is wrong: the numbers cannot be trusted");
+        log::say(format_args!(
+            "paguro: the ruler is wrong: the numbers cannot be trusted"
+        ));
         ExitCode::FAILURE
     }
 }

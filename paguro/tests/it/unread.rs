@@ -1,11 +1,14 @@
 //! Pipes that nobody reads: what the guest says, and what the program says.
 
+use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, pipe};
+
+use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, Qmp, text, turn, wait_written};
+use crate::machine::{Machine, Qmp, finish, paguro, text, turn, wait_written};
 use crate::migrating::has_kvm;
 use crate::snapshots::can_background;
 
@@ -128,6 +131,32 @@ fn a_command_that_takes_no_rest_ends_the_migration_and_the_guest_runs_on() {
     let error = end["x-paguro-error"].as_str().unwrap();
     assert!(error.contains("was silent for 0.3 s"), "{end}");
     assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
+}
+
+/// It has something to say in the middle, and what it reports at the end.
+#[test]
+fn a_command_ends_its_migration_whose_messages_cannot_be_written() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run_in_turn(dir.path(), &["--workload", "rate=unlimited"]);
+    wait_written(&mut machine.connect(), machine.pid());
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let address = machine.qmp_address();
+    // It takes so long that the command comes to say that the guest is stopped.
+    let to = "exec:cat >/dev/null; sleep 1";
+    let mut command = paguro(["migrate", "--qmp", &address, to]);
+    command.args([
+        "--timeout=1",
+        "--at-timeout=switchover",
+        "--max-bandwidth=1M",
+    ]);
+    command.args(["--downtime-limit=1"]).stdin(Stdio::null());
+    let child = command.stdout(full()).stderr(full()).spawn().unwrap();
+    let output = finish(child);
+    assert!(output.status.success(), "{}", output.status);
+    let end = machine.connect().migration_end();
+    assert_eq!(end["status"], "completed", "{end}");
+    assert_eq!(end["x-paguro-forced"], true, "{end}");
 }
 
 /// All is written, the guest stands still, and the command does not end.
