@@ -56,6 +56,9 @@ const KERNEL_FAULTS: &str = "run as root, or as root set /proc/sys/vm/unprivileg
 const STOPPED: &str = "take it with the machine stopped: `paguro snapshot --stop`, or \
      `background-snapshot` off";
 
+/// Of a migration that waits before the switchover.
+pub const MOVES_ON: &str = "`paguro migrate --qmp ADDRESS --continue` moves the guest on";
+
 /// Of what goes on without the command that began it.
 pub const GOES_ON: &str = "`query-migrate` says how far it is, `migrate_cancel` ends it";
 

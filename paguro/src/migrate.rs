@@ -27,13 +27,17 @@ const DOUBT: Duration = Duration::from_secs(10);
 const FORCED: &str =
     "it does not converge in time, and the guest is stopped all the same: for {} by the forecast";
 
+/// The status of a guest that is ready to move, and waits to be told.
+const WAITS: &str = "pre-switchover";
+
 /// The status of doubt.
 const IN_DOUBT: &str = "x-paguro-in-doubt";
 
 /// Runs the command.
 pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
-    let uri = absolute(&args.uri)?.to_string();
-    let ended = run(args, &uri);
+    let uri = args.uri.as_ref().map(absolute).transpose()?;
+    let uri = uri.map(|uri| uri.to_string());
+    let ended = run(args, uri.as_deref());
     let failed = !matches!(&ended, Ok(ended) if ended["status"] == "completed");
     match ended {
         Ok(ended) if !failed => done::tell(&ended, |report| match args.json {
@@ -75,11 +79,16 @@ fn absolute(uri: &Address) -> Result<Address> {
 }
 
 /// Moves it; gives the fields of `--json`.
-fn run(args: &MigrateArgs, uri: &str) -> Result<Value> {
+fn run(args: &MigrateArgs, uri: Option<&str>) -> Result<Value> {
     let interrupts = Interrupts::catch(Again::Leaves)?;
     let mut client = Client::connect(&args.qmp.0)?;
+    let Some(uri) = uri else {
+        client.execute("migrate-continue", json!({ "state": WAITS }))?;
+        return watch(&mut client, args, None, &interrupts);
+    };
     let settings = settings(&mut client, args)?;
     let begin = json!({ "uri": uri, "x-paguro-settings": settings });
+    let uri = Some(uri);
     if interrupts.came() {
         let mut ended = stopped(&json!({ "status": "cancelled" }), uri);
         ended["advice"] = json!({ "is": "it had not begun", "may": [] });
@@ -163,7 +172,7 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
 fn watch(
     client: &mut Client,
     args: &MigrateArgs,
-    uri: &str,
+    uri: Option<&str>,
     interrupts: &Interrupts,
 ) -> Result<Value> {
     watch_on(client, args, uri, interrupts).context(done::LOST)
@@ -172,13 +181,12 @@ fn watch(
 fn watch_on(
     client: &mut Client,
     args: &MigrateArgs,
-    uri: &str,
+    uri: Option<&str>,
     interrupts: &Interrupts,
 ) -> Result<Value> {
     let bar = Bar::bytes("moving");
     let mut cancelled = false;
     let mut doubt: Option<Instant> = None;
-    let mut waits = false;
     let mut forced = false;
     loop {
         let now = client.execute("query-migrate", json!({}))?;
@@ -197,10 +205,12 @@ fn watch_on(
             _ if doubt.is_some_and(|since| since.elapsed() > DOUBT) => {
                 return Ok(stopped(&now, uri));
             }
-            "pre-switchover" if !waits => {
-                let what = "the guest is stopped and waits for `migrate-continue`, or Ctrl-C";
-                bar.say_above(what);
-                waits = true;
+            // Whoever is to say what becomes of it needs the control socket.
+            WAITS if !interrupts.came() => {
+                let mut ended = stopped(&now, uri);
+                ended["error"] = "this command leaves it before the switchover, as was set".into();
+                ended["hint"] = hints::MOVES_ON.into();
+                return Ok(ended);
             }
             _ => {}
         }
@@ -255,16 +265,18 @@ fn show(bar: &Bar, now: &Value) {
     ));
 }
 
-fn completed(client: &mut Client, uri: &str) -> Value {
+fn completed(client: &mut Client, uri: Option<&str>) -> Value {
     let mut report = done::report(client);
-    report["uri"] = uri.into();
+    if let Some(uri) = uri {
+        report["uri"] = uri.into();
+    }
     for field in ["error", "hint", "advice"] {
         report[field] = Value::Null;
     }
     report
 }
 
-fn stopped(now: &Value, uri: &str) -> Value {
+fn stopped(now: &Value, uri: Option<&str>) -> Value {
     let otherwise = match now["status"].as_str() {
         Some("cancelled") => "the migration was cancelled",
         _ => "no reason given",
@@ -316,7 +328,7 @@ fn print_report(report: &Value) -> Result<()> {
     let millis = |field: &str| number(field) as f64 / 1000.0;
     let size = |field: &str| human(number(field));
     let mut out = io::stdout().lock();
-    let uri = report["uri"].as_str().unwrap_or_default();
+    let uri = report["uri"].as_str().unwrap_or("its destination");
     if report["total_us"].is_null() {
         return Ok(writeln!(out, "moved to {uri}")?);
     }

@@ -38,6 +38,11 @@ Options count for this migration only, and nothing that is set over QMP is chang
 command is the only client of the control socket: to look at a migration, or to change
 `max-bandwidth` while it runs, start it over QMP, or leave it with --on-disconnect continue.
 
+Where `pause-before-switchover` was set over QMP this command ends, with status 1, when the guest is
+stopped and ready to move; whatever --on-disconnect says, the guest waits there then. `paguro migrate
+--qmp ADDRESS --continue` moves it on and reports as this command does; over QMP `migrate-continue`
+moves it on, and `migrate_cancel` lets it run on here.
+
 With --mode cpr-transfer, from one process to another on one host, RAM (--backing memfd) is handed over
 by descriptor, and only the state of devices is sent: for replacing this program while its guest
 lives. The machine here cannot run again afterwards: there is one RAM, which the guest writes there.
@@ -56,9 +61,9 @@ could not be confirmed, null if there is nothing), and those of the engine's rep
   the guest was stopped), multifd_bytes, xbzrle_pages and xbzrle_bytes (of differences), normal_pages, zero_pages, dirty_sync_count (passes),
   bandwidth (bytes a second that the channel takes unlimited, 0: not measured),
   throttle_percent (how much the guest was slowed down at the end)
-and more that may change. On failure: `status` (`failed`, `cancelled` or `x-paguro-in-doubt`; another
-one if it goes on without this command), `uri`,
-`error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done;
+and more that may change. On failure: `status` (`failed`, `cancelled`, `x-paguro-in-doubt` or
+`pre-switchover`; another one if it goes on without this command), `uri` (null with
+--continue), `error`, `hint` (null if there is none) and `advice`: `is`, what is so, and `may`, what can be done;
 null if it never began.";
 
 /// `paguro migrate`
@@ -69,7 +74,15 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub qmp: QmpAddress,
     /// Where the destination waits
-    pub uri: Address,
+    #[arg(required_unless_present = "go_on")]
+    pub uri: Option<Address>,
+    /// Move a guest on that waits in `pre-switchover`
+    #[arg(long = "continue", conflicts_with_all = [
+        "uri", "mode", "downtime_limit", "max_bandwidth", "switchover_bandwidth", "auto_converge",
+        "vcpu_dirty_limit", "timeout", "silence", "tls_creds", "multifd_channels", "xbzrle",
+        "on_disconnect",
+    ])]
+    pub go_on: bool,
     /// Copy RAM, or hand it over to a process on this host [default: as set, at first normal]
     #[arg(long, value_enum)]
     pub mode: Option<ModeArg>,

@@ -123,7 +123,7 @@ impl Migrations {
     /// The client is gone: ends what was to end with it.
     pub fn client_gone(&self) {
         let Some(job) = self.last() else { return };
-        let left_alone = job.is_in_doubt() || job.is_permitted();
+        let left_alone = job.is_left_to_the_operator() || job.is_permitted();
         if job.on_disconnect == OnDisconnect::Continue || job.is_over() || left_alone {
             return;
         }
@@ -320,10 +320,14 @@ impl Job {
         Ok(())
     }
 
-    /// Whether nobody knows where the guest may run.
-    fn is_in_doubt(&self) -> bool {
+    /// Whether it does not go on before an operator has said how: nobody knows where the guest may
+    /// run, or he wanted to be asked.
+    fn is_left_to_the_operator(&self) -> bool {
         match &self.work {
-            Work::Migration(migration) => migration.status() == MigrationStatus::InDoubt,
+            Work::Migration(migration) => matches!(
+                migration.status(),
+                MigrationStatus::InDoubt | MigrationStatus::PreSwitchover
+            ),
             Work::Snapshot { .. } => false,
         }
     }

@@ -217,6 +217,47 @@ fn before_switchover_it_waits_for_migrate_continue() {
     here.check();
 }
 
+/// One that stayed would be the only client, and nobody could tell the guest to move on.
+#[test]
+fn before_switchover_a_command_leaves_the_guest_and_another_moves_it_on() {
+    let _turn = turn();
+    let mut here = Side::run(&["--workload", "rate=10000"]);
+    here.qmp.set(&[("pause-before-switchover", true)]);
+    let (mut there, at) = Side::incoming("unix", &[]);
+    let (mut here, output) = here.migrate(&at, &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let ended: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(ended["status"], "pre-switchover", "{ended}");
+    assert!(ended["hint"].as_str().unwrap().contains("--continue"));
+    here.qmp.wait_migration("pre-switchover");
+    assert_eq!(here.status(), "finish-migrate");
+    assert_eq!(there.status(), "inmigrate");
+    let (mut here, output) = here.migrate("--continue", &["--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let ended: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(ended["uri"], at, "{ended}");
+    assert_eq!(here.status(), "postmigrate");
+    there.qmp.wait_status("running");
+    there.check();
+    there.quit();
+    // It is the operator's to take it back, too; and then there is nothing to move on.
+    here.qmp.execute("cont", json!({}));
+    let (_there, at) = Side::incoming("unix", &[]);
+    let (mut here, output) = here.migrate(&at, &[]);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("--continue") && said.contains("`migrate_cancel`"),
+        "{said}"
+    );
+    here.qmp.execute("migrate_cancel", json!({}));
+    here.qmp.wait_status("running");
+    let (mut here, output) = here.migrate("--continue", &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("not in expected state"), "{said}");
+    assert_eq!(here.status(), "running");
+}
+
 #[test]
 fn one_way_channels_end_stopped_and_can_be_read_later() {
     let _turn = turn();
