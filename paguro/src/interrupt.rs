@@ -3,7 +3,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | HUP, INT, QUIT, TERM, XCPU, PWR | end the work in order; HUP does not if the process was started with it ignored (`nohup`) |
+//! | HUP, INT, QUIT, TERM, XCPU, PWR | end the work in order; but for TERM none does that the process was started with ignored (`nohup`: HUP; a shell's `&` without job control: INT, QUIT) |
 //! | ALRM, IO, PIPE, PROF, STKFLT, USR1, USR2, VTALRM, XFSZ, real-time signals | nothing |
 //! | ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP | end the process at once: they tell of its own faults (BUS in guest RAM is seen to elsewhere) |
 //!
@@ -69,8 +69,7 @@ pub enum Again {
 impl Interrupts {
     /// Begins to catch them.
     pub fn catch(again: Again) -> io::Result<Self> {
-        let nohup = is_ignored(Signal::HUP);
-        let ending = ENDING.iter().filter(|one| !(nohup && **one == Signal::HUP));
+        let ending = ENDING.iter().filter(|signal| !is_left_ignored(**signal));
         let mut signals = Signals::new(ending.chain(&IDLE).map(|signal| signal.as_raw()))?;
         for number in REAL_TIME {
             if let Err(error) = signals.handle().add_signal(number) {
@@ -147,7 +146,12 @@ impl Shared {
     }
 }
 
-/// Whether the process was started with a signal ignored, which is to stay so.
+/// Whether the process was started with a signal ignored, which is to stay so. There must be one that
+/// ends it in order: TERM does, whoever ignored it.
+pub fn is_left_ignored(signal: Signal) -> bool {
+    signal != Signal::TERM && is_ignored(signal)
+}
+
 fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

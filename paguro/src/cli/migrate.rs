@@ -32,7 +32,7 @@ and what to do; in nearly all cases it runs on here.
 Ctrl-C cancels. What happens when this command ends before the migration does (HUP, QUIT, TERM, XCPU,
 PWR or KILL, a connection that breaks), says --on-disconnect: it is cancelled, as long as it can be, or
 goes on (`query-migrate` says how far it is). A second signal ends the command at once. All other
-signals are ignored.
+signals are ignored, as are those but TERM that were when the command started.
 
 Options count for this migration only, and nothing that is set over QMP is changed. While it runs this
 command is the only client of the control socket: to look at a migration, or to change

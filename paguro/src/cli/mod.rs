@@ -90,8 +90,8 @@ socket takes connections and answers then.
 The machine ends with status 0 after `quit` over QMP, after a signal (HUP, INT, QUIT, TERM, XCPU or PWR),
 or when the guest resets it; with status 1 if it fails. A signal ends what is under way first, in
 order: no half file is left, a command of exec: is killed, the sockets are removed. Further signals
-change nothing; after half a minute it leaves whatever does not end. HUP is ignored if it was when the
-program started (nohup). All other signals whose default is death (ALRM, IO, PIPE, PROF, STKFLT, USR1,
+change nothing; after half a minute it leaves whatever does not end. But for TERM each of them is ignored
+if it was when the program started (HUP: nohup; INT and QUIT: a script's `&`). All other signals whose default is death (ALRM, IO, PIPE, PROF, STKFLT, USR1,
 USR2, VTALRM, XFSZ, real-time signals) are ignored: so a file beyond the limit of file size (ulimit -f)
 fails what writes it, and nothing else.
 
@@ -164,7 +164,7 @@ Whatever is set over QMP for migrations neither stands in its way nor is changed
 Ctrl-C cancels; the guest runs on. What happens when this command ends before the snapshot does (HUP,
 QUIT, TERM, XCPU, PWR or KILL, a connection that breaks), says --on-disconnect: it is cancelled, or goes
 on (`query-migrate` says how far it is). A second signal ends the command at once. All other signals are
-ignored.
+ignored, as are those but TERM that were when the command started.
 
 Fields of --json on success: `status` (`completed`), `hint` and `error` (null), `warning` (what could
 not be confirmed, null if there is nothing), and those of the engine's report, times in

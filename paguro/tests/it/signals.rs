@@ -210,18 +210,21 @@ fn a_console_log_beyond_its_limit_is_lost_and_counted() {
     assert_eq!(qmp.execute("query-status", json!({}))["status"], "running");
 }
 
+/// By `nohup`, or a script that does not wait for it (`&`).
 #[test]
-fn who_was_started_with_hangups_ignored_ignores_them() {
+fn what_was_ignored_when_it_started_stays_so_but_for_the_one_that_ends_it() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let machine = Machine::run_as(dir.path(), &["--paused"], |command| {
-        *command = in_shell("trap '' HUP", command);
+        *command = in_shell("trap '' HUP INT QUIT XCPU PWR TERM", command);
         command.stderr(Stdio::piped())
     });
     let mut qmp = machine.connect();
-    machine.signal(Signal::HUP);
-    for _ in 0..10 {
-        qmp.execute("query-status", json!({}));
+    for signal in ENDING.into_iter().filter(|one| *one != Signal::TERM) {
+        machine.signal(signal);
+        for _ in 0..10 {
+            qmp.execute("query-status", json!({}));
+        }
     }
     machine.signal(Signal::TERM);
     assert!(machine.wait().0.success());

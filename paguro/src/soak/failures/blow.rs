@@ -10,6 +10,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use super::case::{FailureCase, Fault, Kind, Party};
 use super::cgroup::{self, Cgroup};
 use super::disk::Disk;
+use crate::interrupt::is_left_ignored;
 use crate::lab::Machine;
 use crate::soak::rng::Rng;
 
@@ -89,10 +90,15 @@ impl Blow {
         let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             bail!("{number} is no process");
         };
+        // A machine ignores what this process was started with ignored.
+        let ending = |signal| match is_left_ignored(signal) {
+            true => Signal::TERM,
+            false => signal,
+        };
         match self.case.fault {
-            Fault::Hup => send(pid, Signal::HUP),
-            Fault::Int => send(pid, Signal::INT),
-            Fault::Quit => send(pid, Signal::QUIT),
+            Fault::Hup => send(pid, ending(Signal::HUP)),
+            Fault::Int => send(pid, ending(Signal::INT)),
+            Fault::Quit => send(pid, ending(Signal::QUIT)),
             Fault::Term => send(pid, Signal::TERM),
             Fault::TermTwice => {
                 send(pid, Signal::TERM)?;
