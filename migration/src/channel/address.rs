@@ -71,6 +71,16 @@ pub enum AddressError {
 }
 
 impl Address {
+    /// Whether what is there can answer, on either side. Of an inherited descriptor the kernel says
+    /// what it is, as long as nobody has taken it over.
+    pub fn can_return(&self) -> bool {
+        match self {
+            Self::Tcp { .. } | Self::Unix(_) | Self::Vsock { .. } => true,
+            Self::Exec(_) | Self::File { .. } => false,
+            Self::Fd(number) => paguro_sys::is_inherited_socket(*number),
+        }
+    }
+
     /// What stands before the colon.
     pub fn transport(&self) -> &'static str {
         match self {

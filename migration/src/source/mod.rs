@@ -122,7 +122,7 @@ impl Migration {
         let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         debug_assert_eq!(got, random.len());
         let source = Source::new(SourceConfig {
-            return_path: has_return_path(&options.address),
+            return_path: options.address.can_return(),
             reconnects: matches!(
                 options.address,
                 Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }
@@ -370,14 +370,5 @@ impl Migration {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether what is at an address can answer. Of an inherited descriptor the kernel says what it is.
-fn has_return_path(address: &Address) -> bool {
-    match address {
-        Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. } => true,
-        Address::Exec(_) | Address::File { .. } => false,
-        Address::Fd(number) => paguro_sys::is_inherited_socket(*number),
     }
 }

@@ -106,7 +106,10 @@ pub fn inherited(fd: OwnedFd) -> Address {
 #[test]
 fn an_inherited_socket_goes_both_ways() {
     let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-    let source = Outgoing::connect(&inherited(one.into()), &options()).unwrap();
+    let (pipe, _) = std::io::pipe().unwrap();
+    let (one, pipe) = (inherited(one.into()), inherited(pipe.into()));
+    assert!(one.can_return() && !pipe.can_return());
+    let source = Outgoing::connect(&one, &options()).unwrap();
     let listener = Incoming::listen(&inherited(other.into()), &options()).unwrap();
     let destination = listener.accept(None).unwrap();
     assert!(matches!(

@@ -35,6 +35,8 @@ pub struct Entry {
     pub arrival: Arrival,
     /// Where a source can connect.
     pub local: Address,
+    /// Whether the channels can answer. An inherited descriptor that was taken over cannot be asked.
+    returns: bool,
     ended: Mutex<Ended>,
 }
 
@@ -78,7 +80,7 @@ impl Arrivals {
         let options = ReceiveOptions {
             silence,
             multifd,
-            ..ReceiveOptions::new(can_return(address), manner.paused)
+            ..ReceiveOptions::new(address.can_return(), manner.paused)
         };
         let listener = Incoming::listen(address, &channel)?;
         self.admit(monitor, listener, options, manner)
@@ -111,6 +113,7 @@ impl Arrivals {
         let events = monitor.events.clone();
         let hook = move |status: MigrationStatus| events.migration(status.name());
         let entry = Arc::new(Entry {
+            returns: options.return_path,
             arrival: Arrival::new(options, Some(Box::new(hook))),
             local: listener.local_address().clone(),
             ended: Mutex::default(),
@@ -215,7 +218,7 @@ impl Entry {
             | Err(ReceiveError::Ended {
                 why: Reason::Quit, ..
             }) => None,
-            Err(error) if !can_return(&self.local) => Some(hints::of_stored(error)),
+            Err(error) if !self.returns => Some(hints::of_stored(error)),
             Err(error) => Some(error.into()),
         }
     }
@@ -278,15 +281,4 @@ pub fn incoming(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         .open(monitor, &address, manner)
         .map_err(|error| QmpError::generic(format!("{error:#}")))?;
     Ok(Answer::default())
-}
-
-/// Whether the channels at an address can answer. Of an inherited descriptor the kernel says what it
-/// is.
-fn can_return(address: &Address) -> bool {
-    match address {
-        Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. } => true,
-        Address::Exec(_) | Address::File { .. } => false,
-        Address::Fd(number) => std::fs::read_link(format!("/proc/self/fd/{number}"))
-            .is_ok_and(|name| name.to_string_lossy().starts_with("socket:")),
-    }
 }

@@ -1,8 +1,12 @@
 //! Migrations that do not come to their end: the guest runs on, and everybody says why.
 
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
 use serde_json::json;
 
-use crate::machine::{paguro, text, turn};
+use crate::machine::{Machine, paguro, text, turn};
 use crate::migrating::Side;
 
 /// A migration that is under way, and will be for long: its guest has something to send, and is
@@ -16,6 +20,23 @@ fn under_way() -> (Side, Side) {
     here.qmp.execute("migrate", json!({ "uri": at }));
     here.qmp.wait_migration("active");
     (here, there)
+}
+
+/// What can answer is a channel, and its other side a source, whatever became of the descriptor since.
+#[test]
+fn an_inherited_socket_is_no_stored_machine() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut from, to) = UnixStream::pair().unwrap();
+    rustix::io::fcntl_setfd(&to, rustix::io::FdFlags::empty()).unwrap();
+    let uri = format!("fd:{}", to.as_raw_fd());
+    let machine = Machine::run_in_turn(dir.path(), &["--incoming", &uri]);
+    drop(to);
+    from.write_all(b"QEVM\0\0\0\x03, and then nothing that a source says")
+        .unwrap();
+    let (status, said) = machine.wait();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(!said.contains("the command or the file"), "{said}");
 }
 
 #[test]
