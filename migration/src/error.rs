@@ -52,8 +52,8 @@ pub enum SnapshotError {
     /// The host's: no memory for the checksums of all pages.
     #[error("no memory for the tables of a snapshot")]
     Tables(#[from] TryReserveError),
-    /// The file's that RAM maps: a page of it could not be read, and is zeros here.
-    #[error("pages of the file that guest RAM maps could not be read")]
+    /// The file's that RAM comes from: a page of it could not be read and is zeros here, or is another one.
+    #[error("pages of guest RAM could not be read from the file that they are in, and are lost")]
     LostPages,
     /// The machine failed.
     #[error("the machine could not be saved")]

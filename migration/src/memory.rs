@@ -101,9 +101,14 @@ impl Memory {
         self.watch.get().map_or(Duration::ZERO, |(_, retry)| *retry)
     }
 
-    /// Pages of a file that the RAM maps which are zeros now, because they could not be read.
-    pub(crate) fn lost_pages(&self) -> u64 {
-        self.watch.get().map_or(0, |(watch, _)| watch.lost_pages())
+    /// Whether something in it is not what it should be, and never will be: pages could not be had, so
+    /// that somebody was given zeros in their place, or the file that it maps was written to. To be asked
+    /// after the last page was read, and before anybody may run or load what was read.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        let filler = lock(&self.filler);
+        let watch = self.watch.get();
+        filler.as_ref().is_some_and(|filler| filler.has_failed())
+            || watch.is_some_and(|(watch, _)| watch.has_failed())
     }
 
     /// Where those pages are; nowhere once all have arrived.

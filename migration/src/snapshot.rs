@@ -304,7 +304,7 @@ fn run(
     note(control, &freeze, &report);
     control.advance(Status::Active);
 
-    let (saving, lost_before) = (Instant::now(), memory.lost_pages());
+    let saving = Instant::now();
     let mut outlet = match outlet {
         Outlet::Stream(mut stream) => {
             cancellable(&freeze, control, memory, || {
@@ -337,9 +337,7 @@ fn run(
     if control.is_cancelled() {
         return Err(SnapshotError::Cancelled);
     }
-    if memory.lost_pages() > lost_before {
-        return Err(SnapshotError::LostPages);
-    }
+    check_ram(memory, &mut stopped)?;
     control.advance(Status::Device);
     let finishing = Instant::now();
     let mut sections = vec![globalstate::section(state)?];
@@ -366,6 +364,8 @@ fn run(
             return Err(SnapshotError::Cancelled);
         }
     }
+    // What is wrong with a page may be noticed a little after it was read.
+    check_ram(memory, &mut stopped)?;
     report.file_bytes = match &outlet {
         Saving::File(file, _) => file.len(),
         Saving::Stream(_) => report.written_bytes,
@@ -379,6 +379,18 @@ fn run(
     report.finish_us = micros(finishing.elapsed());
     report.total_us = micros(begin.elapsed());
     Ok(report)
+}
+
+/// Of RAM that is not what it was nothing is to be loaded, and the guest is not to run in it.
+fn check_ram(
+    memory: &Memory,
+    stopped: &mut Option<Box<dyn Paused + '_>>,
+) -> Result<(), SnapshotError> {
+    if memory.is_spoilt() {
+        hold(stopped, true);
+        return Err(SnapshotError::LostPages);
+    }
+    Ok(())
 }
 
 /// Whether a guest that was stopped stays so.

@@ -249,6 +249,8 @@ fn meet(slot: &Slot, page: usize) {
 fn give_zeros(slot: &Slot, page: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     let at = page as *mut libc::c_void;
+    // First: whoever reads zeros and then asks whether pages are lost must hear of it.
+    slot.lost.fetch_add(1, Ordering::AcqRel);
     // SAFETY: replaces one page inside a watched mapping, which this process owns and reaches by
     // raw copies only; mmap is safe in a handler in practice.
     let given = unsafe {
@@ -256,9 +258,9 @@ fn give_zeros(slot: &Slot, page: usize) -> bool {
         libc::mmap(at, page_size(), all, flags, -1, 0)
     };
     if given == libc::MAP_FAILED {
+        slot.lost.fetch_sub(1, Ordering::AcqRel);
         return false;
     }
-    slot.lost.fetch_add(1, Ordering::AcqRel);
     true
 }
 

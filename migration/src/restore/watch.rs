@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -49,9 +50,17 @@ struct Shared {
     identity: Identity,
     places: Vec<Place>,
     trouble: Mutex<Option<String>>,
+    /// The file was written to.
+    changed: AtomicBool,
 }
 
 impl MapWatch {
+    /// Whether RAM is not what it should be, for good. Of pages that are lost it is true from before
+    /// anybody can see zeros in their place.
+    pub fn has_failed(&self) -> bool {
+        self.lost_pages() > 0 || self.shared.changed.load(Ordering::Acquire)
+    }
+
     /// Pages that could not be read, and in whose place zeros are now.
     pub fn lost_pages(&self) -> u64 {
         self.shared.count(BusErrors::lost)
@@ -100,6 +109,7 @@ pub(super) fn start(
         identity,
         places,
         trouble: Mutex::new(None),
+        changed: AtomicBool::new(false),
     });
     let watched = shared.clone();
     let thread = std::thread::Builder::new()
@@ -123,6 +133,7 @@ impl Shared {
             }
             // First: what was cut short cannot be read either.
             if let Some(how) = self.identity.change(&self.file) {
+                self.changed.store(true, Ordering::Release);
                 on_failure(&file::changed(&self.path, how));
                 return;
             }

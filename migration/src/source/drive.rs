@@ -200,6 +200,7 @@ impl<'s, 'e> Driver<'s, 'e> {
         let deltas = cache.transpose()?;
         let sender = Sender {
             machine: self.machine,
+            memory: self.memory,
             migration: self.migration,
             options: self.options,
             ram,
@@ -387,7 +388,8 @@ impl<'s, 'e> Driver<'s, 'e> {
             SourceAction::CloseChannel => self.close(),
             SourceAction::ResumeVm => {
                 if let Some(mut paused) = self.paused.take() {
-                    paused.stay(false);
+                    // Nobody may have been told yet that pages of it are lost.
+                    paused.stay(self.memory.is_spoilt());
                 }
             }
             SourceAction::Ask(verb) => self.ask(verb),

@@ -66,6 +66,10 @@ pub enum MigrateError {
         #[source]
         source: io::Error,
     },
+    /// The file's that RAM comes from: a page of it could not be read and is zeros here, or is another one.
+    /// The guest is as it was before, which is not what it should be: it is to run nowhere.
+    #[error("pages of guest RAM could not be read from the file that they are in, and are lost")]
+    LostPages,
     /// The host's: it has no memory for the cache that was asked for.
     #[error("there is no memory for {bytes} bytes of the cache of xbzrle")]
     Cache {

@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::stream::{BREATH, EofError, Pace, Stream, table_of};
 use super::throttle::Brake;
 use super::{MigrateError, Migration};
+use crate::Memory;
 use crate::channel::ChannelError;
 use crate::machine::Machine;
 use crate::switchover::outcome::PING_OPEN;
@@ -63,6 +64,7 @@ impl From<MigrateError> for Stopped {
 
 pub(super) struct Sender<'a> {
     pub(super) machine: &'a dyn Machine,
+    pub(super) memory: &'a Memory,
     pub(super) migration: &'a Migration,
     pub(super) options: &'a MigrateOptions,
     pub(super) ram: GuestRam,
@@ -145,6 +147,15 @@ impl Sender<'_> {
         }
     }
 
+    /// Whoever reads a page that cannot be had may have been given zeros for it, and they were sent. From
+    /// the last page on nothing goes out before this is known: what is there may be run.
+    fn check_ram(&self) -> Result<(), MigrateError> {
+        match self.memory.is_spoilt() {
+            true => Err(MigrateError::LostPages),
+            false => Ok(()),
+        }
+    }
+
     fn is_told_to_stop(&self) -> bool {
         is_told_to_stop(&self.commands)
     }
@@ -159,6 +170,8 @@ impl Sender<'_> {
         loop {
             let pass = Instant::now();
             self.pass(&mut pace)?;
+            // The rest would be sent in vain.
+            self.check_ram()?;
             let sent_to = self.sent_to();
             let (mut new_pages, mut sync) = self.sync()?;
             let mut outlook = self.outlook(sync);
@@ -681,7 +694,8 @@ impl Sender<'_> {
                 }
                 Ok(Command::Ping(value)) => self.stream.order(&Order::Ping(value))?,
                 Ok(Command::Eof) if self.returns => {
-                    let event = match self.stream.eof(&self.devices) {
+                    let sound = self.check_ram().map_err(EofError::Withheld);
+                    let event = match sound.and_then(|()| self.stream.eof(&self.devices)) {
                         Ok(()) => SourceEvent::EofWritten,
                         Err(EofError::Torn(error)) => {
                             self.migration.note(error);
@@ -724,7 +738,8 @@ impl Sender<'_> {
     /// Without a return path the end of the channel is the only confirmation there is.
     fn last_way(mut self) -> Result<(), Stopped> {
         let is_file = matches!(self.options.address, crate::channel::Address::File { .. });
-        let sent = self.stream.eof(&self.devices);
+        let sound = self.check_ram().map_err(EofError::Withheld);
+        let sent = sound.and_then(|()| self.stream.eof(&self.devices));
         let migration = self.migration;
         let event = match sent.map(|()| self.stream.finish()) {
             Ok(Ok(unconfirmed)) => {
@@ -793,6 +808,7 @@ impl Sender<'_> {
             }
         }
         self.stream.end_part()?;
+        self.check_ram()?;
         self.stream.devices(&devices)?;
         self.devices = devices;
         Ok(())

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, Qmp, check_ram, output, text, wait_written};
-use crate::migrating::has_kvm;
+use crate::migrating::{Side, has_kvm};
 
 /// Where pages are in the file of a machine of one block of 16 MiB.
 const PAGES: Range<u64> = 1 << 20..17 << 20;
@@ -245,6 +245,68 @@ fn a_migration_of_what_is_still_in_a_file_can_be_cancelled_and_fails_in_time() {
         flaky.mend();
         qmp.execute("migrate", nowhere);
         assert_eq!(qmp.migration_end()["status"], "completed");
+    }
+}
+
+/// A thread that reads RAM to send it cannot wait for ever, and is given zeros. The most of RAM is sent
+/// when the guest stands still, so nobody else could notice that some of it is lost.
+#[test]
+fn a_guest_of_which_pages_are_lost_while_it_moves_runs_nowhere() {
+    for to in ["unix", "multifd", "file"] {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(flaky) = away(dir.path(), &[]) else {
+            return;
+        };
+        // Of a file that is mapped privately the kernel tells nobody what was written.
+        let log = "threads,dirty-log=stage2";
+        let args = [
+            "--accel",
+            log,
+            "--restore-mode",
+            "map",
+            "--read-retry",
+            "300ms",
+        ];
+        let here = restored(dir.path(), &flaky.path(), &args);
+        let mut qmp = here.connect();
+        let lanes: &[&str] = match to {
+            "multifd" => &["--multifd-channels", "2"],
+            _ => &[],
+        };
+        let (there, mut at) = Side::incoming("unix", lanes);
+        let picture = dir.path().join("moved");
+        if to == "file" {
+            at = format!("file:{}", picture.display());
+        }
+        qmp.set(&[
+            ("pause-before-switchover", true),
+            ("multifd", to == "multifd"),
+        ]);
+        qmp.execute(
+            "migrate-set-parameters",
+            json!({
+                "max-bandwidth": 1_000_000,
+                "x-paguro-convergence-timeout": 1,
+                "x-paguro-at-timeout": "switchover",
+            }),
+        );
+        qmp.execute("migrate", json!({ "uri": at }));
+        qmp.wait_migration("pre-switchover");
+        flaky.fail_some(AREA, u64::MAX);
+        qmp.execute("migrate-continue", json!({ "state": "pre-switchover" }));
+        qmp.wait_status("internal-error");
+        flaky.mend();
+        let ended = qmp.migration_end();
+        assert_eq!(ended["status"], "failed", "{to}: {ended}");
+        let why = ended["error-desc"].as_str().unwrap();
+        assert!(why.contains("could not be read"), "{why}");
+        assert_eq!(status(&mut qmp)["status"], "internal-error");
+        qmp.refused("cont", json!({}));
+        assert!(!picture.exists());
+        if to != "file" {
+            let (status, said) = there.machine.wait();
+            assert_eq!(status.code(), Some(1), "{said}");
+        }
     }
 }
 
