@@ -55,7 +55,11 @@ pub(super) fn read(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.max(1) {
-            scope.spawn(work);
+            let named = std::thread::Builder::new().name("restore/read".to_owned());
+            if let Err(error) = named.spawn_scoped(scope, work) {
+                tracing::warn!(%error, "fewer threads read");
+                break;
+            }
         }
         work();
     });
