@@ -213,10 +213,13 @@ impl Control {
         let rests = self.rest(&turn);
         let mut inner = self.lock();
         inner.stopped();
-        if rests {
+        // What failed while it came to rest is not what it should be, and nobody is to save it.
+        let sound = inner.check();
+        if rests && sound.is_ok() {
             return Ok(was_running);
         }
         inner.holds -= 1;
+        sound?;
         self.resume_if_free(&turn, &mut inner);
         Err(StateError::Held)
     }
@@ -506,6 +509,32 @@ mod tests {
             seen(&events),
             [resumed.clone(), stopped.clone(), resumed, stopped]
         );
+    }
+
+    /// A vCPU that fails instead of coming to rest.
+    struct Failing(std::sync::Weak<Control>);
+
+    impl Hold for Failing {
+        fn open(&self) {}
+        fn wake(&self) {}
+        fn close(&self) {}
+        fn wait_at_rest(&self, _: Instant) -> bool {
+            let control = self.0.upgrade().unwrap();
+            control.fail("a page is lost".to_owned());
+            true
+        }
+    }
+
+    #[test]
+    fn what_fails_while_it_comes_to_rest_is_not_paused() {
+        let control = Arc::new(Control::new());
+        control.set_stages(Stages {
+            vcpus: vec![Arc::new(Failing(Arc::downgrade(&control)))],
+            devices: Vec::new(),
+        });
+        control.cont().unwrap();
+        assert!(matches!(control.hold(), Err(StateError::Failed(_))));
+        assert_eq!(control.lock().holds, 0);
     }
 
     #[test]

@@ -168,6 +168,11 @@ impl Passage<'_> {
         state.open && !state.end
     }
 
+    /// Whether the thread is to end, without waiting.
+    pub(crate) fn is_to_end(&self) -> bool {
+        self.0.lock().end
+    }
+
     /// Waits at a closed gate; false if the thread is to end.
     pub(crate) fn pass(&self) -> bool {
         let mut state = self.0.lock();

@@ -7,7 +7,7 @@ use paguro_migration::machine::{Machine, MachineError, Paused, Recipient, Writer
 use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 
-use crate::{Accel, MACHINE_NAME, RunState, Vm};
+use crate::{Accel, MACHINE_NAME, RunState, StateError, Vm, VmError};
 
 impl Machine for Vm {
     fn ram(&self) -> GuestRam {
@@ -87,8 +87,10 @@ impl Paused for Pause<'_> {
     }
 
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
-        self.vm
-            .save()
+        // It may fail while it rests, for what somebody learns of its RAM.
+        let failed = self.vm.failure().map(StateError::Failed).map(VmError::from);
+        failed
+            .map_or_else(|| self.vm.save(), Err)
             .map_err(|error| MachineError::new("save its devices", error))
     }
 

@@ -86,6 +86,9 @@ enum Exit {
     Unreachable(Option<u64>),
 }
 
+/// How often a vCPU that is to rest and cannot looks whether it can.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Since when the guest cannot go on, and how long to wait before the next try.
 struct Missing {
     since: Instant,
@@ -128,7 +131,7 @@ impl Thread {
                 let _ = fd.kvmclock_ctrl();
             }
             self.run(&mut fd, passage);
-            self.complete(&mut fd);
+            self.complete(&mut fd, passage);
         }
     }
 
@@ -159,8 +162,11 @@ impl Thread {
         }
     }
 
-    /// Completes what the last exit began, without running the guest.
-    fn complete(&self, fd: &mut VcpuFd) {
+    /// Completes what the last exit began, without running the guest. As long as memory that it needs
+    /// cannot be reached the vCPU is not at rest, for its registers are not true: who waits for it waits
+    /// in vain. When the gate opens it is completed by running on.
+    fn complete(&self, fd: &mut VcpuFd, passage: &Passage<'_>) {
+        let mut missing: Option<Missing> = None;
         loop {
             fd.set_kvm_immediate_exit(1);
             match self.enter(fd) {
@@ -171,7 +177,14 @@ impl Thread {
                     return self.control.shut_down(cause, Some(detail));
                 }
                 Exit::Next(Next::Fail(reason)) => return self.fail(&reason),
-                Exit::Unreachable(at) => return self.lost_memory(fd, at),
+                Exit::Unreachable(at) => {
+                    self.wait_for_memory(fd, at, passage, &mut missing);
+                    if self.memory_retry.is_zero() || passage.is_to_end() || passage.is_open() {
+                        return;
+                    }
+                    // The gate is closed, so that nothing was waited for.
+                    std::thread::sleep(LOOK);
+                }
             }
         }
     }
