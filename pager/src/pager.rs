@@ -20,6 +20,8 @@ const AROUND: usize = 16;
 const STRIDE: usize = 128;
 /// How often the background looks whether there is still somebody to fill.
 const LOOK: Duration = Duration::from_millis(100);
+/// A read that takes no longer is not said to hang, however little patience was asked for.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// How fast pages that nobody waits for are fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +56,19 @@ pub enum Waiters {
 }
 
 /// Called in a pager thread when a page that somebody waits for cannot be had: after
-/// [`PagerOptions::retry`], or at once if the error stays ([`SourceError::may_pass`]), then also for
+/// [`PagerOptions::retry`], also if a read of it does not return for so long (and for a second), or at once if the error stays ([`SourceError::may_pass`]), then also for
 /// a page that nobody waits for. Of errors that stay only the first is told, and what is answered to
 /// it does not matter: those who wait are let go.
 pub type Failure = Box<dyn Fn(&SourceError) -> Waiters + Send + Sync>;
+
+/// A read that has not returned.
+struct Reading {
+    block: usize,
+    pages: Range<usize>,
+    since: Instant,
+    /// Whether that was told, as trouble.
+    told: bool,
+}
 
 /// Fills RAM from a page source.
 pub struct Pager {
@@ -84,6 +95,8 @@ pub struct Pager {
     troubled: AtomicBool,
     /// Whether there are pages that the background could not get.
     missed: AtomicBool,
+    /// Reads that have not returned.
+    reading: Mutex<Vec<Reading>>,
     prefetch: Prefetch,
     retry: Duration,
 }
@@ -131,6 +144,7 @@ impl Pager {
             trouble: Mutex::new(None),
             troubled: AtomicBool::new(false),
             missed: AtomicBool::new(false),
+            reading: Mutex::default(),
             prefetch: options.prefetch,
             retry: options.retry,
         });
@@ -163,6 +177,7 @@ impl Pager {
         for index in 0..urgent_threads.max(1) {
             spawn(format!("pager/{index}"), Self::serve)?;
         }
+        spawn("pager/look".to_owned(), Self::look)?;
         spawn("pager/fill".to_owned(), Self::fill)
     }
 
@@ -287,12 +302,17 @@ impl Pager {
             match fetched {
                 Ok(()) => {
                     self.faults_served.fetch_add(1, Ordering::Relaxed);
-                    // Also for what was there before we looked.
+                    // Also for what was there before we looked, and for whoever asked meanwhile: he is
+                    // not queued as long as it is in hand.
                     faults.wake(at.block, faults.unit_of(at));
+                    self.wanted.done(&want);
                     self.maybe_over();
                 }
                 Err(error) if error.may_pass() => self.try_later(&faults, want, &error),
-                Err(error) => self.give_up(&faults, at, &error),
+                Err(error) => {
+                    self.wanted.done(&want);
+                    self.give_up(&faults, at, &error);
+                }
             }
         }
     }
@@ -305,7 +325,10 @@ impl Pager {
         if late && !want.told {
             match (self.failure)(error) {
                 Waiters::Keep => want.told = true,
-                Waiters::LetGo => return self.let_go(faults, want.at),
+                Waiters::LetGo => {
+                    self.wanted.done(&want);
+                    return self.let_go(faults, want.at);
+                }
             }
         }
         if !self.wanted.put_off(want) {
@@ -314,9 +337,46 @@ impl Pager {
         }
     }
 
-    /// Tells of trouble, once until it is over.
+    /// The thread that reads nothing. A source may neither answer nor refuse, and whoever asks it is held
+    /// until it does: a server that is away, a disk whose driver goes on trying. Those who read cannot
+    /// tell of that.
+    fn look(&self) {
+        while self.wanted.sleep(LOOK) {
+            let Some(faults) = self.faults.upgrade() else {
+                return;
+            };
+            let patience = self.retry.max(SILENCE);
+            for (block, pages, time) in self.newly_silent(patience) {
+                self.trouble_is(&silent(&faults, block, pages, time));
+            }
+            while let Some((at, time)) = self.wanted.overdue(patience) {
+                let error = silent(&faults, at.block, faults.unit_of(at), time);
+                self.trouble_is(&error);
+                if (self.failure)(&error) == Waiters::LetGo {
+                    self.let_go(&faults, at);
+                }
+            }
+        }
+    }
+
+    /// Reads that have not returned for that long, each once.
+    fn newly_silent(&self, patience: Duration) -> Vec<(usize, Range<usize>, Duration)> {
+        let mut reading = lock(&self.reading);
+        let late = |it: &&mut Reading| !it.told && it.since.elapsed() >= patience;
+        let late = reading.iter_mut().filter(late).map(|it| {
+            it.told = true;
+            (it.block, it.pages.clone(), it.since.elapsed())
+        });
+        late.collect()
+    }
+
     fn note(&self, error: &SourceError) {
         self.failed_reads.fetch_add(1, Ordering::Relaxed);
+        self.trouble_is(error);
+    }
+
+    /// Tells of trouble, once until it is over.
+    fn trouble_is(&self, error: &SourceError) {
         let text = chain(error);
         self.troubled.store(true, Ordering::Release);
         if lock(&self.trouble).replace(text.clone()).is_none() {
@@ -326,7 +386,9 @@ impl Pager {
 
     /// The trouble is over when nothing is left that could not be had.
     fn maybe_over(&self) {
-        let is_left = || self.missed.load(Ordering::Acquire) || self.wanted.is_failing();
+        let is_silent = || lock(&self.reading).iter().any(|it| it.told);
+        let is_left =
+            || self.missed.load(Ordering::Acquire) || self.wanted.is_failing() || is_silent();
         if !self.troubled.load(Ordering::Acquire) || is_left() {
             return;
         }
@@ -384,6 +446,7 @@ impl Pager {
                     Ok(()) if got == 0 => continue,
                     Ok(()) => {
                         *backoff = Backoff::default();
+                        self.maybe_over();
                         pace.wait_after((got * page_size()) as u64)
                     }
                     Err(error) if error.may_pass() => {
@@ -469,8 +532,21 @@ impl Pager {
         range: Range<usize>,
         bytes: &mut Vec<u8>,
     ) -> Result<(), SourceError> {
-        catch_unwind(AssertUnwindSafe(|| self.fetch(faults, block, range, bytes)))
-            .unwrap_or(Err(SourceError::Bug))
+        let (since, pages) = (Instant::now(), range.clone());
+        lock(&self.reading).push(Reading {
+            block,
+            pages: pages.clone(),
+            since,
+            told: false,
+        });
+        let fetched = catch_unwind(AssertUnwindSafe(|| self.fetch(faults, block, range, bytes)));
+        let mut reading = lock(&self.reading);
+        let its = |it: &Reading| (it.block, &it.pages, it.since) == (block, &pages, since);
+        if let Some(at) = reading.iter().position(its) {
+            reading.swap_remove(at);
+        }
+        drop(reading);
+        fetched.unwrap_or(Err(SourceError::Bug))
     }
 
     /// Fetches what of a range has not arrived yet, and places zeros where the source has nothing.
@@ -656,6 +732,16 @@ impl Pace {
         };
         let due = Duration::from_secs_f64(self.fetched_bytes as f64 / rate as f64);
         due.saturating_sub(self.started.elapsed()).max(room)
+    }
+}
+
+fn silent(faults: &Faults, block: usize, pages: Range<usize>, time: Duration) -> SourceError {
+    let why = format!("no answer came for {} s", time.as_secs());
+    SourceError::Read {
+        block: faults.block(block).id().to_owned(),
+        first: pages.start,
+        end: pages.end,
+        source: std::io::Error::new(std::io::ErrorKind::TimedOut, why),
     }
 }
 

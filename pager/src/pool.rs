@@ -12,6 +12,9 @@ use crate::patience::Backoff;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Want {
     pub(crate) at: Located,
+    /// Since when it is waited for, or has been tried anew.
+    since: Instant,
+    number: u64,
     /// Since when it cannot be had.
     pub(crate) failing: Option<Instant>,
     /// Whether somebody was told that it cannot be had, and keeps those who wait for it.
@@ -22,9 +25,11 @@ pub(crate) struct Want {
 }
 
 impl Want {
-    fn new(at: Located, round: u64) -> Self {
+    fn new(at: Located, round: u64, number: u64) -> Self {
         Self {
             at,
+            since: Instant::now(),
+            number,
             failing: None,
             told: false,
             backoff: Backoff::default(),
@@ -42,14 +47,34 @@ pub(crate) struct Wanted {
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Located>,
+    queue: VecDeque<Want>,
+    /// What threads fetch at the moment. They may be held with it for as long as it is.
+    in_hand: Vec<Want>,
     /// What could not be had, each with when to try again. As many as threads wait for pages: few.
     later: Vec<(Instant, Want)>,
     round: u64,
+    /// That the next one has.
+    number: u64,
     closed: bool,
 }
 
 impl State {
+    fn want(&mut self, at: Located) -> Want {
+        self.number += 1;
+        Want::new(at, self.round, self.number)
+    }
+
+    /// Neither had nor refused yet.
+    fn open(&mut self) -> impl Iterator<Item = &mut Want> {
+        self.queue.iter_mut().chain(&mut self.in_hand)
+    }
+
+    fn hand_out(&mut self) -> Option<Want> {
+        let want = self.take_due().or_else(|| self.queue.pop_front())?;
+        self.in_hand.push(want);
+        Some(want)
+    }
+
     fn take_due(&mut self) -> Option<Want> {
         let now = Instant::now();
         let due = self
@@ -69,11 +94,22 @@ impl Wanted {
         }
         // Who waits for it was interrupted and is back. If nobody hurries any more on his account,
         // he is a new one.
-        let round = state.round;
-        match state.later.iter_mut().find(|(_, want)| want.at == at) {
-            Some((_, want)) if !want.told => return true,
-            Some(late) => *late = (Instant::now(), Want::new(at, round)),
-            None => state.queue.push_back(at),
+        let want = state.want(at);
+        if let Some((_, late)) = state.later.iter_mut().find(|(_, want)| want.at == at) {
+            if !late.told {
+                return true;
+            }
+            let renewed = (Instant::now(), want);
+            state.later.retain(|(_, want)| want.at != at);
+            state.later.push(renewed);
+        } else if let Some(open) = state.open().find(|want| want.at == at) {
+            // Whoever fetches it wakes all that wait for it, which he does when it is there.
+            if std::mem::replace(&mut open.told, false) {
+                open.since = want.since;
+            }
+            return true;
+        } else {
+            state.queue.push_back(want);
         }
         drop(state);
         // `sleep` waits on the same condition: one of all who are told may be the wrong one.
@@ -81,14 +117,37 @@ impl Wanted {
         true
     }
 
+    /// One that was handed out is there, or given up.
+    pub(crate) fn done(&self, want: &Want) {
+        self.lock()
+            .in_hand
+            .retain(|other| other.number != want.number);
+    }
+
+    /// One that is waited for since `patience`, and neither came nor was refused: the source answers
+    /// nobody. Each is told once.
+    pub(crate) fn overdue(&self, patience: Duration) -> Option<(Located, Duration)> {
+        let mut state = self.lock();
+        let late = |want: &&mut Want| !want.told && want.since.elapsed() >= patience;
+        let want = state.open().find(late)?;
+        want.told = true;
+        Some((want.at, want.since.elapsed()))
+    }
+
     /// Puts one back that cannot be had now, to be tried again later; false once it is closed.
     pub(crate) fn put_off(&self, mut want: Want) -> bool {
         let mut state = self.lock();
+        let in_hand = |other: &Want| other.number == want.number;
+        if let Some(at) = state.in_hand.iter().position(in_hand) {
+            // He may have been tried anew while the source did not answer.
+            let now = state.in_hand.swap_remove(at);
+            (want.since, want.told) = (now.since, want.told || now.told);
+        }
         if state.closed {
             return false;
         }
         if want.round != state.round {
-            want = Want::new(want.at, state.round);
+            want = state.want(want.at);
         }
         let wait = match want.told {
             false => want.backoff.next(),
@@ -117,7 +176,10 @@ impl Wanted {
         state.round += 1;
         let (now, round) = (Instant::now(), state.round);
         for late in &mut state.later {
-            *late = (now, Want::new(late.1.at, round));
+            *late = (now, Want::new(late.1.at, round, late.1.number));
+        }
+        for want in state.open() {
+            (want.since, want.told, want.round) = (now, false, round);
         }
         drop(state);
         self.changed.notify_all();
@@ -125,18 +187,16 @@ impl Wanted {
 
     /// Whether something that is waited for could not be had so far.
     pub(crate) fn is_failing(&self) -> bool {
-        !self.lock().later.is_empty()
+        let mut state = self.lock();
+        !state.later.is_empty() || state.open().any(|want| want.told)
     }
 
     /// The next one, or `None` once it is closed and empty.
     pub(crate) fn wait(&self) -> Option<Want> {
         let mut state = self.lock();
         loop {
-            if let Some(want) = state.take_due() {
+            if let Some(want) = state.hand_out() {
                 return Some(want);
-            }
-            if let Some(at) = state.queue.pop_front() {
-                return Some(Want::new(at, state.round));
             }
             if state.closed {
                 return None;

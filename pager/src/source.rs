@@ -22,6 +22,14 @@ pub enum SourceError {
         #[source]
         source: std::io::Error,
     },
+    /// Nothing comes of reading: the device or the server neither answers nor refuses.
+    #[error("{what} has not answered for {seconds} s")]
+    Silent {
+        /// What, for the operator.
+        what: String,
+        /// For how long.
+        seconds: u64,
+    },
     /// What was read is not what was saved.
     #[error(
         "page {page} of RAM block {block} is damaged: its checksum is {found:#010x}, not {expected:#010x}"
@@ -64,7 +72,10 @@ impl SourceError {
     /// Whether it may go well when it is tried again: a device or a network may come back, and
     /// memory be free again. What is damaged or changed stays so.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Place(_))
+        matches!(
+            self,
+            Self::Read { .. } | Self::Silent { .. } | Self::Place(_)
+        )
     }
 }
 

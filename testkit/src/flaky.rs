@@ -1,4 +1,4 @@
-//! A file system of one file, whose reads fail when a test says so: the kernel's own errors, for
+//! A file system of one file, whose reads fail or hang when a test says so: the kernel's own errors, for
 //! `read(2)` and for mappings alike, out of a server in this process (FUSE).
 
 use std::fs::File;
@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::skipped;
 
@@ -18,6 +19,11 @@ const FILE: u64 = 2;
 
 /// `EIO`: what a disk says that cannot read.
 pub const EIO: i32 = 5;
+/// No error: there is no answer.
+const HANGS: i32 = -1;
+/// For so long at most: the kernel lets nobody go who waits for an answer, and a test that fails is to
+/// end.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// A mounted file system, gone when dropped.
 #[derive(Debug)]
@@ -37,6 +43,10 @@ struct Shared {
     left: AtomicU64,
     failed: AtomicU64,
     served: AtomicU64,
+    /// Reads that met no answer.
+    hung: AtomicU64,
+    /// With `range`: what reads answer is another thing now.
+    changed: Condvar,
 }
 
 impl Flaky {
@@ -53,6 +63,8 @@ impl Flaky {
             left: AtomicU64::new(u64::MAX),
             failed: AtomicU64::new(0),
             served: AtomicU64::new(0),
+            hung: AtomicU64::new(0),
+            changed: Condvar::new(),
         });
         let mounted = Command::new("mount")
             .args(["-i", "-t", "fuse", "paguro-test"])
@@ -83,14 +95,32 @@ impl Flaky {
 
     /// The next `count` reads fail that have something of a range.
     pub fn fail_some(&self, range: std::ops::Range<u64>, count: u64) {
-        *self.range() = range;
-        self.shared.left.store(count, Ordering::SeqCst);
-        self.shared.errno.store(EIO, Ordering::SeqCst);
+        self.answer(range, count, EIO);
     }
 
-    /// From now on none does.
+    /// From now on a read that has something of a range is not answered, and nothing that is asked
+    /// after it, as by a server that stands still.
+    pub fn hang(&self, range: std::ops::Range<u64>) {
+        self.answer(range, u64::MAX, HANGS);
+    }
+
+    /// From now on all are answered, those that hang as well.
     pub fn mend(&self) {
-        self.shared.errno.store(0, Ordering::SeqCst);
+        self.answer(0..u64::MAX, u64::MAX, 0);
+    }
+
+    fn answer(&self, range: std::ops::Range<u64>, count: u64, errno: i32) {
+        let mut its = self.range();
+        *its = range;
+        self.shared.left.store(count, Ordering::SeqCst);
+        self.shared.errno.store(errno, Ordering::SeqCst);
+        drop(its);
+        self.shared.changed.notify_all();
+    }
+
+    /// Reads that hang, or did.
+    pub fn hung(&self) -> u64 {
+        self.shared.hung.load(Ordering::SeqCst)
     }
 
     /// Reads that failed.
@@ -199,12 +229,21 @@ impl Shared {
     }
 
     fn read(&self, offset: u64, bytes: u32) -> Result<Vec<u8>, i32> {
-        let errno = self.errno.load(Ordering::SeqCst);
-        let range = self.range.lock().unwrap_or_else(PoisonError::into_inner);
-        let hit = range.start < offset + u64::from(bytes) && offset < range.end;
+        let mut range = self.range.lock().unwrap_or_else(PoisonError::into_inner);
+        let hit = |range: &std::ops::Range<u64>| {
+            range.start < offset + u64::from(bytes) && offset < range.end
+        };
+        let hangs = |errno: &AtomicI32| errno.load(Ordering::SeqCst) == HANGS;
+        if hangs(&self.errno) && hit(&range) {
+            self.hung.fetch_add(1, Ordering::SeqCst);
+            let hangs = |_: &mut std::ops::Range<u64>| hangs(&self.errno);
+            let waited = self.changed.wait_timeout_while(range, LONGEST, hangs);
+            range = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let (errno, hit) = (self.errno.load(Ordering::SeqCst), hit(&range));
         drop(range);
         let counts = |left: u64| left.checked_sub(1);
-        if errno != 0 && hit {
+        if errno > 0 && hit {
             let (set, fetch) = (Ordering::SeqCst, Ordering::SeqCst);
             if self.left.fetch_update(set, fetch, counts).is_ok() {
                 self.failed.fetch_add(1, Ordering::SeqCst);
@@ -303,6 +342,17 @@ mod tests {
             assert_eq!(bytes, [7; 4096]);
             assert_eq!(open.metadata().unwrap().len(), 300 << 10);
             assert!(flaky.failed() >= 2 && flaky.served() > 0);
+            flaky.hang(200 << 10..204 << 10);
+            std::thread::scope(|scope| {
+                let read = scope.spawn(|| open.read_exact_at(&mut bytes, 200 << 10));
+                while flaky.hung() == 0 {
+                    std::thread::yield_now();
+                }
+                assert!(!read.is_finished());
+                flaky.mend();
+                read.join().unwrap().unwrap();
+            });
+            assert_eq!(bytes, [7; 4096]);
             drop(open);
         }
         std::fs::remove_dir_all(&dir).unwrap();

@@ -282,6 +282,54 @@ fn who_is_kept_waiting_gets_the_page_once_all_is_tried_anew() {
     assert!(!rig.pager.has_failed());
 }
 
+/// All threads that fetch are held, so that who waits for the third page is not even asked for.
+#[test]
+fn a_source_that_answers_nothing_is_told_of_as_one_that_fails() {
+    let _alone = alone();
+    let Some((rig, source, told)) = without(&[], Duration::from_millis(30)) else {
+        return;
+    };
+    let gate = source.gate.write().unwrap();
+    let wanted = [100, 400, 500];
+    let readers: Vec<_> = wanted.map(|page| rig.read(page)).into();
+    for _ in 0..2 {
+        let said: Vec<_> = wanted.map(|_| ends(&told)).into();
+        for page in wanted {
+            let name = format!("pages {page}..");
+            assert_eq!(said.iter().filter(|it| it.contains(&name)).count(), 1);
+        }
+        assert!(rig.pager.trouble().unwrap().contains("no answer came"));
+        // Each once, until it is told to go on.
+        assert!(told.recv_timeout(Duration::from_millis(300)).is_err());
+        rig.pager.renew();
+    }
+    drop(gate);
+    assert_eq!(
+        readers.iter().map(ends).collect::<Vec<_>>(),
+        wanted.map(content)
+    );
+    let pager = rig.pager.clone();
+    until(move || pager.trouble().is_none());
+    assert!(!rig.pager.has_failed());
+}
+
+#[test]
+fn what_is_only_read_in_the_background_and_hangs_is_told_as_trouble() {
+    let _alone = alone();
+    let source = Source::new(600, 0..600);
+    let gate = source.gate.write().unwrap();
+    let (failure, told) = keeping();
+    let small = block(600, Backing::Anonymous, PageKind::Small);
+    let Some(rig) = Rig::of(small, &source, Prefetch::Unlimited, failure) else {
+        return;
+    };
+    let pager = rig.pager.clone();
+    until(move || pager.trouble().is_some());
+    drop(gate);
+    assert!(rig.pager.wait_done(IN_VAIN));
+    assert!(rig.pager.trouble().is_none() && told.try_recv().is_err());
+}
+
 #[test]
 fn an_end_lets_those_go_who_wait_for_what_cannot_be_read() {
     let _alone = alone();

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use paguro_faults::Faults;
@@ -41,6 +41,8 @@ pub struct Source {
     pub refused: AtomicUsize,
     /// Held while it shall be slow.
     pub slow: Mutex<()>,
+    /// Whoever holds it has reads hang from page 100 on.
+    pub gate: RwLock<()>,
 }
 
 impl Source {
@@ -58,6 +60,7 @@ impl Source {
             away: Mutex::default(),
             refused: AtomicUsize::new(0),
             slow: Mutex::default(),
+            gate: RwLock::new(()),
         })
     }
 
@@ -82,6 +85,9 @@ impl PageSource for Source {
         self.asked.fetch_add(1, Ordering::SeqCst);
         drop(self.slow.lock().unwrap());
         assert_eq!(to.len(), pages.len() * PAGE);
+        if pages.end > 100 {
+            drop(self.gate.read().unwrap());
+        }
         let panics_at = self.panics_at.load(Ordering::SeqCst);
         assert!(!pages.contains(&panics_at), "as it should");
         if let Some(&page) = self.away.lock().unwrap().range(pages.clone()).next() {
