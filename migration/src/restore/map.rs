@@ -56,7 +56,7 @@ pub(super) fn map(
         });
         blocks.push(block);
     }
-    let watch = watch::start(file, places, on_failure).map_err(RestoreError::Watch)?;
+    let watch = watch::start(file, places, options, on_failure).map_err(RestoreError::Watch)?;
     Ok((GuestRam::new(blocks), watch))
 }
 

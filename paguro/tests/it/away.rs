@@ -176,6 +176,65 @@ fn whatever_kvm_waits_for_the_socket_answers_and_the_machine_goes_on() {
 }
 
 #[test]
+fn so_does_one_whose_file_answers_nothing() {
+    answers_nothing(&[], &[]);
+}
+
+#[test]
+fn so_does_one_of_kvm_whose_file_answers_nothing() {
+    if has_kvm() {
+        answers_nothing(&["--accel", "kvm"], &["--accel", "kvm"]);
+    }
+}
+
+#[test]
+fn so_does_one_that_maps_a_file_that_answers_nothing() {
+    answers_nothing(&[], &["--restore-mode", "map"]);
+}
+
+#[test]
+fn so_does_one_of_kvm_that_maps_a_file_that_answers_nothing() {
+    if has_kvm() {
+        answers_nothing(
+            &["--accel", "kvm"],
+            &["--accel", "kvm", "--restore-mode", "map"],
+        );
+    }
+}
+
+/// As a server that stands still: a read neither fails nor comes back.
+fn answers_nothing(machine_args: &[&str], restore_args: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(flaky) = away(dir.path(), machine_args) else {
+        return;
+    };
+    let mut args = vec!["--read-retry", "1500ms"];
+    args.extend(restore_args);
+    let machine = restored(dir.path(), &flaky.path(), &args);
+    let mut qmp = machine.connect();
+    flaky.hang(AREA);
+    qmp.execute("cont", json!({}));
+    for _ in 0..2 {
+        qmp.wait_status("io-error");
+        let now = status(&mut qmp);
+        let why = now["x-paguro-reason"].as_str().unwrap();
+        assert!(why.contains("answer"), "{why}");
+        let trouble = restore(&mut qmp)["trouble"].take();
+        assert!(trouble.as_str().unwrap().contains("answer"), "{trouble}");
+        qmp.execute("cont", json!({}));
+    }
+    qmp.wait_status("io-error");
+    flaky.mend();
+    qmp.execute("cont", json!({}));
+    until(|| restore(&mut qmp).get("trouble").is_none());
+    writes_on(&mut qmp, &machine);
+    assert_eq!(status(&mut qmp)["status"], "running");
+    qmp.execute("quit", json!({}));
+    let (status, said) = machine.wait();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
 fn so_does_one_that_maps_its_file() {
     stops_and_goes_on(&[], &["--restore-mode", "map"], PAGES);
 }
@@ -441,6 +500,28 @@ fn without_a_socket_nobody_could_let_it_go_on_and_it_ends() {
         said.contains("io-error") && said.contains("cannot read page"),
         "{said}"
     );
+}
+
+/// Whoever watches the file may be refused what he needs for that, and be granted it later.
+#[test]
+fn a_mapped_file_is_watched_whatever_the_host_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(dir.path(), &[]);
+    let machine = restored(dir.path(), &path, &["--restore-mode", "map"]);
+    let mut qmp = machine.connect();
+    let pid = rustix::process::Pid::from_raw(machine.pid() as i32);
+    let none = rustix::process::Rlimit {
+        current: Some(1),
+        maximum: Some(1),
+    };
+    rustix::process::prlimit(pid, rustix::process::Resource::Nofile, none).unwrap();
+    // Until it has been refused: it looks more often than that.
+    std::thread::sleep(Duration::from_secs(1));
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x55], PAGES.start).unwrap();
+    qmp.wait_status("internal-error");
+    let why = status(&mut qmp)["x-paguro-reason"].take();
+    assert!(why.as_str().unwrap().contains("was changed"), "{why}");
 }
 
 #[test]
