@@ -16,28 +16,26 @@ pub(crate) fn spawn(faults: &Arc<Faults>, index: usize) -> std::io::Result<JoinH
     let uffd = faults.uffd.as_fd().try_clone_to_owned()?;
     let stop = faults.stop.as_fd().try_clone_to_owned()?;
     let bell = faults.bell.as_fd().try_clone_to_owned()?;
-    std::thread::Builder::new()
-        .name(format!("faults/{index}"))
-        .spawn(move || {
-            paguro_sys::raise_priority();
-            loop {
-                let mut fds = [
-                    PollFd::new(&uffd, PollFlags::IN),
-                    PollFd::new(&stop, PollFlags::IN),
-                    PollFd::new(&bell, PollFlags::IN),
-                ];
-                match poll(&mut fds, None) {
-                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => tracing::error!(%error, "cannot wait for faults"),
-                }
-                // One token of the bell is one event of the backlog; another may be faster.
-                let rung =
-                    !fds[2].revents().is_empty() && rustix::io::read(&bell, &mut [0u8; 8]).is_ok();
-                if !fds[1].revents().is_empty() || !answer(&weak, rung) {
-                    return;
-                }
+    paguro_sys::NewThread::named(format!("faults/{index}")).spawn(move || {
+        paguro_sys::raise_priority();
+        loop {
+            let mut fds = [
+                PollFd::new(&uffd, PollFlags::IN),
+                PollFd::new(&stop, PollFlags::IN),
+                PollFd::new(&bell, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => tracing::error!(%error, "cannot wait for faults"),
             }
-        })
+            // One token of the bell is one event of the backlog; another may be faster.
+            let rung =
+                !fds[2].revents().is_empty() && rustix::io::read(&bell, &mut [0u8; 8]).is_ok();
+            if !fds[1].revents().is_empty() || !answer(&weak, rung) {
+                return;
+            }
+        }
+    })
 }
 
 /// Answers one event, so that others can take the next; false when the owner is gone.

@@ -119,10 +119,7 @@ impl<'a> Saver<'a> {
                         self.freeze.abandon();
                     }
                 };
-                if let Err(error) = std::thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, work)
-                {
+                if let Err(error) = paguro_sys::NewThread::named(name).spawn_scoped(scope, work) {
                     self.freeze.abandon();
                     failed
                         .lock()

@@ -427,7 +427,7 @@ fn cancellable<T>(
                 }
             }
         };
-        let listening = std::thread::Builder::new().name("save/cancel".to_owned());
+        let listening = paguro_sys::NewThread::named("save/cancel".to_owned());
         if let Err(error) = listening.spawn_scoped(scope, listen) {
             tracing::warn!(%error, "a cancel may take a while");
         }

@@ -168,8 +168,7 @@ impl Pager {
         faults.barrier().missing = Some(self.clone());
         let spawn = |name: String, body: fn(&Self)| {
             let pager = self.clone();
-            std::thread::Builder::new()
-                .name(name)
+            paguro_sys::NewThread::named(name)
                 .spawn(move || body(&pager))
                 .map(drop)
                 .map_err(FaultsError::Thread)

@@ -87,9 +87,7 @@ impl Interrupts {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(listen)?;
+        paguro_sys::NewThread::named("signals".to_owned()).spawn(listen)?;
         Ok(Self(shared))
     }
 

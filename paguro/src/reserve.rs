@@ -5,20 +5,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use paguro_sys::Reserving;
 
 #[global_allocator]
-static ALLOCATOR: Reserving = Reserving::new();
+static ALLOCATOR: Reserving = Reserving;
 
 /// How often the operator was told.
 static TOLD: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes the reserve. Before there are other threads.
 pub fn start() {
-    ALLOCATOR.start();
+    Reserving::start();
 }
 
 /// Takes it again where it had to be given up, and says so. Called now and then, when nothing much
 /// goes on.
 pub fn refill() {
-    let given_up = ALLOCATOR.refill();
+    let given_up = Reserving::refill();
     if TOLD.swap(given_up, Ordering::Relaxed) < given_up {
         tracing::warn!(
             given_up,

@@ -201,9 +201,7 @@ fn complete(monitor: &Monitor, handed: Handed, paused: bool, ending: &Ending) ->
         .arrivals
         .complete(monitor, whose, handed.main, manner)?;
     let watched = entry.clone();
-    std::thread::Builder::new()
-        .name("handed".to_owned())
-        .spawn(move || watched.arrival.watch(way))?;
+    paguro_sys::NewThread::named("handed".to_owned()).spawn(move || watched.arrival.watch(way))?;
     log::say(format_args!(
         "paguro: RAM is here; waiting for the rest at {}",
         entry.local
@@ -242,9 +240,7 @@ fn watch(monitor: &Arc<Monitor>, events: Receiver<Event>, has_qmp: bool) -> Resu
             }
         }
     };
-    Ok(std::thread::Builder::new()
-        .name("events".to_owned())
-        .spawn(watch)?)
+    Ok(paguro_sys::NewThread::named("events".to_owned()).spawn(watch)?)
 }
 
 fn end_on_interrupt(ending: Ending, interrupts: Interrupts) -> Result<()> {
@@ -255,9 +251,7 @@ fn end_on_interrupt(ending: Ending, interrupts: Interrupts) -> Result<()> {
         log::say(format_args!("paguro: the machine does not end: leaving it"));
         log::exit(1);
     };
-    std::thread::Builder::new()
-        .name("interrupt".to_owned())
-        .spawn(wait)?;
+    paguro_sys::NewThread::named("interrupt".to_owned()).spawn(wait)?;
     Ok(())
 }
 
@@ -272,8 +266,6 @@ fn end_with_stdin(ending: Ending) -> Result<()> {
         std::thread::sleep(WIND_UP);
         log::exit(1);
     };
-    std::thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(wait)?;
+    paguro_sys::NewThread::named("stdin".to_owned()).spawn(wait)?;
     Ok(())
 }

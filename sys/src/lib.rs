@@ -42,7 +42,7 @@ pub use mapping::{Advice, MapError, Mapping};
 pub use places::Places;
 pub use reserve::Reserving;
 pub use spool::{Spool, SpoolCounts};
-pub use thread::{Pacer, Raised, boost_timer, raise_priority};
+pub use thread::{NewThread, Pacer, Raised, boost_timer, raise_priority};
 pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
 pub use vsock::VsockAddr;
 

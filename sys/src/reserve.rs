@@ -21,77 +21,79 @@ const RESERVE_BYTES: usize = 32 << 20;
 /// What is larger does not get the reserve: it is a buffer or a table, asked for so that it can be refused.
 const LARGE_BYTES: usize = 8 << 20;
 
+/// There is one for all of the process.
+static RESERVE: AtomicPtr<libc::c_void> = AtomicPtr::new(null_mut());
+static GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
+
 /// The system's allocator with a reserve: to be the program's `#[global_allocator]`.
 #[derive(Debug)]
-pub struct Reserving {
-    reserve: AtomicPtr<libc::c_void>,
-    given_up: AtomicUsize,
-}
-
-impl Default for Reserving {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+pub struct Reserving;
 
 impl Reserving {
-    /// Without a reserve: [`Reserving::start`] takes it.
-    pub const fn new() -> Self {
-        Self {
-            reserve: AtomicPtr::new(null_mut()),
-            given_up: AtomicUsize::new(0),
-        }
-    }
-
     /// Has all threads share one arena, and takes the reserve. To be called once, before there are
     /// other threads.
-    pub fn start(&self) {
+    pub fn start() {
         #[cfg(target_env = "gnu")]
         // SAFETY: sets a number of the C library's allocator.
         unsafe {
             libc::mallopt(libc::M_ARENA_MAX, 1);
         }
-        self.refill();
+        Self::refill();
     }
 
     /// Takes the reserve again, if it was given up and can be had. How often it was given up.
-    pub fn refill(&self) -> usize {
-        if self.reserve.load(Ordering::Acquire).is_null() {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            // SAFETY: a new mapping at a place that the kernel chooses; nobody ever touches it.
-            let taken =
-                unsafe { libc::mmap(null_mut(), RESERVE_BYTES, libc::PROT_NONE, flags, -1, 0) };
-            if taken != libc::MAP_FAILED && !self.put(taken) {
-                // SAFETY: mapped above, and nobody else knows of it.
-                unsafe { libc::munmap(taken, RESERVE_BYTES) };
+    pub fn refill() -> usize {
+        if RESERVE.load(Ordering::Acquire).is_null()
+            && let Some(taken) = map(RESERVE_BYTES)
+        {
+            let (old, new) = (Ordering::AcqRel, Ordering::Acquire);
+            if (RESERVE.compare_exchange(null_mut(), taken, old, new)).is_err() {
+                unmap(taken, RESERVE_BYTES);
             }
         }
-        self.given_up.load(Ordering::Acquire)
+        GIVEN_UP.load(Ordering::Acquire)
     }
+}
 
-    fn put(&self, taken: *mut libc::c_void) -> bool {
-        let (old, new) = (Ordering::AcqRel, Ordering::Acquire);
-        let empty = null_mut();
-        self.reserve
-            .compare_exchange(empty, taken, old, new)
-            .is_ok()
+/// Whether so much address space is free, if need be by giving up the reserve of a program that has one.
+pub(crate) fn has_room(bytes: usize) -> bool {
+    let room = || map(bytes).map(|at| unmap(at, bytes)).is_some();
+    room() || {
+        give_up();
+        room()
     }
+}
 
-    /// Whether it is worth trying again.
-    #[cold]
-    fn give_up(&self, bytes: usize) -> bool {
-        if bytes > LARGE_BYTES {
-            return false;
-        }
-        let reserve = self.reserve.swap(null_mut(), Ordering::AcqRel);
-        if !reserve.is_null() {
-            // SAFETY: it was mapped by `refill`, and whoever swaps it out is the only one to have it.
-            unsafe { libc::munmap(reserve, RESERVE_BYTES) };
-            self.given_up.fetch_add(1, Ordering::AcqRel);
-        }
-        // Somebody else may just have given it up.
-        true
+fn give_up() {
+    let reserve = RESERVE.swap(null_mut(), Ordering::AcqRel);
+    if !reserve.is_null() {
+        unmap(reserve, RESERVE_BYTES);
+        GIVEN_UP.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+/// Whether it is worth trying again to get so much.
+#[cold]
+fn try_again(bytes: usize) -> bool {
+    let small = bytes <= LARGE_BYTES;
+    if small {
+        // Somebody else may just have done so.
+        give_up();
+    }
+    small
+}
+
+/// Address space that nobody is to touch.
+fn map(bytes: usize) -> Option<*mut libc::c_void> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at a place that the kernel chooses.
+    let at = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+    (at != libc::MAP_FAILED).then_some(at)
+}
+
+fn unmap(at: *mut libc::c_void, bytes: usize) {
+    // SAFETY: all callers have it from `map`, once, and nothing is ever put there.
+    unsafe { libc::munmap(at, bytes) };
 }
 
 // SAFETY: all memory is the system allocator's, which is asked twice at most.
@@ -99,7 +101,7 @@ unsafe impl GlobalAlloc for Reserving {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps to what the trait demands, and so does this call.
         let got = unsafe { System.alloc(layout) };
-        if got.is_null() && self.give_up(layout.size()) {
+        if got.is_null() && try_again(layout.size()) {
             // SAFETY: as above.
             return unsafe { System.alloc(layout) };
         }
@@ -109,7 +111,7 @@ unsafe impl GlobalAlloc for Reserving {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as in `alloc`.
         let got = unsafe { System.alloc_zeroed(layout) };
-        if got.is_null() && self.give_up(layout.size()) {
+        if got.is_null() && try_again(layout.size()) {
             // SAFETY: as in `alloc`.
             return unsafe { System.alloc_zeroed(layout) };
         }
@@ -124,7 +126,7 @@ unsafe impl GlobalAlloc for Reserving {
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // SAFETY: as in `alloc`; what could not be grown is as it was.
         let got = unsafe { System.realloc(at, layout, bytes) };
-        if got.is_null() && self.give_up(bytes) {
+        if got.is_null() && try_again(bytes) {
             // SAFETY: as above.
             return unsafe { System.realloc(at, layout, bytes) };
         }

@@ -66,9 +66,7 @@ impl Spool {
             emptied: Condvar::new(),
         });
         let writer = shared.clone();
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || writer.write_out(&to))?;
+        crate::NewThread::named(name.to_owned()).spawn(move || writer.write_out(&to))?;
         Ok(Self(shared))
     }
 

@@ -1,15 +1,74 @@
 //! What a thread says about itself.
 
 use std::fs::File;
+use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::ptr::null_mut;
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 use std::time::Duration;
+
+use crate::reserve::has_room;
 
 /// How much a thread is raised that a vCPU waits for. No real-time class: one that ran away with a
 /// core would take the host with it.
 const RAISED_NICE: i32 = -10;
+
+/// What a new thread takes of address space: a stack as threads have it by default, and a little that it
+/// makes for itself before it begins.
+const NEW_THREAD_BYTES: usize = (2 << 20) + (256 << 10);
+
+/// A thread that is to be started, and that can be refused: as [`std::thread::Builder`], but that it looks
+/// for room first. A new thread makes a stack for signals before anything else, and the standard library
+/// ends the program, with the guest, where address space for that is refused. A first stack may
+/// still be there from an earlier thread, so that it comes that far.
+#[derive(Debug)]
+pub struct NewThread(Builder);
+
+impl NewThread {
+    /// With a name.
+    pub fn named(name: String) -> Self {
+        Self(Builder::new().name(name))
+    }
+
+    /// As [`std::thread::Builder::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// The host's: it lets this process have no more threads, or no more address space.
+    pub fn spawn<F, T>(self, body: F) -> io::Result<JoinHandle<T>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.with_room()?.spawn(body)
+    }
+
+    /// As [`std::thread::Builder::spawn_scoped`].
+    ///
+    /// # Errors
+    ///
+    /// As [`NewThread::spawn`].
+    pub fn spawn_scoped<'scope, F, T>(
+        self,
+        scope: &'scope Scope<'scope, '_>,
+        body: F,
+    ) -> io::Result<ScopedJoinHandle<'scope, T>>
+    where
+        F: FnOnce() -> T + Send + 'scope,
+        T: Send + 'scope,
+    {
+        self.with_room()?.spawn_scoped(scope, body)
+    }
+
+    fn with_room(self) -> io::Result<Builder> {
+        match has_room(NEW_THREAD_BYTES) {
+            true => Ok(self.0),
+            false => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+        }
+    }
+}
 
 /// While it lives the calling thread is raised: a vCPU waits for what it does. Without the right to,
 /// it stays as it is.

@@ -141,7 +141,7 @@ pub(crate) mod tests {
                     Ok(())
                 });
             };
-            let named = std::thread::Builder::new().name("vcpu1".to_owned());
+            let named = paguro_sys::NewThread::named("vcpu1".to_owned());
             named.spawn(behind).unwrap();
         });
         assert_eq!(why, "vCPU 1: its thread vcpu1 panicked: table 7 is gone");

@@ -51,9 +51,8 @@ impl Throttle {
             return;
         }
         let (shared, vcpus) = (self.shared.clone(), self.vcpus.clone());
-        let spawned = std::thread::Builder::new()
-            .name("throttle".to_owned())
-            .spawn(move || shared.run(&vcpus));
+        let spawned =
+            paguro_sys::NewThread::named("throttle".to_owned()).spawn(move || shared.run(&vcpus));
         match spawned {
             Ok(_) => state.alive = true,
             Err(error) => tracing::warn!(%error, "vCPUs cannot be slowed down"),

@@ -158,8 +158,7 @@ fn resolve(
     };
     let (answer, answered) = sync_channel(1);
     let name = host.to_owned();
-    std::thread::Builder::new()
-        .name("resolve".into())
+    paguro_sys::NewThread::named("resolve".into())
         .spawn(move || {
             let found = (name.as_str(), port).to_socket_addrs();
             let _ = answer.send(found.map(|all| all.take(MAX_ADDRESSES).collect::<Vec<_>>()));

@@ -63,9 +63,7 @@ pub(super) fn keep<'s, 'e>(
             }
             inside.fetch_sub(1, Ordering::AcqRel);
         };
-        let spawned = std::thread::Builder::new()
-            .name("receive".to_owned())
-            .spawn_scoped(scope, body);
+        let spawned = paguro_sys::NewThread::named("receive".to_owned()).spawn_scoped(scope, body);
         if let Err(error) = spawned {
             arrival.fail(&ReceiveError::Thread(error));
         }

@@ -44,11 +44,12 @@ pub fn receive(
     let stop = listener.stop_handle();
     std::thread::scope(|scope| {
         let (open, recipient_at_door) = (stop.clone(), recipient);
-        let keeper = std::thread::Builder::new()
-            .name("receive/door".to_owned())
-            .spawn_scoped(scope, move || {
+        let keeper = paguro_sys::NewThread::named("receive/door".to_owned()).spawn_scoped(
+            scope,
+            move || {
                 door::keep(scope, arrival, recipient_at_door, listener, &open);
-            });
+            },
+        );
         if let Err(error) = keeper {
             arrival.fail(&ReceiveError::Thread(error));
         }

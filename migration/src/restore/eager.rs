@@ -55,7 +55,7 @@ pub(super) fn read(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.max(1) {
-            let named = std::thread::Builder::new().name("restore/read".to_owned());
+            let named = paguro_sys::NewThread::named("restore/read".to_owned());
             if let Err(error) = named.spawn_scoped(scope, work) {
                 tracing::warn!(%error, "fewer threads read");
                 break;

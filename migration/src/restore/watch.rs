@@ -134,8 +134,7 @@ pub(super) fn start(
     });
     let asked = Asked::start(open, identity)?;
     let watched = shared.clone();
-    let thread = std::thread::Builder::new()
-        .name("restore/watch".to_owned())
+    let thread = paguro_sys::NewThread::named("restore/watch".to_owned())
         .spawn(move || watched.watch(&its, asked, &on_failure))?;
     Ok(Arc::new(MapWatch {
         shared,
@@ -325,9 +324,7 @@ impl Asked {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name(ASKS.to_owned())
-            .spawn(ask)?;
+        paguro_sys::NewThread::named(ASKS.to_owned()).spawn(ask)?;
         Ok(Self {
             questions,
             answers,

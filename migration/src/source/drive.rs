@@ -286,8 +286,7 @@ impl<'s, 'e> Driver<'s, 'e> {
     where
         'e: 's,
     {
-        std::thread::Builder::new()
-            .name(name.to_owned())
+        paguro_sys::NewThread::named(name.to_owned())
             .spawn_scoped(self.scope, body)
             .map_err(MigrateError::Thread)
     }

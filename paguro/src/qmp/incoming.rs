@@ -135,9 +135,7 @@ impl Arrivals {
                 guest.vm().quit(ShutdownCause::HostError);
             }
         };
-        std::thread::Builder::new()
-            .name("incoming".to_owned())
-            .spawn(wait)?;
+        paguro_sys::NewThread::named("incoming".to_owned()).spawn(wait)?;
         Ok(entry)
     }
 

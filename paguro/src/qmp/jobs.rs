@@ -246,9 +246,7 @@ impl Job {
         });
         let (running, guest, events) = (job.clone(), monitor.guest.clone(), monitor.events.clone());
         let run = move || running.run(&guest, &events, body);
-        let spawned = std::thread::Builder::new()
-            .name("migration".to_owned())
-            .spawn(run);
+        let spawned = paguro_sys::NewThread::named("migration".to_owned()).spawn(run);
         match spawned {
             Ok(_) => Ok(job),
             Err(error) => Err(QmpError::generic(format!(

@@ -94,10 +94,7 @@ pub fn calc(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         };
         *rates.lock() = ended;
     };
-    if let Err(error) = std::thread::Builder::new()
-        .name("dirty-rate".to_owned())
-        .spawn(run)
-    {
+    if let Err(error) = paguro_sys::NewThread::named("dirty-rate".to_owned()).spawn(run) {
         *rate = Rate::Unstarted;
         return Err(error.into());
     }

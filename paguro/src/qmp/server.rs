@@ -66,9 +66,7 @@ impl Socket {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name("qmp".to_owned())
-            .spawn(serve)?;
+        paguro_sys::NewThread::named("qmp".to_owned()).spawn(serve)?;
         Ok(())
     }
 }

@@ -31,11 +31,9 @@ fn serve(stream: &UnixStream, monitor: &Monitor) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let (out, queue) = events::queue();
     let to_client = stream.try_clone()?;
-    let writer = std::thread::Builder::new()
-        .name("qmp-out".to_owned())
-        .spawn(move || {
-            events::write_out(to_client, queue);
-        })?;
+    let writer = paguro_sys::NewThread::named("qmp-out".to_owned()).spawn(move || {
+        events::write_out(to_client, queue);
+    })?;
     let mut session = Session {
         monitor,
         out,

@@ -37,8 +37,7 @@ impl ByDirectRead {
             let (sender, receiver) = channel();
             jobs.push(sender);
             let (file, done) = (file.clone(), done.clone());
-            std::thread::Builder::new()
-                .name(format!("x-dma-read{slot}"))
+            paguro_sys::NewThread::named(format!("x-dma-read{slot}"))
                 .spawn(move || reader(slot, &file, &receiver, &done))
                 .map_err(VmError::host("start a thread of the device x-dma"))?;
         }

@@ -90,7 +90,7 @@ pub(super) fn spawn(
     control: Arc<Control>,
 ) -> io::Result<()> {
     let (its, name) = (filler.clone(), format!("x-dma{}", filler.number));
-    let spawned = std::thread::Builder::new().name(name).spawn(move || {
+    let spawned = paguro_sys::NewThread::named(name).spawn(move || {
         let passage = its.gate.enter();
         paguro_sys::boost_timer();
         // It is at rest where it waits for a page.

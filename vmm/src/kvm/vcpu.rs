@@ -99,9 +99,7 @@ impl Thread {
     pub(super) fn spawn(self) -> io::Result<()> {
         let gate = self.gate.clone();
         let name = format!("vcpu{}", self.index);
-        let spawned = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || self.live());
+        let spawned = paguro_sys::NewThread::named(name).spawn(move || self.live());
         if spawned.is_err() {
             gate.never_entered();
         }

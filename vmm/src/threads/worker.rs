@@ -33,7 +33,7 @@ impl Worker {
     pub(super) fn spawn(self) -> std::io::Result<()> {
         let park = self.park.clone();
         let name = format!("vcpu{}", self.vcpu);
-        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+        let spawned = paguro_sys::NewThread::named(name).spawn(move || {
             let parking = self.park.enter();
             paguro_sys::boost_timer();
             // Stopped wherever it is, so it may wait wherever it is.
@@ -279,7 +279,7 @@ mod tests {
                     Ok(End::Stopped)
                 });
             };
-            let named = std::thread::Builder::new().name("vcpu3".to_owned());
+            let named = paguro_sys::NewThread::named("vcpu3".to_owned());
             named.spawn(vcpu).unwrap();
         });
         assert!(!park.wait_gone(Instant::now()));
