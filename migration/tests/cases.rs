@@ -285,7 +285,9 @@ fn the_default_page_buffer_is_what_the_cgroups_leave() {
         let path = dir.path().join("a");
         let report = take(&machine, &memory, &path, &options).unwrap();
         assert_eq!(report.page_buffer_wanted_bytes, 16 * MIB);
-        assert_eq!(report.page_buffer_bytes / MIB, buffer, "{used} {touched}");
+        // Less what is kept of each page, which is not much.
+        let bytes = report.page_buffer_bytes;
+        assert_eq!((bytes + MIB / 4) / MIB, buffer, "{used} {touched}");
         assert!(report.peak_buffer_bytes <= report.page_buffer_bytes);
         let bound = (buffer < 16).then(|| "the 100 MiB of cgroup /cg/vms".to_owned());
         assert_eq!(report.page_buffer_bound, bound);
