@@ -329,6 +329,13 @@ impl<'s, 'e> Driver<'s, 'e> {
     /// Time to try again, if there is something to try; or too late for an end of the channel that
     /// would be believed.
     fn look_at_the_clock(&mut self) {
+        // A sender that ended with EOF in hand (the silence was over just then, or it has a bug) says no
+        // more what became of it. First whether it has ended: what it had to say it said before.
+        let is_gone = self.sending.as_ref().is_some_and(|it| it.is_finished());
+        if is_gone && self.migration.lock().source.awaits_word_of_eof() {
+            let _ = self.migration.on(SourceEvent::EofTorn);
+            return;
+        }
         let silence = self.options.channel.silence;
         // What the channel finds out by itself comes first.
         let overdue =
@@ -371,7 +378,9 @@ impl<'s, 'e> Driver<'s, 'e> {
         match action {
             SourceAction::PauseVm => self.pause(),
             SourceAction::SendRest => self.send_rest(),
-            SourceAction::SendPing(value) => self.command(Command::Ping(value)),
+            SourceAction::SendPing(value) => {
+                self.command(Command::Ping(value));
+            }
             SourceAction::HoldVm => {
                 if let Some(paused) = &mut self.paused {
                     paused.stay(true);
@@ -381,9 +390,14 @@ impl<'s, 'e> Driver<'s, 'e> {
                 if !self.returns {
                     self.ending_since = Some(Instant::now());
                 }
-                self.command(Command::Eof);
+                if !self.command(Command::Eof) {
+                    // Nobody is left who could have written any of it.
+                    let _ = self.migration.on(SourceEvent::EofWithheld);
+                }
             }
-            SourceAction::SendForget => self.command(Command::Forget),
+            SourceAction::SendForget => {
+                self.command(Command::Forget);
+            }
             SourceAction::CloseChannel => self.close(),
             SourceAction::ResumeVm => {
                 if let Some(mut paused) = self.paused.take() {
@@ -402,12 +416,13 @@ impl<'s, 'e> Driver<'s, 'e> {
         }
     }
 
-    fn command(&self, command: Command) {
-        // A sender that is gone has said why.
-        let _ = self
+    /// False if the sender is gone. It has said why.
+    fn command(&self, command: Command) -> bool {
+        let sent = self
             .commands
             .as_ref()
             .map(|commands| commands.send(command));
+        matches!(sent, Some(Ok(())))
     }
 
     fn pause(&mut self) {
@@ -444,7 +459,9 @@ impl<'s, 'e> Driver<'s, 'e> {
                 Ok(sections)
             });
         match collected {
-            Ok(sections) => self.command(Command::Rest(sections)),
+            Ok(sections) => {
+                self.command(Command::Rest(sections));
+            }
             Err(error) => self.migration.fail(MigrateError::Machine(error)),
         }
     }

@@ -235,14 +235,17 @@ pub enum SourceSabotage {
     SkipMultifdSync,
     /// The cache of XBZRLE is told of pages that are not sent.
     StaleDelta,
+    /// Whoever is to send EOF ends instead, and says nothing.
+    SilentSender,
 }
 
 impl SourceSabotage {
     /// The names under which a program offers them.
-    pub const NAMES: [(&'static str, Self); 4] = [
+    pub const NAMES: [(&'static str, Self); 5] = [
         ("break-clear-after-read", Self::ClearAfterRead),
         ("break-skip-dirty-page", Self::SkipPage),
         ("break-skip-multifd-sync", Self::SkipMultifdSync),
         ("break-stale-xbzrle", Self::StaleDelta),
+        ("break-silent-sender", Self::SilentSender),
     ];
 }

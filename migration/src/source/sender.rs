@@ -693,6 +693,9 @@ impl Sender<'_> {
                     self.hand_over(SourceEvent::Sent)?;
                 }
                 Ok(Command::Ping(value)) => self.stream.order(&Order::Ping(value))?,
+                Ok(Command::Eof) if self.options.sabotage == SourceSabotage::SilentSender => {
+                    return Err(Stopped::Told);
+                }
                 Ok(Command::Eof) if self.returns => {
                     let sound = self.check_ram().map_err(EofError::Withheld);
                     let event = match sound.and_then(|()| self.stream.eof(&self.devices)) {

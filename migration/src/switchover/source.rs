@@ -39,6 +39,16 @@ impl Source {
         self.config.reconnects
     }
 
+    /// Whether whoever writes EOF has yet to say what became of it.
+    pub(crate) fn awaits_word_of_eof(&self) -> bool {
+        matches!(
+            self.state,
+            SourceState::Permitted {
+                eof: Eof::Writing | Eof::Torn | Eof::Overdue { .. },
+            }
+        )
+    }
+
     /// Whether the channel has a way back.
     pub(super) fn returns(&self) -> bool {
         self.config.return_path

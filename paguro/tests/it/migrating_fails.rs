@@ -97,6 +97,24 @@ fn a_machine_of_another_size_is_refused_with_both_values() {
     }
 }
 
+/// It has the permission to run in its hands, and neither writes it nor says that it does not.
+#[test]
+fn a_sender_that_ends_without_a_word_leaves_nobody_waiting() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::run_forced(dir.path(), &[], "break-silent-sender");
+    let qmp = machine.connect();
+    let mut here = Side { dir, machine, qmp };
+    let (mut there, at) = Side::incoming("unix", &[]);
+    here.qmp.execute("migrate", json!({ "uri": at }));
+    // It is a doubt, which ends when the destination is reached again and told to run.
+    here.qmp.wait_migration("completed");
+    there.qmp.wait_status("running");
+    let writes = there.check();
+    there.runs_on(writes);
+    assert_eq!(here.status(), "postmigrate");
+}
+
 #[test]
 fn nobody_there_is_a_clear_error() {
     let _turn = turn();
