@@ -260,6 +260,10 @@ fn what_is_broken_on_purpose_is_noticed() {
     let _turn = turn();
     let accels = accels();
     for (name, sabotage) in SourceSabotage::NAMES {
+        if sabotage == SourceSabotage::SilentSender {
+            // No page is wrong by that: `a_sender_that_ends_without_a_word_leaves_nobody_waiting`.
+            continue;
+        }
         if sabotage == SourceSabotage::ClearAfterRead && accels[0] == Accel::Threads {
             println!("skipped without KVM: {name}, for only KVM's log is cleared");
             continue;
