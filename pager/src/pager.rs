@@ -56,9 +56,10 @@ pub enum Waiters {
 }
 
 /// Called in a pager thread when a page that somebody waits for cannot be had: after
-/// [`PagerOptions::retry`], also if a read of it does not return for so long (and for a second), or at once if the error stays ([`SourceError::may_pass`]), then also for
-/// a page that nobody waits for. Of errors that stay only the first is told, and what is answered to
-/// it does not matter: those who wait are let go.
+/// [`PagerOptions::retry`], or after a second if that is longer where a read of it does not return; or
+/// at once if the error stays ([`SourceError::may_pass`]), then also for a page that nobody waits for.
+/// Of errors that stay only the first is told, and what is answered to it does not matter: those who
+/// wait are let go.
 pub type Failure = Box<dyn Fn(&SourceError) -> Waiters + Send + Sync>;
 
 /// A read that has not returned.

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 /// Address space kept back, in bytes.
 const RESERVE_BYTES: usize = 32 << 20;
 /// What is larger does not get the reserve: it is a buffer or a table, asked for so that it can be refused.
+/// A set of pages (a bit each) is as large for a block of 256 GiB.
 const LARGE_BYTES: usize = 8 << 20;
 
 /// There is one for all of the process.
