@@ -41,6 +41,8 @@ struct Slot {
     failed: AtomicU64,
     in_vain: AtomicU64,
     lost: AtomicU64,
+    /// Threads that are putting zeros somewhere, or trying to: what is lost is known when they are done.
+    giving: AtomicU64,
 }
 
 static WATCHED: [Slot; SLOTS] = [const {
@@ -54,6 +56,7 @@ static WATCHED: [Slot; SLOTS] = [const {
         failed: AtomicU64::new(0),
         in_vain: AtomicU64::new(0),
         lost: AtomicU64::new(0),
+        giving: AtomicU64::new(0),
     }
 }; SLOTS];
 
@@ -115,7 +118,12 @@ impl BusErrors {
 
     /// Pages for which zeros were given.
     pub fn lost(&self) -> u64 {
-        self.slot().lost.load(Ordering::Acquire)
+        let slot = self.slot();
+        // Whoever reads zeros and then asks whether pages are lost must hear of it.
+        while slot.giving.load(Ordering::Acquire) > 0 {
+            std::thread::yield_now();
+        }
+        slot.lost.load(Ordering::Acquire)
     }
 
     /// The page of the mapping that could not be read last.
@@ -249,19 +257,19 @@ fn meet(slot: &Slot, page: usize) {
 fn give_zeros(slot: &Slot, page: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     let at = page as *mut libc::c_void;
-    // First: whoever reads zeros and then asks whether pages are lost must hear of it.
-    slot.lost.fetch_add(1, Ordering::AcqRel);
+    slot.giving.fetch_add(1, Ordering::AcqRel);
     // SAFETY: replaces one page inside a watched mapping, which this process owns and reaches by
     // raw copies only; mmap is safe in a handler in practice.
     let given = unsafe {
         let all = libc::PROT_READ | libc::PROT_WRITE;
         libc::mmap(at, page_size(), all, flags, -1, 0)
     };
-    if given == libc::MAP_FAILED {
-        slot.lost.fetch_sub(1, Ordering::AcqRel);
-        return false;
+    let given = given != libc::MAP_FAILED;
+    if given {
+        slot.lost.fetch_add(1, Ordering::AcqRel);
     }
-    true
+    slot.giving.fetch_sub(1, Ordering::AcqRel);
+    given
 }
 
 fn ring(slot: &Slot) {
