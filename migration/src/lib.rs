@@ -8,7 +8,7 @@
 //!   the file, or page by page while it runs already;
 //! * [`source::migrate`] moves it while it runs, over a [`channel`], to where [`destination::receive`]
 //!   brings it in: for a [`machine::Recipient`], which the machine is there. Who of both may run is
-//!   decided by [`switchover`], and by nobody else;
+//!   decided by [`switchover`], a crate of its own, and by nobody else;
 //! * [`handover`] passes RAM itself on to another process of the same host, so that only devices move.
 //!
 //! What an operator sees of a running snapshot, and how he cancels it, is a [`Control`]; of a
@@ -33,7 +33,6 @@ pub mod restore;
 mod save;
 mod snapshot;
 pub mod source;
-pub mod switchover;
 mod target;
 
 pub use allowance::Allowance;
@@ -41,5 +40,6 @@ pub use control::{Control, Status};
 pub use error::SnapshotError;
 pub use memory::Memory;
 pub use options::{HugePolicy, Sabotage, SnapshotOptions};
+pub use paguro_switchover as switchover;
 pub use snapshot::{SnapshotReport, snapshot, snapshot_to_stream};
 pub use target::TargetError;

@@ -6,10 +6,10 @@ mod world;
 
 use std::collections::HashSet;
 
-use super::destination::DestinationSabotage;
-use super::outcome::{SHUT_ABANDONED, SHUT_CONFIRMED, SHUT_FAILED};
-use super::source::SourceSabotage;
-use super::*;
+use crate::destination::DestinationSabotage;
+use crate::outcome::{SHUT_ABANDONED, SHUT_CONFIRMED, SHUT_FAILED};
+use crate::source::SourceSabotage;
+use crate::*;
 use explore::{Broken, Explored, explore};
 use world::{Operator, Setting};
 

@@ -7,9 +7,9 @@
 //! such a source is `postmigrate` (QEMU refuses `migrate` there and accepts `cont`), that of such a
 //! destination stays `inmigrate`, so that nobody takes it for a machine that was merely stopped.
 
-use super::destination::{Destination, DestinationState};
-use super::reason::Reason;
-use super::source::{Eof, Source, SourceState, Telling, Wanted};
+use crate::destination::{Destination, DestinationState};
+use crate::reason::Reason;
+use crate::source::{Eof, Source, SourceState, Telling, Wanted};
 
 /// What `query-migrate` says, by QEMU's names and one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -385,7 +385,7 @@ impl Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switchover::{SourceConfig, SourceEvent};
+    use crate::{SourceConfig, SourceEvent};
 
     fn source(reconnects: bool, pause_before_switchover: bool) -> Source {
         Source::new(SourceConfig {
@@ -467,7 +467,7 @@ mod tests {
             SourceEvent::EofWritten,
             SourceEvent::Failed(Reason::Silence),
             SourceEvent::Cancel,
-            SourceEvent::Answer(crate::switchover::Answer::Abandoned),
+            SourceEvent::Answer(crate::Answer::Abandoned),
             SourceEvent::Ended,
         ] {
             source.on(event).unwrap();

@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::*;
 use super::steps::steps;
 use super::world::{Setting, World};
+use crate::*;
 
 /// All was looked at.
 #[derive(Clone, Debug)]

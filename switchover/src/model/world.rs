@@ -5,9 +5,9 @@
 //! later step, so that anything may happen before it; all others are done at once, because a crash
 //! or a loss between two of them is the same as one after both with what was sent lost.
 
-use super::super::destination::{Destination, DestinationSabotage};
-use super::super::source::{Source, SourceSabotage};
-use super::super::*;
+use crate::destination::{Destination, DestinationSabotage};
+use crate::source::{Source, SourceSabotage};
+use crate::*;
 
 /// What is being modelled.
 #[derive(Clone, Copy, Debug)]

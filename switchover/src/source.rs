@@ -1,15 +1,15 @@
 //! The control side of a source.
 
-use super::actions::{Actions, Unexpected};
-use super::outcome::{Answer, PING_LOADED, SHUT_ABANDONED, SHUT_CONFIRMED, SHUT_FAILED, Verb};
-use super::reason::Reason;
+use crate::actions::{Actions, Unexpected};
+use crate::outcome::{Answer, PING_LOADED, SHUT_ABANDONED, SHUT_CONFIRMED, SHUT_FAILED, Verb};
+use crate::reason::Reason;
 
 mod words;
 
-pub(super) use words::SourceSabotage;
+pub(crate) use words::SourceSabotage;
 pub use words::{Eof, SourceAction, SourceConfig, SourceEvent, SourceState, Telling, Wanted};
 
-/// A source's control side. See the [module](super).
+/// A source's control side. See the [crate](crate).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     config: SourceConfig,
@@ -35,12 +35,12 @@ impl Source {
     }
 
     /// Whether the destination can be asked once more.
-    pub(super) fn reconnects(&self) -> bool {
+    pub(crate) fn reconnects(&self) -> bool {
         self.config.reconnects
     }
 
     /// Whether whoever writes EOF has yet to say what became of it.
-    pub(crate) fn awaits_word_of_eof(&self) -> bool {
+    pub fn awaits_word_of_eof(&self) -> bool {
         matches!(
             self.state,
             SourceState::Permitted {
@@ -50,7 +50,7 @@ impl Source {
     }
 
     /// Whether the channel has a way back.
-    pub(super) fn returns(&self) -> bool {
+    pub(crate) fn returns(&self) -> bool {
         self.config.return_path
     }
 
@@ -567,7 +567,7 @@ impl Source {
 #[cfg(test)]
 impl Source {
     /// A source with something broken.
-    pub(in crate::switchover) fn broken(config: SourceConfig, sabotage: SourceSabotage) -> Self {
+    pub(crate) fn broken(config: SourceConfig, sabotage: SourceSabotage) -> Self {
         Self {
             sabotage,
             ..Self::new(config)

@@ -1,7 +1,7 @@
 //! What a destination is told, what it does, and where it is meanwhile.
 
-use crate::switchover::outcome::{Answer, Query};
-use crate::switchover::reason::Reason;
+use crate::outcome::{Answer, Query};
+use crate::reason::Reason;
 
 /// What a destination must know before it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,7 +113,7 @@ pub enum DestinationAction {
 
 /// What is broken on purpose, for the model to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::switchover) enum DestinationSabotage {
+pub(crate) enum DestinationSabotage {
     /// Nothing.
     None,
     /// A loaded destination runs when the channel is lost.

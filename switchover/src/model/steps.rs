@@ -1,7 +1,7 @@
 //! All that can happen next.
 
-use super::super::*;
 use super::world::{Back, End, Forth, Operator, Setting, World, id, stranger};
+use crate::*;
 
 /// One thing that can happen.
 pub struct Step {

@@ -89,7 +89,7 @@ impl MigrationId {
     }
 
     /// As the offer of RAM carries it.
-    pub(crate) fn bytes(self) -> [u8; 16] {
+    pub fn bytes(self) -> [u8; 16] {
         self.0
     }
 
@@ -102,7 +102,7 @@ impl MigrationId {
 
 /// Finds the migration's id among the PINGs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct IdFinder {
+pub(crate) struct IdFinder {
     /// Words still to come.
     left: u8,
     id: [u8; 16],
@@ -110,7 +110,7 @@ pub(super) struct IdFinder {
 
 impl IdFinder {
     /// Takes the value of a PING: the id, once it is complete.
-    pub(super) fn take(&mut self, value: u32) -> Option<MigrationId> {
+    pub(crate) fn take(&mut self, value: u32) -> Option<MigrationId> {
         if value == PING_ID {
             *self = Self {
                 left: 4,

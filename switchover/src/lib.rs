@@ -118,6 +118,8 @@
 //! `cont`. Where the destination sees the channel go before it has started the guest, it waits by
 //! itself.
 
+#![forbid(unsafe_code)]
+
 mod actions;
 mod destination;
 #[cfg(test)]

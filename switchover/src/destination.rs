@@ -1,18 +1,18 @@
 //! The control side of a destination.
 
-use super::actions::{Actions, Unexpected};
-use super::outcome::{
+use crate::actions::{Actions, Unexpected};
+use crate::outcome::{
     Answer, IdFinder, MigrationId, PING_LOADED, Query, SHUT_ABANDONED, SHUT_CONFIRMED, SHUT_FAILED,
     Verb,
 };
-use super::reason::Reason;
+use crate::reason::Reason;
 
 mod words;
 
-pub(super) use words::DestinationSabotage;
+pub(crate) use words::DestinationSabotage;
 pub use words::{DestinationAction, DestinationConfig, DestinationEvent, DestinationState};
 
-/// A destination's control side. See the [module](super).
+/// A destination's control side. See the [crate](crate).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     config: DestinationConfig,
@@ -414,10 +414,7 @@ impl Destination {
 #[cfg(test)]
 impl Destination {
     /// A destination with something broken.
-    pub(in crate::switchover) fn broken(
-        config: DestinationConfig,
-        sabotage: DestinationSabotage,
-    ) -> Self {
+    pub(crate) fn broken(config: DestinationConfig, sabotage: DestinationSabotage) -> Self {
         Self {
             sabotage,
             ..Self::new(config)

@@ -1,6 +1,6 @@
 //! Why a migration ended otherwise than hoped for.
 
-use super::outcome::{SHUT_ABANDONED, SHUT_FAILED};
+use crate::outcome::{SHUT_ABANDONED, SHUT_FAILED};
 
 /// Why. What exactly the channel or the machine said is kept by whoever drives the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]

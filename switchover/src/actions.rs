@@ -6,19 +6,19 @@ pub struct Actions<A>([Option<A>; 4]);
 
 impl<A: Copy> Actions<A> {
     /// Nothing.
-    pub(super) const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self([None; 4])
     }
 
     /// The same, and then `action`.
-    pub(super) fn and(mut self, action: A) -> Self {
+    pub(crate) fn and(mut self, action: A) -> Self {
         let free = self.0.iter_mut().find(|slot| slot.is_none());
         *free.expect("no event leads to more than four actions") = Some(action);
         self
     }
 
     /// The same, and then `action` if `condition`.
-    pub(super) fn and_if(self, condition: bool, action: A) -> Self {
+    pub(crate) fn and_if(self, condition: bool, action: A) -> Self {
         if condition { self.and(action) } else { self }
     }
 }
@@ -32,9 +32,9 @@ impl<A> IntoIterator for Actions<A> {
     }
 }
 
-/// An event that changes nothing where it came.
+/// An event that changes nothing where it came. There is no third kind: whoever drives a side must
+/// treat every kind, so a new one shall not compile unnoticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-#[non_exhaustive]
 pub enum Unexpected {
     /// Nobody's fault: it was overtaken by another event. It belongs into a trace.
     #[error("{0}")]

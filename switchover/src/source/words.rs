@@ -1,7 +1,7 @@
 //! What a source is told, what it does, and where it is meanwhile.
 
-use crate::switchover::outcome::{Answer, Verb};
-use crate::switchover::reason::Reason;
+use crate::outcome::{Answer, Verb};
+use crate::reason::Reason;
 
 /// What a source must know before it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -180,10 +180,8 @@ pub enum SourceAction {
     SendRest,
     /// Send PING with this value.
     SendPing(u32),
-    /// Disarm whatever would let the guest run on by itself ([`Paused::stay`]): from here only
+    /// Disarm whatever would let the guest run on by itself (`Paused::stay` of `paguro-migration`): from here only
     /// [`SourceAction::ResumeVm`] does that, not a destructor, not a panic.
-    ///
-    /// [`Paused::stay`]: crate::machine::Paused::stay
     HoldVm,
     /// Send EOF and what follows it, and hand over what became of that.
     SendEof,
@@ -206,7 +204,7 @@ pub enum SourceAction {
 
 /// What is broken on purpose, for the model to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::switchover) enum SourceSabotage {
+pub(crate) enum SourceSabotage {
     /// Nothing.
     None,
     /// EOF goes out before the PONG came.
