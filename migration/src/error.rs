@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use paguro_dirty::FreezeError;
 use paguro_faults::FaultsError;
+use paguro_newfile::{FileError, NotNamed};
 use paguro_wire::device::DeviceError;
 use paguro_wire::snapshot::LayoutError;
 
@@ -106,6 +107,25 @@ impl SnapshotError {
             Self::FileInDoubt { .. } => true,
             Self::Stream(error) => error.is_file_in_doubt(),
             _ => false,
+        }
+    }
+}
+
+impl From<FileError> for SnapshotError {
+    fn from(error: FileError) -> Self {
+        Self::File {
+            doing: error.doing,
+            path: error.path,
+            source: error.source,
+        }
+    }
+}
+
+impl From<NotNamed> for SnapshotError {
+    fn from(error: NotNamed) -> Self {
+        match error {
+            NotNamed::No(error) => error.into(),
+            NotNamed::Unknown(FileError { path, source, .. }) => Self::FileInDoubt { path, source },
         }
     }
 }

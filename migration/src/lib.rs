@@ -17,11 +17,9 @@
 #![forbid(unsafe_code)]
 
 mod allowance;
-pub mod channel;
 pub mod control;
 pub mod destination;
 mod error;
-mod file;
 pub mod handover;
 pub mod machine;
 mod memory;
@@ -33,13 +31,13 @@ pub mod restore;
 mod save;
 mod snapshot;
 pub mod source;
-mod target;
 
 pub use allowance::Allowance;
 pub use control::{Control, Status};
 pub use error::SnapshotError;
 pub use memory::Memory;
 pub use options::{HugePolicy, Sabotage, SnapshotOptions};
+pub use paguro_channel as channel;
+pub use paguro_newfile::TargetError;
 pub use paguro_switchover as switchover;
 pub use snapshot::{SnapshotReport, snapshot, snapshot_to_stream};
-pub use target::TargetError;

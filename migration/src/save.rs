@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use paguro_dirty::{Copied, Freeze, FreezeError};
+use paguro_newfile::PartialFile;
 use paguro_ram::PageSet;
 use paguro_sys::{Pacer, Raised};
 use paguro_wire::bitmap;
@@ -16,7 +17,6 @@ use paguro_wire::snapshot::extension::{ExtensionPlan, Facts, crc32c, encode_tabl
 use paguro_wire::snapshot::{Checksums, Layout};
 
 use crate::control::{Counters, add};
-use crate::file::PartialFile;
 use crate::{Control, SnapshotError, SnapshotOptions};
 
 /// Pieces in one write: as many units as a 2 MiB chunk has.

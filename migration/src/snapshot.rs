@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
 use paguro_faults::Faults;
+use paguro_newfile::PartialFile;
 use paguro_ram::{Backing, GuestRam, PageKind};
 use paguro_sys::{Raised, Userfault, page_size};
 use paguro_wire::device::DeviceSection;
@@ -25,7 +26,6 @@ use paguro_wire::snapshot::extension::Facts;
 use paguro_wire::snapshot::{BlockPlan, Layout};
 
 use crate::channel::{self, Address};
-use crate::file::PartialFile;
 use crate::machine::{Machine, Paused, WriterClass};
 use crate::outlet::StreamOutlet;
 use crate::save::Saver;
@@ -367,7 +367,7 @@ fn run(
     // What is wrong with a page may be noticed a little after it was read.
     check_ram(memory, &mut stopped)?;
     report.file_bytes = match &outlet {
-        Saving::File(file, _) => file.len(),
+        Saving::File(file, _) => file.len_bytes(),
         Saving::Stream(_) => report.written_bytes,
     };
     hold(&mut stopped, true);
