@@ -10,7 +10,7 @@ use std::process::Command;
 fn main() {
     let out = PathBuf::from(variable("OUT_DIR"));
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    let workload = here.join("../workload/src");
+    let workload = PathBuf::from(variable("DEP_PAGURO_WORKLOAD_SRC"));
     for source in [&here.join("program"), &workload, &here.join("build.rs")] {
         println!("cargo::rerun-if-changed={}", source.display());
     }
