@@ -3,7 +3,8 @@
 //! Two answers: the *freeze* of a background snapshot ([`Freeze`]) holds guest RAM at one moment by
 //! synchronous userfaultfd write-protection while the guest runs on, and a page that is about to
 //! change is copied first. *Trackers* ([`tracker`]) let everybody write and say afterwards which
-//! pages were written, for precopy.
+//! pages were written, for precopy. How much is written can also be estimated by a sample
+//! ([`Sampling`]), which watches nobody.
 //!
 //! # The life of a freeze
 //!
@@ -41,6 +42,7 @@ mod freeze;
 mod options;
 mod picture;
 mod room;
+mod sampling;
 mod scan;
 pub mod tracker;
 
@@ -49,3 +51,4 @@ pub use chunk::{Copied, UNIT_PAGES};
 pub use error::FreezeError;
 pub use freeze::{Freeze, FreezeStats, Standstill, Unarrived};
 pub use options::{FreezeOptions, HugePolicy, Sabotage};
+pub use sampling::{Sampling, SamplingError};

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
-use paguro_dirty::{Freeze, FreezeError, Unarrived};
+use paguro_dirty::tracker::DirtyRate;
+use paguro_dirty::{Freeze, FreezeError, Sampling, SamplingError, Unarrived};
 use paguro_faults::{Faults, FaultsError};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::Host;
@@ -120,6 +121,21 @@ impl Memory {
         filler
             .clone()
             .map(|filler| -> Arc<dyn Unarrived> { filler })
+    }
+
+    /// Estimates how fast its pages are written while `wait` waits. It may be called beside a snapshot
+    /// or a migration, and blocks this thread only.
+    ///
+    /// # Errors
+    ///
+    /// [`SamplingError`].
+    pub fn sample_writes(
+        &self,
+        sampling: &Sampling,
+        wait: impl FnOnce(),
+    ) -> Result<DirtyRate, SamplingError> {
+        let unarrived = self.unarrived();
+        sampling.measure(&self.ram, &self.host(), unarrived.as_deref(), wait)
     }
 
     pub(crate) fn take_written(&self) -> Vec<PageSet> {

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
+use paguro_dirty::tracker::DirtyRate;
+use paguro_dirty::{Sampling, SamplingError};
 use paguro_migration::channel::{self, Address, Listener};
 use paguro_migration::destination::{self, Arrival, ReceiveError};
 use paguro_migration::machine::{Machine, WriterClass};
@@ -97,6 +99,15 @@ impl Guest {
     /// Lets it come in; blocks until it is decided where it runs, and nobody can ask any more.
     pub fn receive(&self, listener: Listener, arrival: &Arrival) -> Result<(), ReceiveError> {
         destination::receive(&*self.vm, listener, arrival)
+    }
+
+    /// How fast it writes while `wait` waits, by a sample.
+    pub fn sample_writes(
+        &self,
+        sampling: &Sampling,
+        wait: impl FnOnce(),
+    ) -> Result<DirtyRate, SamplingError> {
+        self.memory.sample_writes(sampling, wait)
     }
 
     /// Whether its RAM could be frozen on this host; if not, why.

@@ -7,4 +7,5 @@ mod failing;
 mod filling;
 mod once;
 mod rig;
+mod sampling;
 mod sparse;

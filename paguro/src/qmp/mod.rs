@@ -130,7 +130,7 @@ impl Monitor {
                 "Guest is waiting for an incoming migration",
             ));
         }
-        if self.rates.is_measuring() {
+        if self.rates.is_tracking() {
             return Err(QmpError::generic(
                 "the dirty rate is being measured: writes can be tracked for one at a time",
             ));

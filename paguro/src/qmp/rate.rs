@@ -2,18 +2,17 @@
 //!
 //! | `mode` | how |
 //! |---|---|
-//! | `page-sampling` (default) | pages picked at random are hashed before and after; what is written with the same content is not seen |
+//! | `page-sampling` (default) | pages picked at random are looked at twice; what is written with the same content is not seen; goes on beside a snapshot or a migration |
 //! | `dirty-bitmap` | the machine's tracker, unless that is the dirty ring |
 //! | `dirty-ring` | the dirty ring, which knows the rate of each vCPU; only with `--accel kvm,dirty-ring-size=N` |
 //!
 //! A page that is written often counts once, so the rate falls with `calc-time`.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use paguro_dirty::tracker::measure;
-use paguro_ram::GuestRam;
+use paguro_dirty::Sampling;
+use paguro_dirty::tracker::{DirtyRate, measure};
 use serde_json::{Value, json};
 
 use super::commands::Answer;
@@ -29,7 +28,7 @@ enum Rate {
     #[default]
     Unstarted,
     Measuring(Plan),
-    Measured(Plan, Measured),
+    Measured(Plan, DirtyRate),
     Failed(Plan, String),
 }
 
@@ -47,12 +46,6 @@ enum Mode {
     Sampling,
     Ring,
     Bitmap,
-}
-
-/// Pages a second.
-struct Measured {
-    all: u64,
-    vcpus: Vec<u64>,
 }
 
 const LEAST: Duration = Duration::from_millis(50);
@@ -80,7 +73,9 @@ pub fn calc(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         }
         _ => {}
     }
-    monitor.migrations.lock().refuse_if_busy()?;
+    if plan.mode != Mode::Sampling {
+        monitor.migrations.lock().refuse_if_busy()?;
+    }
     let mut rate = monitor.rates.lock();
     if matches!(*rate, Rate::Measuring(_)) {
         return Err(QmpError::generic("the last measurement has not ended yet"));
@@ -125,8 +120,9 @@ pub fn query(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         }
     };
     if let Rate::Measured(plan, measured) = &*rate {
-        all["dirty-rate"] = mib(measured.all).into();
-        all["x-paguro-pages-per-second"] = measured.all.into();
+        let pages_per_s = measured.pages_per_s();
+        all["dirty-rate"] = mib(pages_per_s).into();
+        all["x-paguro-pages-per-second"] = pages_per_s.into();
         if plan.mode == Mode::Ring {
             let vcpus = measured.vcpus.iter().enumerate();
             let vcpus = vcpus.map(|(id, rate)| json!({ "id": id, "dirty-rate": mib(*rate) }));
@@ -137,9 +133,9 @@ pub fn query(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
 }
 
 impl Rates {
-    /// Whether one is under way.
-    pub fn is_measuring(&self) -> bool {
-        matches!(*self.lock(), Rate::Measuring(_))
+    /// Whether one is under way that tracks writes, which one at a time may do. A sample tracks none.
+    pub fn is_tracking(&self) -> bool {
+        matches!(*self.lock(), Rate::Measuring(plan) if plan.mode != Mode::Sampling)
     }
 
     fn lock(&self) -> MutexGuard<'_, Rate> {
@@ -220,63 +216,20 @@ impl Plan {
         })
     }
 
-    fn measure(&self, guest: &Guest) -> Result<Measured, String> {
-        let ram = guest.ram();
+    fn measure(&self, guest: &Guest) -> Result<DirtyRate, String> {
+        let wait = || std::thread::sleep(self.time);
         if self.mode == Mode::Sampling {
-            return Ok(self.sample(ram));
+            let sampling = Sampling {
+                pages_per_gib: self.sample_pages,
+                seed: self.start_s,
+            };
+            let rate = guest.sample_writes(&sampling, wait);
+            return rate.map_err(|error| with_causes(&error));
         }
         let tracker = guest.vm().tracker();
         let tracker = tracker.map_err(|error| with_causes(&error))?;
-        let rate = measure(&*tracker, ram, || std::thread::sleep(self.time));
-        let rate = rate.map_err(|error| with_causes(&error))?;
-        Ok(Measured {
-            all: rate.pages_per_s(),
-            vcpus: rate.vcpus,
-        })
+        measure(&*tracker, guest.ram(), wait).map_err(|error| with_causes(&error))
     }
-
-    fn sample(&self, ram: &GuestRam) -> Measured {
-        let page = paguro_sys::page_size();
-        let mut state = self.start_s ^ 0x9e37_79b9_7f4a_7c15;
-        let mut picked = Vec::new();
-        for (index, block) in ram.blocks().iter().enumerate() {
-            let pages = block.pages() as u64;
-            let gib = (1 << 30) / page as u64;
-            let count = (pages * self.sample_pages).div_ceil(gib).min(pages);
-            for _ in 0..count {
-                picked.push((index, (next(&mut state) % pages) as usize));
-            }
-        }
-        let hashes = |picked: &[(usize, usize)]| -> Vec<u64> {
-            let mut content = vec![0; page];
-            let hash = |&(block, number): &(usize, usize)| {
-                let block: &paguro_ram::RamBlock = &ram.blocks()[block];
-                block.mapping().copy_out(number * page, &mut content);
-                let mut hasher = DefaultHasher::new();
-                content.hash(&mut hasher);
-                hasher.finish()
-            };
-            picked.iter().map(hash).collect()
-        };
-        let before = hashes(&picked);
-        std::thread::sleep(self.time);
-        let after = hashes(&picked);
-        let changed = before.iter().zip(&after).filter(|(a, b)| a != b).count();
-        let all_pages: usize = ram.blocks().iter().map(|block| block.pages()).sum();
-        let share = changed as f64 / picked.len().max(1) as f64;
-        Measured {
-            all: (share * all_pages as f64 / self.time.as_secs_f64()) as u64,
-            vcpus: Vec::new(),
-        }
-    }
-}
-
-/// xorshift: good enough to pick pages.
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
 }
 
 fn in_ms(unit: &str) -> Result<bool, QmpError> {

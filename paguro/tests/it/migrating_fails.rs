@@ -207,3 +207,34 @@ fn the_rate_of_writes_can_be_measured_before() {
     let how = json!({ "calc-time": 1, "mode": "dirty-ring" });
     here.qmp.refused("calc-dirty-rate", how);
 }
+
+#[test]
+fn writes_are_sampled_beside_a_migration_and_tracked_for_one_at_a_time() {
+    let _turn = turn();
+    let (mut here, there) = under_way();
+    let tracked = json!({ "calc-time": 60, "mode": "dirty-bitmap" });
+    let (_, desc) = here.qmp.refused("calc-dirty-rate", tracked.clone());
+    assert!(desc.contains("in progress"), "{desc}");
+    let sampled = json!({ "calc-time": 60 });
+    here.qmp.execute("calc-dirty-rate", sampled);
+    here.qmp.execute("migrate_cancel", json!({}));
+    here.qmp.wait_migration("cancelled");
+    assert_eq!(there.machine.wait().0.code(), Some(1));
+    // A migration that begins later goes through, too.
+    let (mut there, at) = Side::incoming("unix", &[]);
+    let fast = json!({ "max-bandwidth": 0 });
+    here.qmp.execute("migrate-set-parameters", fast);
+    here.qmp.execute("migrate", json!({ "uri": at }));
+    here.qmp.wait_migration("completed");
+    let now = here.qmp.execute("query-dirty-rate", json!({}));
+    assert_eq!(now["status"], "measuring", "{now}");
+    let writes = there.check();
+    there.runs_on(writes);
+    here.quit();
+    there.qmp.execute("calc-dirty-rate", tracked);
+    let (_, desc) = there
+        .qmp
+        .refused("migrate", json!({ "uri": "tcp:127.0.0.1:1" }));
+    assert!(desc.contains("being measured"), "{desc}");
+    there.quit();
+}
