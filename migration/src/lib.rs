@@ -40,4 +40,4 @@ pub use options::{HugePolicy, Sabotage, SnapshotOptions};
 pub use paguro_channel as channel;
 pub use paguro_newfile::TargetError;
 pub use paguro_switchover as switchover;
-pub use snapshot::{SnapshotReport, snapshot, snapshot_to_stream};
+pub use snapshot::{SnapshotReport, check_can_freeze, snapshot, snapshot_to_stream};

@@ -16,10 +16,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
-use paguro_faults::Faults;
+use paguro_faults::{Faults, FaultsError};
 use paguro_newfile::PartialFile;
 use paguro_ram::{Backing, GuestRam, PageKind};
-use paguro_sys::{Raised, Userfault, page_size};
+use paguro_sys::{Host, Raised, Userfault, page_size};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::globalstate;
 use paguro_wire::snapshot::extension::Facts;
@@ -514,6 +514,28 @@ fn watch(
     }
     let host = memory.host();
     let faults = memory.faults().map_err(SnapshotError::CannotFreeze)?;
+    check_host(machine, ram, &host)?;
+    Ok(faults)
+}
+
+/// Whether this host could freeze the machine's RAM now. Who writes it is not asked, as that may change
+/// until a snapshot begins; and nothing stays open.
+///
+/// # Errors
+///
+/// Why not, as a snapshot would fail: [`CannotFreeze`](SnapshotError::CannotFreeze),
+/// [`NoKernelFaults`](SnapshotError::NoKernelFaults), [`NoWriteProtect`](SnapshotError::NoWriteProtect).
+pub fn check_can_freeze(machine: &dyn Machine, memory: &Memory) -> Result<(), SnapshotError> {
+    let host = memory.host();
+    if host.userfault == Userfault::None {
+        // Only the attempt says why.
+        let opened = host.open_uffd().map_err(FaultsError::Open);
+        opened.map_err(SnapshotError::CannotFreeze)?;
+    }
+    check_host(machine, &machine.ram(), &host)
+}
+
+fn check_host(machine: &dyn Machine, ram: &GuestRam, host: &Host) -> Result<(), SnapshotError> {
     if host.userfault != Userfault::Full && machine.faults_in_kernel() {
         return Err(SnapshotError::NoKernelFaults);
     }
@@ -530,7 +552,7 @@ fn watch(
             memory: "shared memory",
         });
     }
-    Ok(faults)
+    Ok(())
 }
 
 /// Blocks may change their length while arming, but none may come or go.

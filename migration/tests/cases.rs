@@ -10,7 +10,7 @@ use paguro_migration::restore::{
 };
 use paguro_migration::{
     Control, HugePolicy, Memory, Sabotage, SnapshotError, SnapshotOptions, SnapshotReport, Status,
-    snapshot,
+    check_can_freeze, snapshot,
 };
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
@@ -345,6 +345,45 @@ fn a_stopped_machine_needs_no_userfaultfd() {
         matches!(refused, SnapshotError::CannotFreeze(_)),
         "{refused}"
     );
+}
+
+#[test]
+fn what_this_host_cannot_freeze_is_known_before_a_snapshot_begins() {
+    let _alone = alone();
+    let Some(able) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let none = Host::probe(&Fallbacks {
+        no_userfaultfd: true,
+        ..Default::default()
+    });
+    let user_mode = Host::probe(&Fallbacks {
+        user_mode_only: true,
+        ..Default::default()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("refused");
+    for (what, host, faults_in_kernel, cannot) in [
+        ("all", able, false, false),
+        ("nothing", none, false, true),
+        ("threads", user_mode, false, false),
+        ("KVM", user_mode, true, true),
+    ] {
+        let ram = ram(&[config(0, 1024, Backing::Anonymous, PageKind::Small)]);
+        let memory = Memory::new(host, ram.clone());
+        let mut machine = ThreadMachine::start(ram, 0, 0);
+        machine.faults_in_kernel = faults_in_kernel;
+        let checked = check_can_freeze(&machine, &memory);
+        let taken = take(&machine, &memory, &path, &small(host));
+        assert_eq!(checked.is_err(), cannot, "{what}: {checked:?}");
+        let kind = std::mem::discriminant;
+        let (checked, taken) = (checked.err(), taken.err());
+        assert_eq!(
+            checked.as_ref().map(kind),
+            taken.as_ref().map(kind),
+            "{what}"
+        );
+    }
 }
 
 #[test]

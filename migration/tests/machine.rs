@@ -27,6 +27,8 @@ pub struct ThreadMachine {
     /// What RAM was at the last pause in which devices were saved.
     pub picture: Mutex<Vec<Vec<u64>>>,
     pub writers: Vec<Writer>,
+    /// Whether it says that KVM takes its faults.
+    pub faults_in_kernel: bool,
 }
 
 impl ThreadMachine {
@@ -60,6 +62,7 @@ impl ThreadMachine {
             threads,
             picture: Mutex::default(),
             writers,
+            faults_in_kernel: false,
         }
     }
 
@@ -141,7 +144,7 @@ impl Machine for ThreadMachine {
     }
 
     fn faults_in_kernel(&self) -> bool {
-        false
+        self.faults_in_kernel
     }
 
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {

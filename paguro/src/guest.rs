@@ -11,9 +11,11 @@ use paguro_migration::destination::{self, Arrival, ReceiveError};
 use paguro_migration::machine::{Machine, WriterClass};
 use paguro_migration::restore::{Filler, MapWatch, RestoreMode, Waiters};
 use paguro_migration::source::{self, MigrateOptions, Migration};
-use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
+use paguro_migration::{
+    Control, Memory, SnapshotError, SnapshotOptions, check_can_freeze, snapshot_to_stream,
+};
 use paguro_ram::{Backing, GuestRam};
-use paguro_sys::{Advice, HUGE_PAGE_BYTES, Userfault};
+use paguro_sys::{Advice, HUGE_PAGE_BYTES};
 use paguro_vmm::{Config, RunState, StateError, Vm};
 use paguro_workload::area::{DMA, DMA_DIRECT};
 use serde_json::{Value, json};
@@ -111,26 +113,8 @@ impl Guest {
     }
 
     /// Whether its RAM could be frozen on this host; if not, why.
-    pub fn check_can_freeze(&self) -> Result<(), String> {
-        let host = self.memory.host();
-        let shared = self
-            .ram()
-            .blocks()
-            .iter()
-            .any(|block| block.backing() == Backing::Memfd || block.unit_pages() > 1);
-        if !host.can_freeze() {
-            return Err("it has no userfaultfd with write-protection for this process".to_owned());
-        }
-        if shared && !host.can_freeze_shared() {
-            return Err("its userfaultfd cannot write-protect shared memory".to_owned());
-        }
-        if host.userfault == Userfault::UserMode && self.vm.faults_in_kernel() {
-            return Err(
-                "this process may handle page faults of its own code only, not those of KVM"
-                    .to_owned(),
-            );
-        }
-        Ok(())
+    pub fn check_can_freeze(&self) -> Result<(), SnapshotError> {
+        check_can_freeze(&*self.vm, &self.memory)
     }
 
     /// Why it failed, if it did. What became of its file comes first: whatever else was noticed may

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::commands::Answer;
-use super::{Args, Monitor, QmpError};
+use super::{Args, Monitor, QmpError, with_causes};
 
 /// The capabilities that paguro has, by QEMU's names, each with its place in [`Capabilities`].
 const OFFERED: [(&str, Place); 9] = [
@@ -163,7 +163,8 @@ pub fn after(
     if new.background_snapshot && !before.background_snapshot {
         monitor.guest.check_can_freeze().map_err(|why| {
             QmpError::generic(format!(
-                "Background-snapshot is not supported by this host: {why}"
+                "Background-snapshot is not supported by this host: {}",
+                with_causes(&why)
             ))
         })?;
     }
