@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::freeze::{ARMING, FROZEN};
+use crate::moments::Moment;
 use crate::{Copied, Freeze, FreezeError, UNIT_PAGES};
 
 impl Freeze {
@@ -71,11 +72,13 @@ impl Freeze {
             }
             copied.shrink();
             self.buffer.push(copied);
+            self.moments.at(Moment::Queued);
             self.settle(mine.iter().map(Range::len).sum());
         }
         // What others have claimed is theirs to copy; it takes them a fraction of a millisecond.
         while !block.saved.contains_all(first..end) && self.epoch.load(Ordering::Acquire) == FROZEN
         {
+            self.moments.at(Moment::AwaitsCopies);
             std::thread::yield_now();
         }
         Ok(())

@@ -9,6 +9,7 @@ use paguro_ram::Located;
 use crate::ahead::Ahead;
 use crate::chunk::span;
 use crate::freeze::{ARMING, FROZEN};
+use crate::moments::Moment;
 use crate::picture::CHUNK;
 use crate::{Copied, Freeze, FreezeError, Sabotage, UNIT_PAGES};
 
@@ -74,6 +75,7 @@ impl Freeze {
         let size = self.arming_pages.load(Ordering::Acquire).max(block.unit);
         let pages = span(at.page, size, block.ram.max_pages());
         faults.release(at.block, pages.clone())?;
+        self.moments.at(Moment::Released);
         block.hot.insert(at.page / CHUNK);
         block.released.insert_range(pages);
         self.stats().arming_faults.fetch_add(1, Ordering::Relaxed);
@@ -123,6 +125,7 @@ impl Freeze {
         copied.shrink();
         // Settled only after it is queued: whoever finds nothing left and nothing queued is done.
         self.buffer.push(copied);
+        self.moments.at(Moment::Queued);
         self.settle(mine.iter().map(Range::len).sum());
         Ok(())
     }

@@ -12,6 +12,7 @@ use paguro_sys::{Advice, page_size};
 
 use crate::arming::Pace;
 use crate::chunk::Sizing;
+use crate::moments::Moments;
 use crate::picture::{CHUNK, Picture};
 use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage, UNIT_PAGES, Waits};
 
@@ -110,6 +111,7 @@ pub struct Freeze {
     /// Held (shared) while pages are given back in the arming epoch.
     pub(crate) discarding: RwLock<()>,
     stats: FreezeStats,
+    pub(crate) moments: Moments,
 }
 
 impl std::fmt::Debug for Freeze {
@@ -186,6 +188,7 @@ impl Freeze {
             ended: AtomicBool::new(false),
             discarding: RwLock::new(()),
             stats: FreezeStats::default(),
+            moments: Moments::default(),
             options,
         });
         if let Some(faults) = &freeze.faults {

@@ -30,6 +30,10 @@
 
 #![forbid(unsafe_code)]
 
+// What tests share names this crate as its users do.
+#[cfg(test)]
+extern crate self as paguro_dirty;
+
 mod ahead;
 mod arming;
 mod buffer;
@@ -39,6 +43,7 @@ mod discard;
 mod error;
 mod fault;
 mod freeze;
+mod moments;
 mod options;
 mod picture;
 mod room;

@@ -8,6 +8,7 @@ use paguro_sys::page_size;
 
 use crate::ahead::Ahead;
 use crate::buffer::{Room, SCAN_UNITS};
+use crate::moments::Moment;
 use crate::picture::{CHUNK, Picture};
 use crate::{Copied, Freeze, FreezeError, Sabotage};
 
@@ -130,6 +131,7 @@ impl Freeze {
         copied: &mut Copied,
     ) -> Result<usize, FreezeError> {
         let block = &self.blocks[index];
+        self.moments.at(Moment::Claimed);
         if self.options.sabotage == Sabotage::ReleaseBeforeCopy {
             mine.iter()
                 .try_for_each(|run| self.let_go(index, run.clone()))?;

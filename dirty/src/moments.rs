@@ -1,0 +1,171 @@
+//! Moments between two steps whose order matters: tests of this crate have others act just then. For
+//! everybody else nothing is left of it.
+
+/// Where a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// What a write released while arming is not protected any more, and nobody can know yet.
+    Released,
+    /// Pages are claimed and none is copied.
+    Claimed,
+    /// A copy is queued, and its pages still count as left.
+    Queued,
+    /// Who gives pages back waits for those who claimed them.
+    AwaitsCopies,
+}
+
+/// Whoever acts at such moments.
+#[derive(Default)]
+pub(crate) struct Moments {
+    #[cfg(test)]
+    act: std::sync::OnceLock<Box<dyn Fn(Moment) + Send + Sync>>,
+}
+
+impl Moments {
+    #[cfg(not(test))]
+    pub(crate) fn at(&self, _: Moment) {}
+
+    /// Called by whoever is there, who goes on when this returns.
+    #[cfg(test)]
+    pub(crate) fn at(&self, moment: Moment) {
+        if let Some(act) = self.act.get() {
+            act(moment);
+        }
+    }
+
+    #[cfg(test)]
+    fn act(&self, act: impl Fn(Moment) + Send + Sync + 'static) {
+        assert!(self.act.set(Box::new(act)).is_ok(), "somebody acts already");
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/it/rig.rs"]
+#[allow(dead_code, unused_imports)]
+mod rig;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::{channel, sync_channel};
+
+    use paguro_sys::Advice;
+
+    use super::rig::*;
+    use super::*;
+    use crate::{Freeze, FreezeOptions};
+
+    /// An armed freeze of one granule, all of it ones, of which a fault takes 16 pages.
+    fn armed() -> Option<(Rig, Arc<Freeze>)> {
+        let rig = Rig::small(512)?;
+        (0..512).for_each(|page| rig.put(0, page, 1));
+        let options = FreezeOptions {
+            chunk_pages: 16,
+            check: false,
+            ..rig.options()
+        };
+        let freeze = rig.freeze(options).unwrap();
+        freeze.arm(|| true).unwrap();
+        Some((rig, freeze))
+    }
+
+    #[test]
+    fn what_is_released_while_somebody_arms_is_armed_again() {
+        let _alone = alone();
+        let Some((rig, freeze)) = armed() else { return };
+        let (weak, rounds) = (Arc::downgrade(&freeze), channel());
+        freeze.moments.act(move |moment| {
+            if moment == Moment::Released {
+                let armed = weak.upgrade().map(|freeze| freeze.arm_again(true).is_ok());
+                let _ = rounds.0.send(armed);
+            }
+        });
+        ends(&rig.write(0, 100, 7));
+        assert_eq!(ends(&rounds.1), Some(true));
+        hold(&freeze);
+        ends(&rig.write(0, 100, 8));
+        let (picture, _) = picture(&freeze, 1).unwrap();
+        freeze.end();
+        assert_eq!(
+            value(&picture, 0, 100),
+            7,
+            "written after the pause, unseen"
+        );
+    }
+
+    /// Nothing is left for the scan, so it would end.
+    #[test]
+    fn a_copy_is_queued_before_it_counts_as_settled() {
+        let _alone = alone();
+        for discards in [false, true] {
+            let Some((rig, freeze)) = armed() else { return };
+            let (weak, found) = (Arc::downgrade(&freeze), channel());
+            freeze.moments.act(move |moment| {
+                let Some(freeze) = weak.upgrade().filter(|_| moment == Moment::Queued) else {
+                    return;
+                };
+                let is_there = loop {
+                    match freeze.next().unwrap() {
+                        Some(copied) if copied.pages().contains(&100) => break true,
+                        Some(_) => {}
+                        None => break false,
+                    }
+                };
+                let _ = found.0.send(is_there);
+            });
+            hold(&freeze);
+            match discards {
+                false => ends(&rig.write(0, 100, 7)),
+                true => {
+                    let freeze = freeze.clone();
+                    ends(&run(move || freeze.discard(0, 100..101, || ()).unwrap()));
+                }
+            }
+            let is_there = ends(&found.1);
+            freeze.end();
+            assert!(is_there, "the picture was over without it ({discards})");
+        }
+    }
+
+    #[test]
+    fn nothing_is_given_back_while_somebody_else_is_about_to_copy_it() {
+        let _alone = alone();
+        let Some((rig, freeze)) = armed() else { return };
+        let (claimed, is_claimed) = channel();
+        let (go_on, may_go_on) = channel();
+        let (tell, told) = sync_channel(1);
+        let (may_go_on, waits) = (std::sync::Mutex::new(may_go_on), tell.clone());
+        let first = AtomicBool::new(true);
+        freeze.moments.act(move |moment| match moment {
+            Moment::Claimed if first.swap(false, Ordering::SeqCst) => {
+                claimed.send(()).unwrap();
+                ends(&may_go_on.lock().unwrap());
+            }
+            // Again and again, of which the first counts.
+            Moment::AwaitsCopies => drop(waits.try_send("waits")),
+            _ => {}
+        });
+        hold(&freeze);
+        let writer = rig.write(0, 100, 7);
+        ends(&is_claimed);
+        let giver = {
+            let (freeze, mapping) = (freeze.clone(), rig.ram.blocks()[0].mapping().clone());
+            run(move || {
+                freeze.discard(0, 100..101, || {
+                    let _ = tell.try_send("gives back");
+                    mapping.advise(100 * PAGE, PAGE, Advice::DontNeed).unwrap();
+                })
+            })
+        };
+        let found = ends(&told);
+        go_on.send(()).unwrap();
+        ends(&writer);
+        let given = ends(&giver);
+        let picture = picture(&freeze, 1);
+        freeze.end();
+        assert_eq!(found, "waits");
+        given.unwrap();
+        assert_eq!(value(&picture.unwrap().0, 0, 100), 1);
+    }
+}
