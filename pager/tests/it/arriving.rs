@@ -1,6 +1,9 @@
 //! Pages that come, in whatever order.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use paguro_faults::Use;
@@ -128,7 +131,7 @@ fn what_came_and_was_given_back_is_zero_and_is_not_asked_for_again() {
         return;
     };
     assert_eq!(ends(&rig.read(100)), content(100));
-    let asked = source.asked.load(std::sync::atomic::Ordering::SeqCst);
+    let asked = source.asked.load(SeqCst);
     let mapping = rig.faults.block(0).mapping();
     mapping
         .advise(100 * PAGE, 2 * PAGE, Advice::DontNeed)
@@ -136,10 +139,7 @@ fn what_came_and_was_given_back_is_zero_and_is_not_asked_for_again() {
     assert_eq!(ends(&rig.read(100)), 0);
     ends(&rig.write(101, 5));
     assert_eq!(ends(&rig.read(101)), 5);
-    assert_eq!(
-        source.asked.load(std::sync::atomic::Ordering::SeqCst),
-        asked
-    );
+    assert_eq!(source.asked.load(SeqCst), asked);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn what_is_given_back_while_it_is_read_is_zero() {
     let slow = source.slow.lock().unwrap();
     let (waited_for, given_back) = (rig.read(300), rig.read(291));
     let (asked, pager) = (source.clone(), rig.pager.clone());
-    until(move || asked.asked.load(std::sync::atomic::Ordering::SeqCst) > 0);
+    until(move || asked.asked.load(SeqCst) > 0);
     let mapping = rig.faults.block(0).mapping();
     mapping
         .advise(290 * PAGE, 3 * PAGE, Advice::DontNeed)
@@ -190,6 +190,42 @@ fn what_is_given_back_while_it_is_read_is_zero() {
     for page in [289, 293] {
         assert_eq!(ends(&rig.read(page)), content(page));
     }
+}
+
+/// The guest has it by then, and writes it.
+#[test]
+fn whoever_settles_waits_for_what_is_placed_and_not_counted() {
+    let _alone = alone();
+    let source = Source::new(600, 0..600);
+    let Some(rig) = Rig::start(600, Backing::Anonymous, &source, Prefetch::Off) else {
+        return;
+    };
+    let counting = source.counting.lock().unwrap();
+    assert_eq!(ends(&rig.read(100)), content(100));
+    let counts = source.clone();
+    until(move || counts.counts.load(SeqCst) > 0);
+    let (begins, has_begun) = channel();
+    let (pager, is_settled) = (rig.pager.clone(), Arc::new(AtomicBool::new(false)));
+    let settled = is_settled.clone();
+    let settler = run(move || {
+        begins.send(rustix::thread::gettid()).unwrap();
+        pager.settle();
+        settled.store(true, SeqCst);
+    });
+    // Until he sleeps, in whatever lock, or does not wait.
+    let thread = ends(&has_begun);
+    let (path, settled) = (
+        format!("/proc/self/task/{}/stat", thread.as_raw_nonzero()),
+        is_settled.clone(),
+    );
+    until(move || {
+        let sleeps = || std::fs::read_to_string(&path).is_ok_and(|stat| stat.contains(") S "));
+        settled.load(SeqCst) || sleeps()
+    });
+    assert!(!is_settled.load(SeqCst), "nobody waited");
+    drop(counting);
+    ends(&settler);
+    assert!(rig.pager.arrived(0).contains(100));
 }
 
 #[test]

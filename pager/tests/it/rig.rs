@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,6 +44,15 @@ pub struct Source {
     pub slow: Mutex<()>,
     /// Whoever holds it has reads hang from page 100 on.
     pub gate: RwLock<()>,
+    /// Held while nobody shall count what he has placed.
+    pub counting: Mutex<()>,
+    /// How often somebody was about to.
+    pub counts: AtomicUsize,
+}
+
+thread_local! {
+    /// This thread has read and not asked since what there is, which it does when it counts.
+    static HAS_READ: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Source {
@@ -61,6 +71,8 @@ impl Source {
             refused: AtomicUsize::new(0),
             slow: Mutex::default(),
             gate: RwLock::new(()),
+            counting: Mutex::default(),
+            counts: AtomicUsize::new(0),
         })
     }
 
@@ -78,6 +90,10 @@ impl Source {
 
 impl PageSource for Source {
     fn has(&self, _: usize) -> &PageSet {
+        if HAS_READ.replace(false) {
+            self.counts.fetch_add(1, Ordering::SeqCst);
+            drop(self.counting.lock());
+        }
         &self.has
     }
 
@@ -115,6 +131,7 @@ impl PageSource for Source {
             self.reads.lock().unwrap().push(page);
             to.fill(content(page));
         }
+        HAS_READ.set(true);
         Ok(())
     }
 }
