@@ -4,4 +4,5 @@ mod beginning;
 mod destination;
 mod every_write;
 mod memory;
+mod slots;
 mod walk;
