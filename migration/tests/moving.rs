@@ -1,0 +1,340 @@
+//! Machines that move to another one here, and what becomes of each page, whatever happened to it on
+//! the way. Nobody runs: what a guest would write is written at just the moment at which it matters, by
+//! the tracker that is asked and by the machine that is stopped.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, channel as pair};
+use std::time::Duration;
+
+use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
+use paguro_migration::Memory;
+use paguro_migration::channel::{self, Address, Incoming, Stop};
+use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
+use paguro_migration::machine::{Machine, MachineError, Paused, Recipient, Writer};
+use paguro_migration::multifd::{Compression, Multifd};
+use paguro_migration::source::{MigrateOptions, Migration, migrate};
+use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock, presence};
+use paguro_sys::presence::Pagemap;
+use paguro_sys::{Advice, Fallbacks, Host};
+use paguro_wire::device::DeviceSection;
+
+const PAGE: usize = 4096;
+const PAGES: usize = 1024;
+/// Long enough for any machine.
+const IN_VAIN: Duration = Duration::from_secs(120);
+
+/// When something is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// The chunk that has the first pages is about to be protected, for the first time.
+    FirstClear,
+    /// All was sent once, and is about to be asked for.
+    SecondSync,
+    /// It is about to stand still.
+    Pause,
+}
+
+/// What is written meanwhile. The source runs and is asked in other threads than the one that tells.
+type Act = Box<dyn Fn(&Guest, Moment) + Send + Sync>;
+
+/// Writes to RAM, and says so.
+struct Guest {
+    ram: GuestRam,
+    marks: Marks,
+}
+
+impl Guest {
+    fn put(&self, page: usize, value: u8) {
+        self.put_unseen(page, value);
+        self.marks.mark(0, page..page + 1);
+    }
+
+    /// Before the page is protected, which is when what was written so far is forgotten.
+    fn put_unseen(&self, page: usize, value: u8) {
+        let mapping = self.ram.blocks()[0].mapping();
+        mapping.copy_in(page * PAGE, &[value; PAGE]);
+    }
+
+    fn give_back(&self, pages: Range<usize>) {
+        let mapping = self.ram.blocks()[0].mapping();
+        let (first, bytes) = (pages.start * PAGE, pages.len() * PAGE);
+        mapping.advise(first, bytes, Advice::DontNeed).unwrap();
+        self.marks.mark(0, pages);
+    }
+}
+
+struct Source {
+    guest: Guest,
+    act: Act,
+    tracker: MarkTracker,
+    syncs: AtomicUsize,
+    clears: AtomicUsize,
+}
+
+/// A tracker that belongs to it.
+struct Tracks(Arc<Source>);
+
+impl Tracker for Tracks {
+    fn start(&self) -> Result<(), TrackerError> {
+        self.0.tracker.start()
+    }
+
+    fn sync(&self, dirty: &[PageSet]) -> Result<usize, TrackerError> {
+        if self.0.syncs.fetch_add(1, SeqCst) == 1 {
+            (self.0.act)(&self.0.guest, Moment::SecondSync);
+        }
+        self.0.tracker.sync(dirty)
+    }
+
+    fn clear(&self, block: usize, pages: Range<usize>) -> Result<(), TrackerError> {
+        if pages.start == 0 && self.0.clears.fetch_add(1, SeqCst) == 0 {
+            (self.0.act)(&self.0.guest, Moment::FirstClear);
+        }
+        self.0.tracker.clear(block, pages)
+    }
+
+    fn stop(&self) {
+        self.0.tracker.stop();
+    }
+}
+
+/// The source as the engine sees it.
+struct Moving(Arc<Source>);
+
+impl Machine for Moving {
+    fn ram(&self) -> GuestRam {
+        self.0.guest.ram.clone()
+    }
+
+    fn machine_name(&self) -> &str {
+        "moving"
+    }
+
+    fn writers(&self) -> Vec<Writer> {
+        Vec::new()
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, MachineError> {
+        Ok(Arc::new(Tracks(self.0.clone())))
+    }
+
+    fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
+        (self.0.act)(&self.0.guest, Moment::Pause);
+        Ok(Box::new(AtRest))
+    }
+}
+
+struct AtRest;
+
+impl Paused for AtRest {
+    fn was_running(&self) -> bool {
+        true
+    }
+
+    fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
+        Ok(Vec::new())
+    }
+
+    fn stay(&mut self, _: bool) {}
+}
+
+/// The other one.
+struct Arriving(GuestRam);
+
+impl Recipient for Arriving {
+    fn ram(&self) -> GuestRam {
+        self.0.clone()
+    }
+
+    fn machine_name(&self) -> &str {
+        "moving"
+    }
+
+    fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn start(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+fn ram() -> GuestRam {
+    let block = RamBlock::new(BlockConfig {
+        id: "ram".into(),
+        guest_address: 0,
+        bytes: PAGES * PAGE,
+        backing: Backing::Anonymous,
+        pages: PageKind::Small,
+    });
+    GuestRam::new(vec![block.unwrap()])
+}
+
+/// How pages go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Plain,
+    Xbzrle,
+    Multifd,
+    MultifdZstd,
+}
+
+const WAYS: [Way; 4] = [Way::Plain, Way::Xbzrle, Way::Multifd, Way::MultifdZstd];
+
+impl Way {
+    fn multifd(self) -> Option<Multifd> {
+        let compression = match self {
+            Self::Plain | Self::Xbzrle => return None,
+            Self::Multifd => Compression::None,
+            Self::MultifdZstd => Compression::Zstd { level: 1 },
+        };
+        Some(Multifd {
+            channels: 2,
+            compression,
+        })
+    }
+}
+
+/// Moves RAM; what it was in the end, here and there.
+fn moved(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam) {
+    let (here, there) = (ram(), ram());
+    let marks = Marks::default();
+    let source = Arc::new(Source {
+        tracker: MarkTracker::new(here.clone(), marks.clone()),
+        guest: Guest {
+            ram: here.clone(),
+            marks,
+        },
+        act,
+        syncs: AtomicUsize::new(0),
+        clears: AtomicUsize::new(0),
+    });
+    before(&source.guest);
+
+    let dir = tempfile::tempdir().unwrap();
+    let address = Address::Unix(dir.path().join("socket"));
+    let channel = channel::Options::new(Stop::new().unwrap());
+    let listener = Incoming::listen(&address, &channel).unwrap();
+    let mut receiving = ReceiveOptions::new(true, false);
+    receiving.linger = Duration::ZERO;
+    receiving.multifd = way.multifd();
+    let mut options = MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()));
+    options.multifd = way.multifd();
+    options.xbzrle_cache_bytes = (way == Way::Xbzrle).then_some(1 << 20);
+    let recipient = Arriving(there.clone());
+    let received = run(move || receive(&recipient, listener, &Arrival::new(receiving, None)));
+    let memory = Memory::new(Host::probe(&Fallbacks::default()), here.clone());
+    let sent = run(move || {
+        let migration = Migration::new(&options, None).unwrap();
+        migrate(&Moving(source), &memory, &options, &migration)
+    });
+    ends(&sent, "the source").unwrap();
+    ends(&received, "the destination").unwrap();
+    (here, there)
+}
+
+fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (send, receive) = pair();
+    std::thread::spawn(move || send.send(body()));
+    receive
+}
+
+#[track_caller]
+fn ends<T>(thread: &Receiver<T>, who: &str) -> T {
+    let came = thread.recv_timeout(IN_VAIN);
+    came.unwrap_or_else(|error| panic!("{who} did not come to an end: {error}"))
+}
+
+/// Every page is there what it is here.
+#[track_caller]
+fn assert_same(here: &GuestRam, there: &GuestRam, way: Way) {
+    let mut page_bytes = [0; PAGE];
+    let [here, there] = [here, there].map(|ram| ram.blocks()[0].mapping());
+    let is_wrong = |&page: &usize| {
+        here.copy_out(page * PAGE, &mut page_bytes);
+        !there.is_equal(page * PAGE, &page_bytes)
+    };
+    let wrong: Vec<usize> = (0..PAGES).filter(is_wrong).collect();
+    assert!(wrong.is_empty(), "{way:?}: pages {wrong:?}");
+}
+
+/// Pages that exist.
+fn present(ram: &GuestRam) -> Vec<usize> {
+    let pagemap = Pagemap::open(&Host::probe(&Fallbacks::default())).unwrap();
+    let mut found = Vec::new();
+    let add = |run: Range<usize>| found.extend(run);
+    presence::present(&ram.blocks()[0], 0..PAGES, &pagemap, add).unwrap();
+    found
+}
+
+/// One at a time, and many in a row: the latter are made present before they come.
+#[test]
+fn what_becomes_zero_on_the_way_is_zero_there() {
+    for way in WAYS {
+        let fill = |guest: &Guest| {
+            for page in [10, 20, 30, 40].into_iter().chain(100..200) {
+                guest.put(page, 1);
+            }
+        };
+        let (here, there) = moved(
+            way,
+            fill,
+            Box::new(|guest, moment| {
+                if moment == Moment::SecondSync {
+                    [20].into_iter()
+                        .chain(120..140)
+                        .for_each(|page| guest.put(page, 0));
+                    guest.give_back(30..31);
+                    guest.give_back(150..170);
+                }
+                if moment == Moment::Pause {
+                    guest.put(40, 0);
+                    guest.give_back(180..190);
+                }
+            }),
+        );
+        // Before it is compared, which makes all of it present.
+        let made = present(&there);
+        assert_same(&here, &there, way);
+        // Zeros are written where something was, and nowhere else.
+        let sent: Vec<usize> = [10, 20, 30, 40].into_iter().chain(100..200).collect();
+        assert_eq!(made, sent, "{way:?}");
+    }
+}
+
+#[test]
+fn what_is_written_before_the_guest_stands_still_arrives() {
+    for way in WAYS {
+        let (here, there) = moved(
+            way,
+            |guest| (0..100).for_each(|page| guest.put(page, 1)),
+            Box::new(|guest, moment| {
+                if moment == Moment::Pause {
+                    [5, 500].into_iter().for_each(|page| guest.put(page, 2));
+                }
+            }),
+        );
+        assert_same(&here, &there, way);
+    }
+}
+
+/// It is reported by nobody: it was written before its chunk was protected.
+#[test]
+fn what_is_touched_first_when_its_chunk_is_protected_arrives() {
+    for way in WAYS {
+        let (here, there) = moved(
+            way,
+            |guest| guest.put(10, 1),
+            Box::new(|guest, moment| {
+                if moment == Moment::FirstClear {
+                    [10, 20]
+                        .into_iter()
+                        .for_each(|page| guest.put_unseen(page, 2));
+                }
+            }),
+        );
+        assert_same(&here, &there, way);
+    }
+}
