@@ -349,3 +349,32 @@ fn only_a_permission_or_an_operator_starts_a_guest_and_never_one_that_was_abando
         println!("{config:?}: {states} states");
     }
 }
+
+/// Also one that comes while all is still being loaded, from a source that waits for no PONG.
+#[test]
+fn a_permission_is_not_forgotten() {
+    for (return_path, paused) in yes_and_no() {
+        let config = DestinationConfig {
+            return_path,
+            paused,
+        };
+        everything(
+            Destination::new(config),
+            &destination_events(),
+            Destination::on,
+            |from, event, _, to| {
+                use DestinationState as S;
+                let first = !matches!(from.state(), S::Loading { permitted: true });
+                if event != DestinationEvent::Eof || !first {
+                    return;
+                }
+                let mut then = to.clone();
+                if matches!(then.state(), S::Loading { .. }) {
+                    then.on(DestinationEvent::Loaded { ran: true }).unwrap();
+                }
+                let may_run = matches!(then.state(), S::Starting { .. } | S::Owner { .. });
+                assert!(may_run, "{from:?} then {then:?}");
+            },
+        );
+    }
+}
