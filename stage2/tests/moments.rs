@@ -28,7 +28,7 @@ unsafe impl TableMemory for Outside {
         if let Some((ask, answer)) = doorkeeper.as_ref() {
             ask.send(()).unwrap();
             answer
-                .recv_timeout(Duration::from_secs(20))
+                .recv_timeout(Duration::from_secs(60))
                 .expect("a table is asked for with the lock held");
         }
         self.arena.allocate(tables)
@@ -77,6 +77,9 @@ fn no_table_is_asked_for_with_the_lock_held() {
         let end = 64 * MIB_2;
         tables.map(0..end, 0, Attributes::RAM).unwrap();
         tables.map(GIB..2 * GIB, GIB, Attributes::RAM).unwrap();
+        // No output fits a block: more tables than are set aside at first.
+        let pages = 4 * GIB..4 * GIB + 8 * MIB_2;
+        tables.map(pages, PAGE, Attributes::RAM).unwrap();
         tables.unmap(PAGE..2 * PAGE).unwrap();
         tables.protect(end - PAGE..end).unwrap();
         let mut cache = tables.table_cache();
