@@ -1,10 +1,11 @@
-//! For tests only: whose turn it is, huge pages, swap and merging of the host, a file system that fails
-//! when it is to, and reasons to skip.
+//! For tests only: whose turn it is, waits that have an end, huge pages, swap and merging of the host, a
+//! file system that fails when it is to, and reasons to skip.
 //!
 //! It stands on nothing, so that every other crate can have it as a dev-dependency.
 
 #![forbid(unsafe_code)]
 
+mod ending;
 mod flaky;
 mod host_wide;
 
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub use ending::{IN_VAIN, MustEnd, ends, must_end, run, wait_until};
 pub use flaky::{EIO, Flaky};
 pub use host_wide::{Merging, Swap, host_wide};
 
@@ -25,9 +27,25 @@ pub fn skipped(why: impl Display) {
     println!("SKIPPED: {why}");
 }
 
+/// The right to be the one test of this process that runs.
+#[derive(Debug)]
+pub struct Alone {
+    _alone: MutexGuard<'static, ()>,
+    _ends: MustEnd,
+}
+
 /// One test of this process at a time: for those whose threads spin, whose addresses are mapped over,
-/// or who count something of the host's.
-pub fn alone() -> MutexGuard<'static, ()> {
+/// or who count something of the host's. It [must end](must_end).
+#[track_caller]
+pub fn alone() -> Alone {
+    let alone = one_at_a_time();
+    Alone {
+        _alone: alone,
+        _ends: must_end(),
+    }
+}
+
+fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -51,18 +69,24 @@ pub fn mappings(addresses: Range<usize>) -> usize {
 pub struct Turn {
     _file: File,
     _alone: MutexGuard<'static, ()>,
+    _ends: MustEnd,
 }
 
-/// Waits for it.
+/// What a test does with vCPUs takes as long as a campaign of failures, at most.
+const LONGEST_TURN: Duration = Duration::from_secs(2 * 3600);
+
+/// Waits for it. Whoever has it must give it back: others wait, in other processes too.
 ///
 /// # Panics
 ///
 /// If there can be no lock in the directory for temporary files.
+#[track_caller]
 pub fn turn() -> Turn {
-    let alone = alone();
+    let alone = one_at_a_time();
     Turn {
         _file: lock("paguro-tests.lock").unwrap(),
         _alone: alone,
+        _ends: MustEnd::within(LONGEST_TURN),
     }
 }
 

@@ -74,9 +74,9 @@ fn writers_wait_for_room_and_get_it() {
     let writer = run(move || {
         (0..8 * 512).for_each(|page| mapping.copy_in(page * PAGE, &[2]));
     });
-    while freeze.peak_buffer_bytes() < (4 << 20) - (2 << 20) {
-        std::thread::yield_now();
-    }
+    wait_until("writers to fill the buffer", || {
+        freeze.peak_buffer_bytes() >= (4 << 20) - (2 << 20)
+    });
     assert!(writer.try_recv().is_err());
     let (picture, _) = picture(&freeze, 1).unwrap();
     ends(&writer);
@@ -113,7 +113,9 @@ fn who_waits_for_room_is_let_go_by_the_end() {
             let mut fds = [PollFd::new(rig.faults.uffd(), PollFlags::IN)];
             poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
         };
-        while (0..10_000).any(|_| !unread()) {}
+        wait_until("an event that nobody reads", || {
+            (0..10_000).all(|_| unread())
+        });
         assert!(writers.iter().all(|writer| writer.try_recv().is_err()));
         let ending = freeze.clone();
         ends(&run(move || {

@@ -150,11 +150,8 @@ fn a_pause_and_a_discard_do_not_wait_for_each_other() {
         let freeze = freeze.clone();
         run(move || {
             let me = rustix::thread::gettid();
-            is_inside
-                .recv()
-                .map(|ready: std::sync::mpsc::Sender<_>| ready.send(me))
-                .unwrap()
-                .unwrap();
+            let ready: std::sync::mpsc::Sender<_> = ends(&is_inside);
+            ready.send(me).unwrap();
             hold(&freeze);
         })
     };
@@ -164,12 +161,12 @@ fn a_pause_and_a_discard_do_not_wait_for_each_other() {
             freeze.discard(0, 5..6, || {
                 let (ready, pausing) = channel();
                 inside.send(ready).unwrap();
-                let thread = pausing.recv().unwrap();
+                let thread = ends(&pausing);
                 // Until the pause waits for us: it sleeps, in whatever lock.
                 let path = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
-                while !std::fs::read_to_string(&path).unwrap().contains(") S ") {
-                    std::thread::yield_now();
-                }
+                wait_until("the pause to wait", || {
+                    std::fs::read_to_string(&path).unwrap().contains(") S ")
+                });
                 mapping.advise(5 * PAGE, PAGE, Advice::DontNeed).unwrap();
             })
         })

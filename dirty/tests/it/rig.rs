@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions, HugePolicy, Sabotage, Unarrived};
@@ -10,7 +10,7 @@ use paguro_faults::Faults;
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
-pub use paguro_testkit::{HugePages, alone, mappings, skipped};
+pub use paguro_testkit::{HugePages, alone, ends, mappings, run, skipped, wait_until};
 
 pub const PAGE: usize = 4096;
 
@@ -247,21 +247,4 @@ pub fn value(picture: &Picture, block: usize, page: usize) -> u8 {
 #[track_caller]
 pub fn values(picture: &Picture, block: usize, pages: Range<usize>) -> Vec<u8> {
     pages.map(|page| value(picture, block, page)).collect()
-}
-
-/// Runs `body` in a thread of its own; its result comes through the channel.
-pub fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
-    let (send, receive) = channel();
-    std::thread::spawn(move || send.send(body()));
-    receive
-}
-
-/// What a thread came back with; that it does is the test. Long enough for any machine.
-#[track_caller]
-pub fn ends<T>(thread: &Receiver<T>) -> T {
-    match thread.recv_timeout(Duration::from_secs(30)) {
-        Ok(value) => value,
-        Err(RecvTimeoutError::Timeout) => panic!("a thread waits for ever"),
-        Err(RecvTimeoutError::Disconnected) => panic!("a thread panicked"),
-    }
 }

@@ -1,13 +1,12 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use paguro_faults::{Faults, MissingHandler, ProtectedHandler};
 use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
-pub use paguro_testkit::{HugePages, alone, mappings, skipped};
+pub use paguro_testkit::{HugePages, IN_VAIN, alone, ends, mappings, run, skipped};
 
 pub const PAGE: usize = 4096;
 
@@ -40,23 +39,6 @@ pub fn block(id: &str, pages: usize, backing: Backing) -> RamBlock {
 pub fn faults(pages: usize, backing: Backing, readers: usize) -> Option<Arc<Faults>> {
     let ram = GuestRam::new(vec![block("ram", pages, backing)]);
     Some(Faults::open(&host()?, ram, readers).unwrap())
-}
-
-/// Runs `body` in a thread of its own; its result comes through the channel.
-pub fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
-    let (send, receive) = channel();
-    std::thread::spawn(move || send.send(body()));
-    receive
-}
-
-/// What a thread came back with; that it does is the test. Long enough for any machine.
-#[track_caller]
-pub fn ends<T>(thread: &Receiver<T>) -> T {
-    match thread.recv_timeout(Duration::from_secs(20)) {
-        Ok(value) => value,
-        Err(RecvTimeoutError::Timeout) => panic!("a thread waits for ever"),
-        Err(RecvTimeoutError::Disconnected) => panic!("a thread panicked"),
-    }
 }
 
 pub fn write(faults: &Arc<Faults>, page: usize, value: u8) -> Receiver<()> {

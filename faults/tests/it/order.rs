@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use paguro_faults::{Faults, Use};
 use paguro_ram::{Backing, Located};
 use paguro_sys::Advice;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::common::*;
 
@@ -21,8 +21,17 @@ fn give_back(faults: &Faults, page: usize) -> Receiver<()> {
 /// barrier: a reader that is quicker would leave nothing to be seen.
 fn give_back_unread(faults: &Faults, page: usize) -> Receiver<()> {
     let giver = give_back(faults, page);
-    poll(&mut [PollFd::new(faults.uffd(), PollFlags::IN)], None).unwrap();
+    unread(faults);
     giver
+}
+
+/// Waits until there is an event that nobody has read.
+#[track_caller]
+fn unread(faults: &Faults) {
+    let mut fds = [PollFd::new(faults.uffd(), PollFlags::IN)];
+    let in_vain = Timespec::try_from(IN_VAIN).unwrap();
+    let found = poll(&mut fds, Some(&in_vain)).unwrap();
+    assert!(found > 0, "no event is left to be read");
 }
 
 #[test]
@@ -39,7 +48,7 @@ fn a_barrier_waits_for_the_event_in_hand() {
     faults.register(0, Use::WriteProtect).unwrap();
     faults.barrier().protected = Some(Arc::new(Does(move |faults: &Faults, at: Located| {
         heard.send(()).unwrap();
-        wait.lock().unwrap().recv().unwrap();
+        ends(&wait.lock().unwrap());
         faults.release(0, at.page..at.page + 1).unwrap();
         done.store(true, Ordering::SeqCst);
     })));
@@ -80,7 +89,7 @@ fn behind_a_barrier_nothing_is_answered() {
     barrier.protected = Some(catcher.clone());
     let writer = write(&faults, 0, 2);
     // Its event is there, and stays there.
-    poll(&mut [PollFd::new(faults.uffd(), PollFlags::IN)], None).unwrap();
+    unread(&faults);
     for _ in 0..1000 {
         std::thread::yield_now();
     }

@@ -58,12 +58,13 @@ fn ram_that_is_being_filled_stays_in_one_piece() {
             return;
         };
         let pieces = || mappings(rig.faults.block(0).addresses_of(&(0..PAGES)));
-        while !rig.pager.is_done() {
+        wait_until("all pages", || {
             // What is registered still, and what is not any more. Where they meet moves while it is
             // read, which may show it twice.
             let now = pieces();
             assert!(now <= 4, "{kind:?}: {now}");
-        }
+            rig.pager.is_done()
+        });
         assert_eq!(pieces(), 1, "{kind:?}");
     }
 }

@@ -13,9 +13,6 @@ use paguro_sys::{Mapping, RegisterMode};
 
 use crate::rig::*;
 
-/// Only a test that fails waits so long.
-const IN_VAIN: Duration = Duration::from_secs(60);
-
 #[test]
 fn nobody_is_let_go_before_the_failure_was_told_and_it_is_told_once() {
     let _alone = alone();
@@ -35,7 +32,7 @@ fn nobody_is_let_go_before_the_failure_was_told_and_it_is_told_once() {
         ));
         count.fetch_add(1, Ordering::SeqCst);
         begun.send(()).unwrap();
-        may_go_on.lock().unwrap().recv().unwrap();
+        ends(&may_go_on.lock().unwrap());
         Waiters::Keep
     });
     let small = block(600, Backing::Anonymous, PageKind::Small);

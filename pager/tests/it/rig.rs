@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use paguro_faults::Faults;
 use paguro_pager::{Failure, PageSource, Pager, PagerOptions, Prefetch, SourceError};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock};
 use paguro_sys::{Fallbacks, Host};
-pub use paguro_testkit::{HugePages, alone, mappings, skipped};
+pub use paguro_testkit::{HugePages, IN_VAIN, alone, ends, mappings, run, skipped, wait_until};
 
 pub const PAGE: usize = 4096;
 
@@ -207,23 +207,6 @@ pub fn block(pages: usize, backing: Backing, kind: PageKind) -> RamBlock {
         pages: kind,
     })
     .unwrap()
-}
-
-/// Runs `body` in a thread of its own; its result comes through the channel.
-pub fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
-    let (send, receive) = channel();
-    std::thread::spawn(move || send.send(body()));
-    receive
-}
-
-/// What a thread came back with; that it does is the test. Long enough for any machine.
-#[track_caller]
-pub fn ends<T>(thread: &Receiver<T>) -> T {
-    match thread.recv_timeout(Duration::from_secs(30)) {
-        Ok(value) => value,
-        Err(RecvTimeoutError::Timeout) => panic!("a thread waits for ever"),
-        Err(RecvTimeoutError::Disconnected) => panic!("a thread panicked"),
-    }
 }
 
 /// Waits until something is so.
