@@ -1,7 +1,8 @@
 //! What must hold, each on its own small machine.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use paguro_migration::machine::{Writer, WriterClass};
@@ -14,7 +15,7 @@ use paguro_migration::{
 };
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
-use paguro_testkit::{alone, skipped};
+use paguro_testkit::{alone, skipped, wait_until};
 
 use crate::machine::ThreadMachine;
 
@@ -616,6 +617,18 @@ fn a_full_disk_costs_neither_the_guest_nor_the_old_file() {
     assert_eq!(names, ["snapshot"]);
 }
 
+/// When somebody cancels.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    Before,
+    /// When it comes to a status.
+    At(Status),
+    /// When pages were saved, and most were not.
+    Saving,
+    /// So many microseconds after it began, which may be too late.
+    After(u64),
+}
+
 #[test]
 fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
     let _alone = alone();
@@ -629,26 +642,58 @@ fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
     let machine = ThreadMachine::start(ram, 1, 16000);
     machine.run_on(100_000);
     let path = dir.path().join("snapshot");
-    for delay_us in [0, 300, 1000, 3000, 6000, 10_000, 20_000, 40_000] {
-        let control = Control::default();
+    let staged = [
+        When::Before,
+        When::At(Status::Setup),
+        When::At(Status::Active),
+        When::Saving,
+        When::At(Status::Device),
+    ];
+    let some_time = [0, 300, 1000, 3000, 6000, 10_000, 20_000, 40_000];
+    for when in staged.into_iter().chain(some_time.map(When::After)) {
+        let control = Arc::new_cyclic(|control: &Weak<Control>| {
+            let control = control.clone();
+            Control::new(Some(Box::new(move |status| match when {
+                When::At(at) if at == status => control.upgrade().unwrap().cancel(),
+                _ => {}
+            })))
+        });
         let options = SnapshotOptions {
-            max_bandwidth: 500 << 20,
+            max_bandwidth: match when {
+                // To the end it would take half a minute.
+                When::Saving => 2 << 20,
+                _ => 500 << 20,
+            },
             ..small(host)
         };
+        if let When::Before = when {
+            control.cancel();
+        }
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(std::time::Duration::from_micros(delay_us));
+                match when {
+                    When::Saving => wait_until("pages to be saved", || {
+                        control.counters.done_pages.load(Ordering::Relaxed) > 0
+                    }),
+                    When::After(us) => std::thread::sleep(Duration::from_micros(us)),
+                    When::Before | When::At(_) => return,
+                }
                 control.cancel();
                 control.cancel();
             });
             let result = snapshot(&machine, &memory, &path, &options, &control);
-            match result {
-                Ok(_) => assert_eq!(control.status(), Status::Completed),
-                Err(SnapshotError::Cancelled) => {
-                    assert_eq!(control.status(), Status::Cancelled);
-                    assert!(!path.exists());
+            match (result, when) {
+                (Ok(_), When::After(_)) => assert_eq!(control.status(), Status::Completed),
+                (Err(SnapshotError::Cancelled), _) => {
+                    assert_eq!(control.status(), Status::Cancelled, "{when:?}");
+                    let left = std::fs::read_dir(dir.path()).unwrap().count();
+                    assert_eq!(left, 0, "{when:?}");
+                    // It did not go on to the end first.
+                    let done = control.counters.done_pages.load(Ordering::Relaxed);
+                    let may_be_all = matches!(when, When::At(Status::Device) | When::After(_));
+                    assert!(done < 16384 || may_be_all, "{when:?}");
                 }
-                Err(error) => panic!("{error}"),
+                (result, _) => panic!("{when:?}: {:?}", result.map(|_| "it was saved")),
             }
         });
         let _ = std::fs::remove_file(&path);
@@ -717,9 +762,9 @@ fn what_is_given_back_meanwhile_is_still_in_the_picture() {
         let control = Control::default();
         std::thread::scope(|scope| {
             let saving = scope.spawn(|| snapshot(&machine, &memory, &path, &options, &control));
-            while matches!(control.status(), Status::None | Status::Setup) {
-                std::thread::yield_now();
-            }
+            wait_until("RAM to be saved", || {
+                !matches!(control.status(), Status::None | Status::Setup)
+            });
             for first in (4096..8192).step_by(64) {
                 memory
                     .discard(0, first..first + 64, || {

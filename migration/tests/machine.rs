@@ -2,10 +2,11 @@
 //! therefore known exactly at each pause: the threads keep a shadow of what they wrote.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use paguro_migration::machine::{Machine, MachineError, Paused, Writer, WriterClass};
 use paguro_ram::GuestRam;
+use paguro_testkit::{IN_VAIN, wait_until};
 use paguro_wire::device::{DeviceSection, SectionWriter};
 
 /// State that the vCPUs and the control side share.
@@ -74,15 +75,20 @@ impl ThreadMachine {
     /// Waits until the guest has written `count` more pages: it is alive and not held up.
     pub fn run_on(&self, count: u64) {
         let until = self.writes() + count;
-        while self.writes() < until && !self.threads.is_empty() {
-            std::thread::yield_now();
-        }
+        wait_until("the guest to write", || {
+            self.writes() >= until || self.threads.is_empty()
+        });
     }
 }
 
 impl Drop for ThreadMachine {
     fn drop(&mut self) {
-        self.shared.quit.store(true, Ordering::Release);
+        {
+            // Or somebody who has just looked, and does not wait yet, would not hear of it.
+            let parked = self.shared.parked.lock();
+            let _parked = parked.unwrap_or_else(PoisonError::into_inner);
+            self.shared.quit.store(true, Ordering::Release);
+        }
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -150,9 +156,11 @@ impl Machine for ThreadMachine {
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
         self.shared.pause.fetch_add(1, Ordering::AcqRel);
         let mut parked = self.shared.parked.lock().unwrap();
-        while *parked < self.threads.len() {
-            parked = self.shared.changed.wait(parked).unwrap();
-        }
+        let runs = |parked: &mut usize| *parked < self.threads.len();
+        let changed = &self.shared.changed;
+        parked = changed.wait_timeout_while(parked, IN_VAIN, runs).unwrap().0;
+        assert_eq!(*parked, self.threads.len(), "a vCPU does not stop");
+        drop(parked);
         Ok(Box::new(Rest {
             machine: self,
             stays: false,

@@ -5,7 +5,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::{Receiver, channel as pair};
 use std::time::Duration;
 
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
@@ -18,12 +17,11 @@ use paguro_migration::source::{MigrateOptions, Migration, migrate};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
+use paguro_testkit::{ends, run};
 use paguro_wire::device::DeviceSection;
 
 const PAGE: usize = 4096;
 const PAGES: usize = 1024;
-/// Long enough for any machine.
-const IN_VAIN: Duration = Duration::from_secs(120);
 
 /// When something is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,21 +228,9 @@ fn moved(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
         let migration = Migration::new(&options, None).unwrap();
         migrate(&Moving(source), &memory, &options, &migration)
     });
-    ends(&sent, "the source").unwrap();
-    ends(&received, "the destination").unwrap();
+    ends(&sent).unwrap();
+    ends(&received).unwrap();
     (here, there)
-}
-
-fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
-    let (send, receive) = pair();
-    std::thread::spawn(move || send.send(body()));
-    receive
-}
-
-#[track_caller]
-fn ends<T>(thread: &Receiver<T>, who: &str) -> T {
-    let came = thread.recv_timeout(IN_VAIN);
-    came.unwrap_or_else(|error| panic!("{who} did not come to an end: {error}"))
 }
 
 /// Every page is there what it is here.
