@@ -8,6 +8,7 @@ use std::time::Duration;
 use paguro_channel::{
     Address, Channel, ChannelError, Incoming, Options, Outgoing, TlsOptions, Writer,
 };
+use paguro_testkit::must_end;
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::tls::Certificates;
@@ -45,6 +46,7 @@ fn send(mut writer: Writer, bytes: &[u8]) {
 
 #[test]
 fn tcp_goes_both_ways() {
+    let _ends = must_end();
     let (source, destination) = pair("tcp:127.0.0.1:0", &options(), &options());
     assert_eq!(source.kind(), "tcp");
     assert!(
@@ -58,6 +60,7 @@ fn tcp_goes_both_ways() {
 
 #[test]
 fn ipv6_goes_both_ways() {
+    let _ends = must_end();
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         return println!("skipped: this host has no IPv6");
     }
@@ -67,6 +70,7 @@ fn ipv6_goes_both_ways() {
 
 #[test]
 fn unix_goes_both_ways_and_leaves_no_name() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let text = format!("unix:{}", path.display());
@@ -77,6 +81,7 @@ fn unix_goes_both_ways_and_leaves_no_name() {
 
 #[test]
 fn vsock_goes_both_ways() {
+    let _ends = must_end();
     let listener = match Incoming::listen(&address("vsock:1:0"), &options()) {
         Ok(listener) => listener,
         Err(error) => return println!("skipped: no vsock: {}", crate::tools::text(&error)),
@@ -105,6 +110,7 @@ pub fn inherited(fd: OwnedFd) -> Address {
 
 #[test]
 fn an_inherited_socket_goes_both_ways() {
+    let _ends = must_end();
     let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
     let (pipe, _) = std::io::pipe().unwrap();
     let (one, pipe) = (inherited(one.into()), inherited(pipe.into()));
@@ -121,6 +127,7 @@ fn an_inherited_socket_goes_both_ways() {
 
 #[test]
 fn an_inherited_listening_socket_is_listened_at() {
+    let _ends = must_end();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let to = address(&format!("tcp:{}", socket.local_addr().unwrap()));
     let listener = Incoming::listen(&inherited(socket.into()), &options()).unwrap();
@@ -130,6 +137,7 @@ fn an_inherited_listening_socket_is_listened_at() {
 
 #[test]
 fn a_descriptor_that_is_owned_is_not_taken() {
+    let _ends = must_end();
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let fd = Address::Fd(one.as_raw_fd());
     let error = Outgoing::connect(&fd, &options()).unwrap_err();
@@ -138,6 +146,7 @@ fn a_descriptor_that_is_owned_is_not_taken() {
 
 #[test]
 fn several_connections_are_accepted_within_a_time() {
+    let _ends = must_end();
     let listener = listen("tcp:127.0.0.1:0", &options());
     let all: Vec<_> = (0..5)
         .map(|_| Outgoing::connect(listener.local_address(), &options()).unwrap())
@@ -156,6 +165,7 @@ fn several_connections_are_accepted_within_a_time() {
 
 #[test]
 fn tls_goes_both_ways() {
+    let _ends = must_end();
     let certificates = Certificates::new();
     let limits = Options {
         tls: Some(certificates.options()),
@@ -180,6 +190,7 @@ fn tls_goes_both_ways() {
 /// While one thread waits for the peer, another one writes.
 #[test]
 fn a_waiting_reader_does_not_keep_the_writer_from_writing() {
+    let _ends = must_end();
     let certificates = Certificates::new();
     let limits = Options {
         tls: Some(certificates.options()),

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use paguro_channel::{Channel, ChannelError, Options, Outgoing};
+use paguro_testkit::must_end;
 
 use crate::tls::Certificates;
 use crate::tools::{address, blocked, inside, listen, options, pair, write_until_error};
@@ -31,6 +32,7 @@ fn sockets() -> Vec<(Channel, Channel)> {
 
 #[test]
 fn a_shutdown_ends_reads_and_writes_and_the_peer_sees_it() {
+    let _ends = must_end();
     for (channel, peer) in sockets() {
         let handle = channel.handle();
         let (mut reader, writer) = channel.split();
@@ -48,6 +50,7 @@ fn a_shutdown_ends_reads_and_writes_and_the_peer_sees_it() {
 
 #[test]
 fn the_stop_of_a_migration_ends_all_its_channels() {
+    let _ends = must_end();
     let limits = endless();
     let (source, _peer) = pair("tcp:127.0.0.1:0", &limits, &endless());
     let command = Outgoing::connect(&address("exec:exec sleep 1000"), &limits).unwrap();
@@ -73,6 +76,7 @@ fn the_stop_of_a_migration_ends_all_its_channels() {
 
 #[test]
 fn an_accept_can_be_stopped() {
+    let _ends = must_end();
     let listener = listen("tcp:127.0.0.1:0", &endless());
     let stop = listener.stop_handle();
     let accepting = blocked(move || listener.accept(None).unwrap_err());
@@ -83,6 +87,7 @@ fn an_accept_can_be_stopped() {
 /// Somebody connects and says nothing where TLS is expected.
 #[test]
 fn a_handshake_can_be_stopped() {
+    let _ends = must_end();
     let certificates = Certificates::new();
     let limits = Options {
         tls: Some(certificates.options()),
@@ -101,6 +106,7 @@ fn a_handshake_can_be_stopped() {
 /// Listeners with so short a queue that the next connect must wait.
 #[test]
 fn a_connect_can_be_stopped_and_ends_in_time() {
+    let _ends = must_end();
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");

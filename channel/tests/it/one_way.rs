@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use paguro_channel::{ChannelError, Incoming, Outgoing};
+use paguro_testkit::must_end;
 
 use crate::both_ways::inherited;
 use crate::tools::{address, inside, listen, options, pattern, read_all, text};
@@ -33,6 +34,7 @@ fn receive(from: &str) -> std::io::Result<Vec<u8>> {
 
 #[test]
 fn a_command_takes_and_gives_a_stream() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("stream").display().to_string();
     let bytes = pattern(3 << 20);
@@ -43,6 +45,7 @@ fn a_command_takes_and_gives_a_stream() {
 
 #[test]
 fn a_command_that_fails_is_an_error_with_its_status() {
+    let _ends = must_end();
     let error = send("exec:cat > /dev/null; exit 7", b"x").unwrap_err();
     assert!(error.to_string().ends_with("exit status: 7"), "{error}");
     let error = receive("exec:echo x; exit 8").unwrap_err();
@@ -60,6 +63,7 @@ fn a_command_that_fails_is_an_error_with_its_status() {
 /// Of a program whose parent ignored SIGCHLD: all of a process, so in one of its own.
 #[test]
 fn how_a_command_ended_that_leaves_no_status_is_said_not_to_be_known() {
+    let _ends = must_end();
     const WITHIN: &str = "PAGURO_TEST_WITHIN";
     if std::env::var_os(WITHIN).is_some() {
         let error = send("exec:cat > /dev/null", b"x").unwrap_err();
@@ -85,6 +89,7 @@ fn how_a_command_ended_that_leaves_no_status_is_said_not_to_be_known() {
 /// It must not take half a stream for a whole one.
 #[test]
 fn a_command_whose_stream_breaks_off_is_killed_with_all_its_children() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let done = dir.path().join("done");
     let command = format!(
@@ -100,6 +105,7 @@ fn a_command_whose_stream_breaks_off_is_killed_with_all_its_children() {
 
 #[test]
 fn a_command_with_more_to_say_is_no_error() {
+    let _ends = must_end();
     let channel = listen("exec:yes", &options()).accept(None).unwrap();
     let (mut reader, _) = channel.split();
     reader.read_exact(&mut [0; 10]).unwrap();
@@ -108,6 +114,7 @@ fn a_command_with_more_to_say_is_no_error() {
 
 #[test]
 fn an_inherited_pipe_carries_a_stream() {
+    let _ends = must_end();
     let (out, into) = std::io::pipe().unwrap();
     let to = inherited(OwnedFd::from(into));
     let from = inherited(OwnedFd::from(out));
@@ -127,6 +134,7 @@ fn an_inherited_pipe_carries_a_stream() {
 /// The last bytes make a stream a whole one, so a disk must fail before them, or at the beginning.
 #[test]
 fn what_was_inherited_and_cannot_be_synced_is_refused() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let file = std::fs::File::create(dir.path().join("x")).unwrap();
     let to = inherited(file.into());
@@ -142,6 +150,7 @@ fn what_was_inherited_and_cannot_be_synced_is_refused() {
 
 #[test]
 fn a_file_has_its_name_only_when_it_is_whole() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stream");
     let name = format!("file:{}", path.display());
@@ -164,6 +173,7 @@ fn a_file_has_its_name_only_when_it_is_whole() {
 
 #[test]
 fn a_file_is_written_and_read_from_an_offset() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stream");
     let name = format!("file:{},offset=4K", path.display());
@@ -182,6 +192,7 @@ fn a_file_is_written_and_read_from_an_offset() {
 
 #[test]
 fn what_is_no_file_is_neither_replaced_nor_read_as_one() {
+    let _ends = must_end();
     let error = Outgoing::connect(&address("file:/dev/null"), &options()).unwrap_err();
     assert_eq!(text(&error), "cannot create /dev/null: it is a device");
     let dir = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixListener;
 
 use paguro_channel::{Incoming, Options, Outgoing, TlsOptions};
+use paguro_testkit::must_end;
 
 use crate::tools::{address, listen, options, text};
 
@@ -16,6 +17,7 @@ fn listen_error(at: &str) -> String {
 
 #[test]
 fn ports() {
+    let _ends = must_end();
     let listener = listen("tcp:127.0.0.1:0", &options());
     let at = listener.local_address().to_string();
     let error = listen_error(&at);
@@ -35,6 +37,7 @@ fn ports() {
 
 #[test]
 fn names() {
+    let _ends = must_end();
     // Too long for a name, so that nobody need be asked.
     let host = "a".repeat(64);
     let error = connect_error(&format!("tcp:{host}:1"));
@@ -46,6 +49,7 @@ fn names() {
 
 #[test]
 fn unix_sockets() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let at = format!("unix:{}", path.display());
@@ -74,6 +78,7 @@ fn unix_sockets() {
 
 #[test]
 fn rights() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("not-a-directory");
     std::fs::write(&file, "").unwrap();
@@ -97,6 +102,7 @@ fn rights() {
 
 #[test]
 fn tls_where_there_is_no_socket() {
+    let _ends = must_end();
     let tls = Options {
         tls: Some(TlsOptions {
             directory: "/nowhere".into(),

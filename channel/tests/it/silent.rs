@@ -5,6 +5,7 @@ use std::sync::mpsc::channel as channel_of_threads;
 use std::time::{Duration, Instant};
 
 use paguro_channel::{Address, Channel, ChannelError, Options, Outgoing};
+use paguro_testkit::must_end;
 
 use crate::tls::Certificates;
 use crate::tools::{inside, options, pair, write_until_error};
@@ -36,6 +37,7 @@ fn all() -> Vec<(Channel, Channel)> {
 
 #[test]
 fn a_peer_that_never_sends_is_noticed() {
+    let _ends = must_end();
     for (channel, _peer) in all() {
         let (mut reader, _writer) = channel.split();
         let error = reader.read(&mut [0]).unwrap_err();
@@ -49,6 +51,7 @@ fn a_peer_that_never_sends_is_noticed() {
 
 #[test]
 fn a_peer_that_stops_reading_is_noticed() {
+    let _ends = must_end();
     for (channel, _peer) in all() {
         let (_reader, writer) = channel.split();
         let error = write_until_error(writer);
@@ -62,6 +65,7 @@ fn a_peer_that_stops_reading_is_noticed() {
 /// A source whose return path is quiet for longer than the silence, because it sends itself.
 #[test]
 fn a_peer_that_takes_bytes_is_not_silent() {
+    let _ends = must_end();
     for number in 0..all().len() {
         // Where the host itself stood still for as long as a silence, nothing is said.
         let said = (0..20).any(|_| {
@@ -98,6 +102,7 @@ fn a_peer_that_takes_bytes_is_not_silent() {
 /// While an operator decides nobody need speak.
 #[test]
 fn the_silence_can_be_lifted() {
+    let _ends = must_end();
     for (channel, peer) in all() {
         channel.handle().set_silence(None);
         let (mut reader, _writer) = channel.split();
@@ -112,6 +117,7 @@ fn the_silence_can_be_lifted() {
 /// A command may wait for as long as it likes, but for a guest.
 #[test]
 fn a_command_that_stops_reading_is_noticed_while_a_guest_waits_for_it() {
+    let _ends = must_end();
     let address: Address = "exec:sleep 1000".parse().unwrap();
     let channel = Outgoing::connect(&address, &short()).unwrap();
     let handle = channel.handle();

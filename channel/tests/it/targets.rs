@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use paguro_channel::{Address, Outgoing};
-use paguro_testkit::skipped;
+use paguro_testkit::{must_end, skipped};
 
 use crate::tools::{options, text};
 
@@ -63,6 +63,7 @@ fn subdirs<const N: usize>(dir: &Path, names: [&str; N]) -> [PathBuf; N] {
 
 #[test]
 fn a_link_is_followed_and_stays() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let [here, there] = subdirs(dir.path(), ["here", "there"]);
     // Of another file system, if there is one; else of another directory at least.
@@ -101,6 +102,7 @@ fn a_link_is_followed_and_stays() {
 
 #[test]
 fn links_that_lead_to_no_file_are_refused() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let held = fs::File::create(at("held")).unwrap();
@@ -129,6 +131,7 @@ fn links_that_lead_to_no_file_are_refused() {
 
 #[test]
 fn a_name_of_any_length_that_the_file_system_takes_works() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     for bytes in [1, 95, 96, 97, 237, 238, 239, 254, 255] {
         let path = dir.path().join("n".repeat(bytes));
@@ -144,6 +147,7 @@ fn a_name_of_any_length_that_the_file_system_takes_works() {
 
 #[test]
 fn what_is_no_file_is_refused() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let fifo = rustix::fs::FileType::Fifo;
@@ -170,6 +174,7 @@ fn what_is_no_file_is_refused() {
 
 #[test]
 fn what_an_older_file_allowed_is_not_passed_on() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     for mode in [0, 0o200, 0o444, 0o600, 0o4755, 0o666] {
@@ -216,6 +221,7 @@ impl Drop for Mounted {
 
 #[test]
 fn a_file_that_something_is_mounted_on_is_refused() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("x"), "the old one").unwrap();
@@ -232,6 +238,7 @@ fn a_file_that_something_is_mounted_on_is_refused() {
 
 #[test]
 fn a_file_system_that_takes_nothing_is_refused() {
+    let _ends = must_end();
     let tmpfs = ["-t", "tmpfs", "-o", "size=64k", "paguro-test"];
     let Some(full) = Mounted::new(&tmpfs) else {
         return;
@@ -256,6 +263,7 @@ fn a_file_system_that_takes_nothing_is_refused() {
 
 #[test]
 fn a_file_that_cannot_be_removed_is_refused() {
+    let _ends = must_end();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     for flag in ["i", "a"] {
@@ -310,6 +318,7 @@ fn as_nobody(test: &str, prepare: impl FnOnce(&Path)) -> Option<PathBuf> {
 
 #[test]
 fn directories_of_others_work_or_are_refused() {
+    let _ends = must_end();
     let prepare = |dir: &Path| {
         for (name, mode) in [
             ("open", 0o777),
@@ -359,6 +368,7 @@ fn directories_of_others_work_or_are_refused() {
 /// A file without a name is given one by its descriptor, or through `/proc`; else it has one.
 #[test]
 fn without_proc_all_is_the_same() {
+    let _ends = must_end();
     let test = "targets::without_proc_all_is_the_same";
     if let Some(dir) = std::env::var_os(PREPARED) {
         assert!(!Path::new("/proc/self").exists());

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use paguro_channel::{ChannelError, Incoming, Options, Outgoing, TlsError, TlsOptions};
+use paguro_testkit::must_end;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
@@ -129,6 +130,7 @@ fn assert_says(error: &str, part: &str) {
 
 #[test]
 fn a_server_of_another_authority_is_refused() {
+    let _ends = must_end();
     let (ours, theirs) = (Certificates::new(), Certificates::new());
     let (source, destination) = fail(ours.options(), theirs.options());
     assert_says(
@@ -143,6 +145,7 @@ fn a_server_of_another_authority_is_refused() {
 
 #[test]
 fn a_client_of_another_authority_is_refused() {
+    let _ends = must_end();
     let (ours, theirs) = (Certificates::new(), Certificates::new());
     let foreign = Certificates::new();
     for kind in ["client-cert.pem", "client-key.pem"] {
@@ -160,6 +163,7 @@ fn a_client_of_another_authority_is_refused() {
 
 #[test]
 fn expired_certificates_are_refused() {
+    let _ends = must_end();
     let all = Certificates::new();
     all.issue("client", &[], 2020);
     let (source, destination) = fail(all.options(), all.options());
@@ -179,6 +183,7 @@ fn expired_certificates_are_refused() {
 
 #[test]
 fn a_revoked_certificate_is_refused_and_so_is_an_old_list() {
+    let _ends = must_end();
     let all = Certificates::new();
     let source = Certificates::new();
     for entry in std::fs::read_dir(all.path()).unwrap() {
@@ -198,6 +203,7 @@ fn a_revoked_certificate_is_refused_and_so_is_an_old_list() {
 
 #[test]
 fn a_server_by_another_name_is_refused_unless_that_is_expected() {
+    let _ends = must_end();
     let all = Certificates::new();
     let named = |name: &str| TlsOptions {
         hostname: Some(name.into()),
@@ -220,6 +226,7 @@ fn a_server_by_another_name_is_refused_unless_that_is_expected() {
 /// One that speaks TLS well but has no certificate.
 #[test]
 fn a_client_without_a_certificate_is_refused() {
+    let _ends = must_end();
     let all = Certificates::new();
     let listener = listen("tcp:127.0.0.1:0", &with(all.options()));
     let to = listener.local_address().to_string()["tcp:".len()..].to_owned();
@@ -246,6 +253,7 @@ fn a_client_without_a_certificate_is_refused() {
 
 #[test]
 fn who_does_not_speak_tls_is_refused_and_the_next_one_is_served() {
+    let _ends = must_end();
     let all = Certificates::new();
     let limits = Options {
         connect_timeout: Duration::from_millis(300),
@@ -281,6 +289,7 @@ fn who_does_not_speak_tls_is_refused_and_the_next_one_is_served() {
 
 #[test]
 fn a_stream_that_is_cut_off_has_no_end() {
+    let _ends = must_end();
     let all = Certificates::new();
     let (source, destination) = pair(
         "tcp:127.0.0.1:0",
@@ -318,6 +327,7 @@ fn a_stream_that_is_cut_off_has_no_end() {
 /// Of which file, and what is wrong with it.
 #[test]
 fn files_that_cannot_be_used_are_named() {
+    let _ends = must_end();
     let all = Certificates::new();
     let at = |name: &str| all.path().join(name);
     let error = || {
