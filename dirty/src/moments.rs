@@ -8,6 +8,8 @@ pub(crate) enum Moment {
     Released,
     /// Pages are claimed and none is copied.
     Claimed,
+    /// They are about to be copied, and are protected still.
+    Copies,
     /// A copy is queued, and its pages still count as left.
     Queued,
     /// Who gives pages back waits for those who claimed them.
@@ -54,15 +56,20 @@ mod tests {
 
     use super::rig::*;
     use super::*;
-    use crate::{Freeze, FreezeOptions};
+    use crate::{Freeze, FreezeOptions, Sabotage};
 
     /// An armed freeze of one granule, all of it ones, of which a fault takes 16 pages.
     fn armed() -> Option<(Rig, Arc<Freeze>)> {
+        broken(Sabotage::None)
+    }
+
+    fn broken(sabotage: Sabotage) -> Option<(Rig, Arc<Freeze>)> {
         let rig = Rig::small(512)?;
         (0..512).for_each(|page| rig.put(0, page, 1));
         let options = FreezeOptions {
             chunk_pages: 16,
             check: false,
+            sabotage,
             ..rig.options()
         };
         let freeze = rig.freeze(options).unwrap();
@@ -125,6 +132,48 @@ mod tests {
             let is_there = ends(&found.1);
             freeze.end();
             assert!(is_there, "the picture was over without it ({discards})");
+        }
+    }
+
+    #[test]
+    fn what_is_released_before_it_is_copied_is_seen() {
+        let _alone = alone();
+        for sabotage in [Sabotage::None, Sabotage::ReleaseBeforeCopy] {
+            let Some((rig, freeze)) = broken(sabotage) else {
+                return;
+            };
+            let (mapping, writers) = (rig.ram.blocks()[0].mapping().clone(), channel());
+            let first = AtomicBool::new(true);
+            freeze.moments.act(move |moment| {
+                if moment != Moment::Copies || !first.swap(false, Ordering::SeqCst) {
+                    return;
+                }
+                let (mapping, (tell, told)) = (mapping.clone(), channel());
+                let writes = Arc::new(AtomicBool::new(true));
+                let its = writes.clone();
+                let writer = run(move || {
+                    tell.send(rustix::thread::gettid()).unwrap();
+                    mapping.copy_in(100 * PAGE, &[7; PAGE]);
+                    its.store(false, Ordering::SeqCst);
+                });
+                // He is through, or, if nothing is broken, may wait for whoever is here.
+                let path = format!("/proc/self/task/{}/stat", ends(&told).as_raw_nonzero());
+                let waits = || {
+                    let stat = std::fs::read_to_string(&path).unwrap_or_default();
+                    stat.contains(") S ") || stat.contains(") D ")
+                };
+                wait_until("a write", || {
+                    let is_through = !writes.load(Ordering::SeqCst);
+                    is_through || sabotage == Sabotage::None && waits()
+                });
+                writers.0.send(writer).unwrap();
+            });
+            hold(&freeze);
+            let result = picture(&freeze, 1);
+            freeze.end();
+            let is_right = result.is_ok_and(|(picture, _)| value(&picture, 0, 100) == 1);
+            assert_eq!(is_right, sabotage == Sabotage::None, "{sabotage:?}");
+            ends(&ends(&writers.1));
         }
     }
 

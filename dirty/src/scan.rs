@@ -136,6 +136,7 @@ impl Freeze {
             mine.iter()
                 .try_for_each(|run| self.let_go(index, run.clone()))?;
         }
+        self.moments.at(Moment::Copies);
         let mut result = Ok(());
         for run in mine {
             result = result.and_then(|()| self.copy(index, run.clone(), ahead, copied));

@@ -41,6 +41,10 @@ fn wrong(rig: &Rig, options: paguro_dirty::FreezeOptions) -> Result<usize, Freez
     freeze.end();
     drop(vandals);
     let (picture, zeros) = result?;
+    Ok(wrong_in(rig, &picture, zeros))
+}
+
+fn wrong_in(rig: &Rig, picture: &Picture, zeros: usize) -> usize {
     let mut wrong = 0;
     let mut total = 0;
     for (block, ram) in rig.ram.blocks().iter().enumerate() {
@@ -53,7 +57,7 @@ fn wrong(rig: &Rig, options: paguro_dirty::FreezeOptions) -> Result<usize, Freez
         }
     }
     // Each once: with content, or as a zero.
-    Ok(wrong + total.abs_diff(picture.len() + zeros))
+    wrong + total.abs_diff(picture.len() + zeros)
 }
 
 #[test]
@@ -123,30 +127,31 @@ fn two_freezes_after_each_other_are_two_pictures() {
     }
 }
 
+/// What is released before it is copied is seen where a test can write in between: in the crate itself.
 #[test]
 fn what_is_broken_on_purpose_is_seen() {
     let _alone = alone();
-    for sabotage in [
-        Sabotage::ReleaseBeforeCopy,
-        Sabotage::SkipPage,
-        Sabotage::ClaimTwice,
+    for (sabotage, expect) in [
+        (Sabotage::None, Some(0)),
+        (Sabotage::SkipPage, Some(1)),
+        // A page that leaves twice is a panic of the collector.
+        (Sabotage::ClaimTwice, None),
     ] {
-        let seen = (0..20).any(|_| {
-            let Some(rig) = Rig::small(1536) else {
-                return true;
-            };
-            let options = paguro_dirty::FreezeOptions {
-                sabotage,
-                check: false,
-                ..rig.options()
-            };
-            // A page that leaves twice is a panic of the collector.
-            let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                wrong(&rig, options).unwrap()
-            }));
-            tried.is_err() || tried.is_ok_and(|wrong| wrong > 0)
+        let Some(rig) = Rig::small(1536) else { return };
+        filled(&rig);
+        let freeze = rig.held(paguro_dirty::FreezeOptions {
+            sabotage,
+            check: false,
+            ..rig.options()
         });
-        assert!(seen, "{sabotage:?} went unnoticed");
+        // Copied when he comes, and the scan comes to them afterwards.
+        ends(&rig.write(0, 5, 0xee));
+        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let (picture, zeros) = picture(&freeze, 3).unwrap();
+            wrong_in(&rig, &picture, zeros)
+        }));
+        freeze.end();
+        assert_eq!(tried.ok(), expect, "{sabotage:?}");
     }
 }
 
