@@ -335,6 +335,7 @@ mod tests {
     /// Whoever may see to faults of programs only has pages that the kernel cannot read.
     #[test]
     fn what_the_kernel_cannot_read_is_touched_and_goes() {
+        let _ends = paguro_testkit::must_end();
         const PAGE: usize = 4096;
         const PAGES: usize = 4;
         let host = Host::probe(&Fallbacks {

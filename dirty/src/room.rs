@@ -139,6 +139,7 @@ mod tests {
 
     #[test]
     fn the_buffer_is_made_as_large_as_what_the_guest_writes() {
+        let _alone = paguro_testkit::alone();
         let Some(machine) = machine() else { return };
         let all = GRANULES * GRANULE_BYTES;
         assert_eq!(room(&machine, 1 << 30), START_BYTES, "nobody writes");

@@ -325,6 +325,7 @@ mod tests {
 
     #[test]
     fn reads_fail_as_long_as_they_are_to() {
+        let _ends = crate::must_end();
         let dir = std::env::temp_dir().join(format!("paguro-flaky-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("there")).unwrap();
         let below = dir.join("below");
@@ -345,9 +346,7 @@ mod tests {
             flaky.hang(200 << 10..204 << 10);
             std::thread::scope(|scope| {
                 let read = scope.spawn(|| open.read_exact_at(&mut bytes, 200 << 10));
-                while flaky.hung() == 0 {
-                    std::thread::yield_now();
-                }
+                crate::wait_until("a read that hangs", || flaky.hung() > 0);
                 assert!(!read.is_finished());
                 flaky.mend();
                 read.join().unwrap().unwrap();

@@ -364,6 +364,7 @@ mod tests {
 
     #[test]
     fn a_thread_at_rest_does_nothing_however_fast_it_is_let_go_and_stopped() {
+        let _ends = paguro_testkit::must_end();
         let (park, count) = counter();
         for round in 0..500 {
             park.open();
