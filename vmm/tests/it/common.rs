@@ -9,7 +9,7 @@ use paguro_oracle::{DeviceWriter, Memory, Report};
 use paguro_ram::{GuestRam, RamBlock};
 use paguro_stage2::{InitialLog, LogMode, LogOptions, SplitPolicy};
 use paguro_sys::{Fallbacks, Host, Userfault};
-pub use paguro_testkit::turn;
+pub use paguro_testkit::{ends, run, turn};
 use paguro_vmm::{Accel, Config, DmaConfig, Stage2Config, Stage2Sabotage, Vm};
 use paguro_wire::device::DeviceSection;
 use paguro_workload::area::{DMA, DMA_DIRECT};

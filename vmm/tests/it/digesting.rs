@@ -92,7 +92,7 @@ fn move_slowly(change: impl Fn(&mut MigrateOptions)) -> (MigrateReport, u64) {
     receiving.multifd = options.multifd;
     let received = {
         let vm = destination.clone();
-        std::thread::spawn(move || receive(&*vm, listener, &Arrival::new(receiving, None)))
+        run(move || receive(&*vm, listener, &Arrival::new(receiving, None)))
     };
     let at_stop = Arc::new(AtomicU64::new(u64::MAX));
     let seen = at_stop.clone();
@@ -105,7 +105,7 @@ fn move_slowly(change: impl Fn(&mut MigrateOptions)) -> (MigrateReport, u64) {
     let host = Host::probe(&Fallbacks::default());
     let memory = Memory::new(host, source.guest_ram().clone());
     let report = migrate(&*source, &memory, &options, &migration).unwrap();
-    received.join().unwrap().unwrap();
+    ends(&received).unwrap();
     assert_eq!(destination.run_state(), RunState::Running);
     take(&destination).assert_right();
     (report, at_stop.load(SeqCst))

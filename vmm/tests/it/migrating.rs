@@ -108,7 +108,7 @@ pub fn relocate_while(
     let migration = Arc::new(Migration::new(&options, None).unwrap());
     let received = {
         let vm = destination.clone();
-        std::thread::spawn(move || {
+        run(move || {
             let arrival = Arrival::new(receiving, None);
             receive(&*vm, listener, &arrival)
         })
@@ -116,13 +116,13 @@ pub fn relocate_while(
     let host = Host::probe(&Fallbacks::default());
     let memory = Memory::new(host, source.guest_ram().clone());
     let watched = migration.clone();
-    let watcher = std::thread::spawn(move || watch(&watched));
+    let watcher = run(move || watch(&watched));
     let sent = migrate(&**source, &memory, &options, &migration);
-    watcher.join().unwrap();
+    ends(&watcher);
     Moved {
         vm: destination,
         sent,
-        received: received.join().unwrap(),
+        received: ends(&received),
         migration,
     }
 }
