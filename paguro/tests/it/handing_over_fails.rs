@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use paguro_sys::{Fallbacks, Host};
+use paguro_testkit::wait_until;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -312,9 +313,9 @@ fn ram_that_is_still_arriving_is_not_handed_over() {
     assert!(said.contains("restore"), "{said}");
     assert_eq!(here.status(), "running");
     here.qmp.execute("x-paguro-touch", json!({}));
-    while here.qmp.execute("x-paguro-query-restore", json!({}))["done"] != true {
-        std::thread::yield_now();
-    }
+    wait_until("all pages", || {
+        here.qmp.execute("x-paguro-query-restore", json!({}))["done"] == true
+    });
     here.qmp.execute("migrate", json!({ "uri": waiting.at }));
     here.qmp.wait_migration("completed");
     let mut there = waiting.arrive();

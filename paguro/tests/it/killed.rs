@@ -1,5 +1,6 @@
 //! What is left of a snapshot whose program is killed: nothing, and the old file as it was.
 
+use paguro_testkit::wait_until;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -34,17 +35,15 @@ fn kill_when(background: bool, rate_bytes: u64, phase: impl Fn(&str, u64) -> boo
         "migrate",
         json!({ "uri": format!("file:{}", file.display()) }),
     );
-    loop {
+    wait_until("the moment to kill it", || {
         let now = qmp.execute("query-migrate", json!({}));
         let status = now["status"].as_str().unwrap_or("none").to_owned();
         assert_ne!(
             status, "completed",
             "too fast for the test to mean anything"
         );
-        if phase(&status, now["ram"]["transferred"].as_u64().unwrap_or(0)) {
-            break;
-        }
-    }
+        phase(&status, now["ram"]["transferred"].as_u64().unwrap_or(0))
+    });
     machine.signal(Signal::KILL);
     let (status, _) = machine.wait();
     assert!(!status.success());

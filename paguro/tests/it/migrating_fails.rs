@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use paguro_testkit::wait_until;
 use serde_json::json;
 
 use crate::machine::{Machine, paguro, text, turn};
@@ -194,15 +195,13 @@ fn the_rate_of_writes_can_be_measured_before() {
     for mode in ["dirty-bitmap", "page-sampling"] {
         let how = json!({ "calc-time": 500, "calc-time-unit": "millisecond", "mode": mode });
         here.qmp.execute("calc-dirty-rate", how);
-        loop {
-            let now = here.qmp.execute("query-dirty-rate", json!({}));
+        let mut now = json!({});
+        wait_until("a measure", || {
+            now = here.qmp.execute("query-dirty-rate", json!({}));
             assert!(now.get("x-paguro-error").is_none(), "{now}");
-            if now["status"] == "measured" {
-                assert!(now["dirty-rate"].as_u64().unwrap() > 0, "{now}");
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+            now["status"] == "measured"
+        });
+        assert!(now["dirty-rate"].as_u64().unwrap() > 0, "{now}");
     }
     let how = json!({ "calc-time": 1, "mode": "dirty-ring" });
     here.qmp.refused("calc-dirty-rate", how);

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Stdio;
 
+use paguro_testkit::wait_until;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
 
@@ -44,10 +45,11 @@ fn under_way(dir: &Path) -> (Machine, Qmp) {
     qmp.execute("migrate", json!({ "uri": format!("exec:{command}") }));
     qmp.wait_migration("active");
     // The command takes its time to begin.
-    while !part.exists() {
+    wait_until("the command to begin", || {
         let now = qmp.execute("query-migrate", json!({}));
         assert_eq!(now["status"], "active", "{now}");
-    }
+        part.exists()
+    });
     (machine, qmp)
 }
 

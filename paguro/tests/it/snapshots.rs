@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::machine::{Machine, Qmp, output, text, wait_written};
+use crate::machine::{Machine, Qmp, finish, output, text, wait_written};
 
 fn run(args: &[&str]) -> (tempfile::TempDir, Machine) {
     let dir = tempfile::tempdir().unwrap();
@@ -309,7 +309,7 @@ fn an_interrupted_command_cancels_and_the_guest_runs_on() {
     .unwrap();
     wait_until_caught(child.id(), Signal::INT);
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = finish(child);
     assert_eq!(output.status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["status"], "cancelled", "{report}");

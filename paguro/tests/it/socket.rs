@@ -1,5 +1,6 @@
 //! The socket: whose turn it is, and what stands at its path already.
 
+use paguro_testkit::{ends, run};
 use serde_json::json;
 
 use crate::machine::{Machine, Qmp, output, text};
@@ -10,11 +11,11 @@ fn a_second_client_waits_for_the_first_to_go() {
     let machine = Machine::run(dir.path(), &["--paused"]);
     let mut first = machine.connect();
     let socket = machine.socket().to_owned();
-    let second = std::thread::spawn(move || Qmp::connect(&socket).greeting);
+    let second = run(move || Qmp::connect(&socket).greeting);
     // The first is served although the second waits.
     first.execute("query-status", json!({}));
     drop(first);
-    assert!(second.join().unwrap()["QMP"].is_object());
+    assert!(ends(&second)["QMP"].is_object());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{PipeReader, PipeWriter, Read, pipe};
 
 use std::process::Stdio;
 
+use paguro_testkit::wait_until;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -211,7 +212,9 @@ fn a_command_that_does_not_end_is_a_doubt_which_an_operator_ends() {
 
     // The silence is without a limit, and the operator's patience is not.
     begin(&mut qmp, 0, forever);
-    while !may(&qmp.execute("query-migrate", json!({})), "that it arrived") {}
+    wait_until("the operator to be asked", || {
+        may(&qmp.execute("query-migrate", json!({})), "that it arrived")
+    });
     qmp.execute("migrate_cancel", json!({}));
     let now = qmp.wait_migration(IN_DOUBT);
     assert!(may(&now, "`cont`"), "{now}");
