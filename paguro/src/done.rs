@@ -4,10 +4,10 @@
 //! cannot tell of one that is complete is told as that, and does not make a failure of it.
 
 use anyhow::{Result, bail};
+use paguro_qmp::Client;
 use serde_json::{Value, json};
 
 use crate::log::say;
-use crate::qmp::Client;
 
 /// What to do about a file that may not outlive a crash.
 const UNCONFIRMED: &str = "`sync -f FILE`, and look whether that succeeds, before the machine that is \
@@ -16,10 +16,12 @@ const UNCONFIRMED: &str = "`sync -f FILE`, and look whether that succeeds, befor
 /// The machine's report of what it has completed.
 pub fn report(client: &mut Client) -> Value {
     let asked = client.execute("x-paguro-query-report", json!({}));
-    let report = asked.and_then(|report| match report.is_object() {
-        true => Ok(report),
-        false => bail!("the report is no object: {report}"),
-    });
+    let report = asked
+        .map_err(anyhow::Error::from)
+        .and_then(|report| match report.is_object() {
+            true => Ok(report),
+            false => bail!("the report is no object: {report}"),
+        });
     let mut report = report.unwrap_or_else(|error| {
         json!({ "warning": format!("it is complete, but its report did not come: {error:#}") })
     });

@@ -6,11 +6,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paguro_migration::channel::Stop;
+use paguro_qmp::SocketFile;
 use paguro_vmm::ShutdownCause;
 
 use crate::guest::Guest;
 use crate::log;
-use crate::qmp::server::SocketFile;
 
 /// Shared by all who may ask.
 #[derive(Clone, Default)]

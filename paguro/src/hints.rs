@@ -15,11 +15,10 @@ use paguro_migration::source::MigrateError;
 use paguro_migration::switchover::Reason;
 use paguro_migration::{SnapshotError, TargetError};
 use paguro_pager::SourceError;
+use paguro_qmp::ClientError;
 use paguro_ram::RamError;
 use paguro_vmm::VmError;
 use paguro_wire::{DecodeError, Fault};
-
-use crate::qmp::client::Refused;
 
 /// An error of the program's own, with what to do about it.
 #[derive(Debug)]
@@ -70,8 +69,8 @@ fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(advised) = error.downcast_ref::<Advised>() {
         return Some(advised.hint.clone());
     }
-    if let Some(refused) = error.downcast_ref::<Refused>() {
-        return of_refusal(refused);
+    if let Some(error) = error.downcast_ref::<ClientError>() {
+        return of_client(error);
     }
     if let Some(error) = error.downcast_ref::<VmError>() {
         return of_machine(error);
@@ -106,14 +105,26 @@ fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     error.downcast_ref::<io::Error>().and_then(of_io)
 }
 
-/// A machine says itself why it refuses; not what to do here.
-fn of_refusal(refused: &Refused) -> Option<String> {
-    let freeze = "Background-snapshot is not supported";
-    refused.desc.starts_with(freeze).then(|| {
-        "save it with the machine stopped: `paguro snapshot --stop`; or run it as root, or as \
-         root set /proc/sys/vm/unprivileged_userfaultfd to 1 before"
-            .to_owned()
-    })
+fn of_client(error: &ClientError) -> Option<String> {
+    match error {
+        ClientError::NoSocket { path } => Some(format!(
+            "start the machine with --qmp unix:{}",
+            path.display()
+        )),
+        ClientError::Occupied { .. } => {
+            Some("disconnect the other QMP client, or take the snapshot through it".to_owned())
+        }
+        // A machine says itself why it refuses; not what to do here.
+        ClientError::Refused { desc, .. } => {
+            let freeze = "Background-snapshot is not supported";
+            desc.starts_with(freeze).then(|| {
+                "save it with the machine stopped: `paguro snapshot --stop`; or run it as root, or \
+                 as root set /proc/sys/vm/unprivileged_userfaultfd to 1 before"
+                    .to_owned()
+            })
+        }
+        _ => None,
+    }
 }
 
 fn of_machine(error: &VmError) -> Option<String> {

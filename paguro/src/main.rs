@@ -11,7 +11,7 @@
 //! | [`ending`] | what a signal ends |
 //! | [`launch`] | how a machine is made out of options or a file |
 //! | [`guest`] | a machine together with the engine's side of its memory |
-//! | [`qmp`] | its control socket, and the client side of it |
+//! | [`qmp`] | its control socket: the commands |
 //! | [`snapshot`] | `snapshot`: asks a running machine to save itself |
 //! | [`migrate`] | `migrate`: asks a running machine to move to another process |
 //! | [`inspect`] | `inspect`: looks into a file |

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use paguro_migration::channel::Address;
+use paguro_qmp::Client;
 use serde_json::{Value, json};
 
 use crate::cli::{AtTimeoutArg, MigrateArgs};
@@ -14,7 +15,7 @@ use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
 use crate::lab::options;
 use crate::progress::Bar;
-use crate::qmp::Client;
+use crate::qmp::terms::own_capabilities;
 use crate::size::human;
 
 /// How often the other side is asked how far it is.
@@ -100,7 +101,7 @@ fn run(args: &MigrateArgs, uri: Option<&str>) -> Result<Value> {
 
 /// What counts for it and is never set.
 fn settings(client: &mut Client, args: &MigrateArgs) -> Result<Value> {
-    let capabilities = client.own_capabilities(|name| match name {
+    let capabilities = own_capabilities(client, |name| match name {
         "auto-converge" => Some(args.auto_converge),
         "dirty-limit" => Some(args.vcpu_dirty_limit.is_some()),
         "multifd" => Some(args.multifd.multifd_channels.is_some()),

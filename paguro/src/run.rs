@@ -10,6 +10,7 @@ use anyhow::Context;
 use anyhow::{Result, bail};
 use paguro_migration::SnapshotOptions;
 use paguro_migration::channel::Address;
+use paguro_qmp::Socket;
 use paguro_sys::Host;
 use paguro_vmm::{Event, ShutdownCause, StateError};
 
@@ -22,10 +23,10 @@ use crate::hints;
 use crate::interrupt::{Again, Interrupts};
 use crate::launch;
 use crate::log;
+use crate::qmp::Monitor;
 use crate::qmp::capabilities::Capabilities;
 use crate::qmp::incoming::Manner;
 use crate::qmp::settings::Settings;
-use crate::qmp::{Monitor, Socket};
 
 /// What a cancelled snapshot may take to clean up when the machine ends.
 const WIND_UP: Duration = Duration::from_secs(10);
@@ -134,7 +135,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     if watcher.join().is_err() {
         tracing::error!("the thread that forwards events panicked");
     }
-    monitor.events.flush(FAREWELL);
+    monitor.events.all().flush(FAREWELL);
     say_all(&guest);
     drop(socket);
     if let Some(error) = monitor.arrivals.take_failure() {

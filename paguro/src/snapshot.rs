@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use paguro_qmp::Client;
 use serde_json::{Value, json};
 
 use crate::cli::SnapshotArgs;
@@ -13,7 +14,7 @@ use crate::done;
 use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
 use crate::progress::Bar;
-use crate::qmp::Client;
+use crate::qmp::terms::own_capabilities;
 use crate::size::human;
 
 /// How often the other side is asked how far it is.
@@ -67,7 +68,7 @@ fn take(args: &SnapshotArgs, path: &Path) -> Result<Value> {
 
 /// What counts for it and is never set: whatever is set for migrations does not stand in its way.
 fn settings(client: &mut Client, args: &SnapshotArgs) -> Result<Value> {
-    let capabilities = client.own_capabilities(|name| match name {
+    let capabilities = own_capabilities(client, |name| match name {
         "background-snapshot" => Some(!args.stop),
         "mapped-ram" => Some(true),
         _ => Some(false),

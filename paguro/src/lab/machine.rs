@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
+use paguro_qmp::Client;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::smaps::{self, ProcessMemory, RamMemory};
 use super::{MachineOptions, ProgressFile};
 use crate::force;
-use crate::qmp::Client;
 
 /// What anything may take before it is given up: long, because hosts can be slow and busy, and
 /// only something that is stuck gets there.
@@ -196,7 +196,7 @@ impl Machine {
                 .map(|client| self.client.insert(client)),
         };
         let answer = client.and_then(|client| client.execute(command, arguments));
-        answer.map_err(|error| {
+        answer.map_err(anyhow::Error::from).map_err(|error| {
             // The connection breaks a moment before the process is gone.
             std::thread::sleep(Duration::from_millis(5));
             match self.child.try_wait() {
@@ -558,7 +558,7 @@ fn connect(child: &mut Child, socket: &Path) -> Result<Client> {
         if socket.exists() {
             match Client::connect(socket) {
                 Ok(client) => return Ok(client),
-                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
                 Err(_) => {}
             }
         } else if Instant::now() > deadline {

@@ -1,36 +1,16 @@
 //! The commands, in one table: what is not in it is not found, and `query-commands` lists it.
 
+use paguro_qmp::Command;
+use paguro_qmp::commands::{negotiate, query_commands, query_version};
 use serde_json::{Value, json};
 
-use super::{
-    Args, Monitor, QmpError, capabilities, incoming, migrate, parameters, progress, rate, state,
-};
+use super::{Monitor, capabilities, incoming, migrate, parameters, progress, rate, state};
 
 /// What a command answers.
-#[derive(Debug)]
-pub struct Answer {
-    /// The `return` value.
-    pub value: Value,
-    /// What is done once the answer is on its way.
-    pub after: Option<fn(&Monitor)>,
-}
+pub type Answer = paguro_qmp::Answer<Monitor>;
 
-impl Default for Answer {
-    /// `{}`
-    fn default() -> Self {
-        json!({}).into()
-    }
-}
-
-impl From<Value> for Answer {
-    fn from(value: Value) -> Self {
-        Self { value, after: None }
-    }
-}
-
-type Command = fn(&Monitor, Args) -> Result<Answer, QmpError>;
-
-const COMMANDS: [(&str, Command); 28] = [
+/// All of them, in alphabetical order.
+pub const COMMANDS: [(&str, Command<Monitor>); 28] = [
     ("calc-dirty-rate", rate::calc),
     ("cont", state::cont),
     ("migrate", migrate::migrate),
@@ -39,7 +19,7 @@ const COMMANDS: [(&str, Command); 28] = [
     ("migrate-set-capabilities", capabilities::set),
     ("migrate-set-parameters", parameters::set),
     ("migrate_cancel", migrate::cancel),
-    ("qmp_capabilities", negotiated_before),
+    ("qmp_capabilities", negotiate),
     ("query-commands", query_commands),
     ("query-dirty-rate", rate::query),
     ("query-kvm", state::query_kvm),
@@ -61,16 +41,6 @@ const COMMANDS: [(&str, Command); 28] = [
     ("x-paguro-touch", state::touch),
 ];
 
-/// Does a command.
-pub fn run(monitor: &Monitor, command: &str, args: Args) -> Result<Answer, QmpError> {
-    match COMMANDS.iter().find(|(name, _)| *name == command) {
-        Some((_, run)) => run(monitor, args),
-        None => Err(QmpError::not_found(format!(
-            "The command {command} has not been found"
-        ))),
-    }
-}
-
 /// The version of the protocol's commands: that of QEMU 9.0, where `mapped-ram` came in. Which
 /// program this is says `package`.
 pub fn version() -> Value {
@@ -78,22 +48,4 @@ pub fn version() -> Value {
         "qemu": { "major": 9, "minor": 0, "micro": 0 },
         "package": concat!("paguro ", env!("CARGO_PKG_VERSION")),
     })
-}
-
-fn query_version(_: &Monitor, args: Args) -> Result<Answer, QmpError> {
-    args.finish()?;
-    Ok(version().into())
-}
-
-fn query_commands(_: &Monitor, args: Args) -> Result<Answer, QmpError> {
-    args.finish()?;
-    let names = COMMANDS.iter().map(|(name, _)| json!({ "name": name }));
-    Ok(Value::from_iter(names).into())
-}
-
-/// The session answers this one itself; it stands in the table to be listed.
-fn negotiated_before(_: &Monitor, _: Args) -> Result<Answer, QmpError> {
-    Err(QmpError::not_found(
-        "Capabilities negotiation is already complete, command ignored",
-    ))
 }

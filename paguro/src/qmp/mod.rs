@@ -1,7 +1,7 @@
-//! The control socket: a QMP server.
+//! The control socket: the commands that `paguro-qmp` serves.
 //!
-//! QMP is what clients of QEMU speak, so existing ones work: the greeting, the negotiation, field
-//! names, states, units and error classes are QEMU's. Where a room here deviates, it says so and
+//! QMP is what clients of QEMU speak, so existing ones work: field names, states and units are QEMU's
+//! too. Where a room here deviates, it says so and
 //! why. What is ours alone begins with `x-paguro-`:
 //!
 //! | command | answers |
@@ -39,10 +39,6 @@
 //!
 //! | room | for |
 //! |---|---|
-//! | [`server`] | the socket: one client at a time |
-//! | [`session`] | one client: greeting, negotiation, ids |
-//! | [`splitter`] | where one JSON value ends and the next begins |
-//! | [`args`] | arguments, strictly |
 //! | [`commands`] | the table of commands |
 //! | [`state`] | commands about the machine |
 //! | [`capabilities`], [`parameters`], [`settings`] | what is set for snapshots and migrations |
@@ -52,15 +48,11 @@
 //! | [`incoming`] | what comes in |
 //! | [`progress`] | how far it is |
 //! | [`rate`] | how fast the guest writes |
-//! | [`events`] | events, and the way out to the client |
-//! | [`client`] | the other side, for `paguro snapshot` and `paguro migrate` |
+//! | [`events`] | events about migrations |
 
 pub mod address;
-pub mod args;
 pub mod capabilities;
-pub mod client;
 pub mod commands;
-mod error;
 pub mod events;
 pub mod hand_over;
 pub mod incoming;
@@ -69,10 +61,7 @@ pub mod migrate;
 pub mod parameters;
 pub mod progress;
 pub mod rate;
-pub mod server;
-pub mod session;
 pub mod settings;
-pub mod splitter;
 pub mod state;
 pub mod terms;
 
@@ -80,12 +69,9 @@ use std::sync::Arc;
 
 use paguro_migration::switchover::HeldState;
 use paguro_vmm::Event;
-use serde_json::json;
+use serde_json::{Value, json};
 
-pub use args::Args;
-pub use client::Client;
-pub use error::{QmpError, with_causes};
-pub use server::Socket;
+pub use paguro_qmp::{Args, QmpError, with_causes};
 
 use crate::guest::Guest;
 use capabilities::Capabilities;
@@ -103,6 +89,28 @@ pub struct Monitor {
     pub rates: rate::Rates,
     /// Where events go.
     pub events: Arc<events::Events>,
+}
+
+impl paguro_qmp::Service for Monitor {
+    fn commands(&self) -> &[(&'static str, paguro_qmp::Command<Self>)] {
+        &commands::COMMANDS
+    }
+
+    fn version(&self) -> Value {
+        commands::version()
+    }
+
+    fn events(&self) -> &paguro_qmp::Events {
+        self.events.all()
+    }
+
+    fn asked(&self) {
+        crate::reserve::refill();
+    }
+
+    fn client_gone(&self) {
+        self.migrations.client_gone();
+    }
 }
 
 impl Monitor {
@@ -141,11 +149,11 @@ impl Monitor {
     /// Tells the client what the machine told.
     pub fn forward(&self, event: &Event) {
         match event {
-            Event::Stopped => self.events.emit("STOP", None),
-            Event::Resumed => self.events.emit("RESUME", None),
+            Event::Stopped => self.events.all().emit("STOP", None),
+            Event::Resumed => self.events.all().emit("RESUME", None),
             Event::Shutdown { guest, reason } => {
                 let data = json!({ "guest": guest, "reason": reason.name() });
-                self.events.emit("SHUTDOWN", Some(data));
+                self.events.all().emit("SHUTDOWN", Some(data));
             }
             // It has told STOP, and `query-status` says the rest.
             other => tracing::debug!(?other, "the machine tells"),

@@ -15,6 +15,10 @@
 //! out because it did not read. With `cancel` that means as much as `migrate_cancel`, as long as the
 //! outcome is not in doubt: what an operator alone may decide is left to one.
 
+use anyhow::{Context, Result};
+use paguro_qmp::Client;
+use serde_json::{Value, json};
+
 use super::capabilities::{self, Capabilities};
 use super::jobs::State;
 use super::settings::Settings;
@@ -78,4 +82,21 @@ impl Terms {
         own.finish()?;
         Ok(terms)
     }
+}
+
+/// For a client that brings them along: of each capability that the machine has whether it shall be on,
+/// none where it shall be as it is set. `events` is the client's and stays out.
+pub fn own_capabilities(
+    client: &mut Client,
+    wanted: impl Fn(&str) -> Option<bool>,
+) -> Result<Value> {
+    let list = client.execute("query-migrate-capabilities", json!({}))?;
+    let known = list.as_array().context("capabilities are no list")?;
+    let own = known.iter().filter_map(|entry| {
+        let name = entry["capability"]
+            .as_str()
+            .filter(|name| *name != "events")?;
+        Some(json!({ "capability": name, "state": wanted(name)? }))
+    });
+    Ok(Value::from_iter(own))
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::commands::{self, Answer};
 use super::events::{self, Outgoing};
 use super::splitter::{Piece, Splitter};
-use super::{Args, Monitor, QmpError};
+use super::{Args, QmpError, Service};
 
 /// A client that reads nothing for so long, while its socket is full, is put out.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -19,15 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 4096;
 
 /// Serves a client until it hangs up.
-pub fn run(stream: UnixStream, monitor: &Monitor) {
-    if let Err(error) = serve(&stream, monitor) {
+pub fn run(stream: UnixStream, service: &impl Service) {
+    if let Err(error) = serve(&stream, service) {
         tracing::debug!(%error, "QMP session ended");
     }
-    monitor.events.detach();
-    monitor.migrations.client_gone();
+    service.events().detach();
+    service.client_gone();
 }
 
-fn serve(stream: &UnixStream, monitor: &Monitor) -> std::io::Result<()> {
+fn serve(stream: &UnixStream, service: &impl Service) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let (out, queue) = events::queue();
     let to_client = stream.try_clone()?;
@@ -35,13 +35,13 @@ fn serve(stream: &UnixStream, monitor: &Monitor) -> std::io::Result<()> {
         events::write_out(to_client, queue);
     })?;
     let mut session = Session {
-        monitor,
+        service,
         out,
         negotiated: false,
     };
     let result = session.read_from(stream);
     // Once no sender is left the writer writes the rest and ends.
-    monitor.events.detach();
+    service.events().detach();
     drop(session);
     if writer.join().is_err() {
         tracing::error!("the QMP writer panicked");
@@ -53,15 +53,15 @@ fn serve(stream: &UnixStream, monitor: &Monitor) -> std::io::Result<()> {
 /// The client or its writer is gone.
 struct Gone;
 
-struct Session<'a> {
-    monitor: &'a Monitor,
+struct Session<'a, S> {
+    service: &'a S,
     out: SyncSender<Outgoing>,
     negotiated: bool,
 }
 
-impl Session<'_> {
+impl<S: Service> Session<'_, S> {
     fn read_from(&mut self, mut stream: &UnixStream) -> std::io::Result<()> {
-        let greeting = json!({ "QMP": { "version": commands::version(), "capabilities": [] } });
+        let greeting = json!({ "QMP": { "version": self.service.version(), "capabilities": [] } });
         if self.send(&greeting).is_err() {
             return Ok(());
         }
@@ -85,7 +85,7 @@ impl Session<'_> {
     }
 
     fn answer(&mut self, piece: Piece) -> Result<(), Gone> {
-        crate::reserve::refill();
+        self.service.asked();
         let mut id = None;
         let before = self.negotiated;
         let result = self.execute(piece, &mut id);
@@ -99,16 +99,16 @@ impl Session<'_> {
         self.send(&reply)?;
         if self.negotiated && !before {
             // Not earlier: the first line after the greeting is the answer, not an event.
-            self.monitor.events.attach(self.out.clone());
+            self.service.events().attach(self.out.clone());
         }
         if let Some(after) = after {
-            after(self.monitor);
+            after(self.service);
         }
         Ok(())
     }
 
     /// Does what a value asks for. Its id is known even where the rest makes no sense.
-    fn execute(&mut self, piece: Piece, id: &mut Option<Value>) -> Result<Answer, QmpError> {
+    fn execute(&mut self, piece: Piece, id: &mut Option<Value>) -> Result<Answer<S>, QmpError> {
         let syntax = |why: String| QmpError::generic(format!("JSON parse error, {why}"));
         let bytes = match piece {
             Piece::Value(bytes) => bytes,
@@ -129,7 +129,7 @@ impl Session<'_> {
                 "Expecting capabilities negotiation with 'qmp_capabilities'",
             ));
         }
-        commands::run(self.monitor, &command, args)
+        commands::run(self.service, &command, args)
     }
 
     fn negotiate(&mut self, mut args: Args) -> Result<(), QmpError> {

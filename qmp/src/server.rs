@@ -7,15 +7,39 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-
-use super::{Monitor, session};
+use super::{Service, session};
 
 /// A listening socket. Its file goes when this does.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     file: Arc<SocketFile>,
+}
+
+/// Why there can be no socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// The host refuses.
+    #[error("cannot listen on the QMP socket {}", path.display())]
+    Host {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The path is taken by what must not be replaced.
+    #[error("cannot listen on the QMP socket {0}: there is a file at {0} that is no socket", path.display())]
+    NoSocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path is another process's.
+    #[error("cannot listen on the QMP socket {}: another process listens there", path.display())]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+    },
 }
 
 /// Where the socket is found.
@@ -28,8 +52,12 @@ pub struct SocketFile {
 
 impl Socket {
     /// Listens at `path`. A socket on which nobody listens any more is replaced; anything else
-    /// that stands there is left alone, with an error.
-    pub fn bind(path: &Path) -> Result<Self> {
+    /// that stands there is left alone.
+    ///
+    /// # Errors
+    ///
+    /// The path is taken, or the host refuses.
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 remove_stale(path)?;
@@ -37,8 +65,8 @@ impl Socket {
             }
             other => other,
         };
-        let listener = listener.with_context(|| cannot_listen(path))?;
-        let file = fs::symlink_metadata(path).with_context(|| cannot_listen(path))?;
+        let listener = listener.map_err(|source| refused(path, source))?;
+        let file = fs::symlink_metadata(path).map_err(|source| refused(path, source))?;
         let file = SocketFile {
             path: path.to_owned(),
             identity: (file.dev(), file.ino()),
@@ -55,12 +83,16 @@ impl Socket {
     }
 
     /// Serves clients in a thread of its own, for as long as the process lives.
-    pub fn serve(&self, monitor: Arc<Monitor>) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// There can be no thread, or no descriptor for it.
+    pub fn serve(&self, service: Arc<impl Service>) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
         let serve = move || {
             for client in listener.incoming() {
                 match client {
-                    Ok(stream) => session::run(stream, &monitor),
+                    Ok(stream) => session::run(stream, &*service),
                     // The client hung up before it was its turn, or we are out of descriptors.
                     Err(error) => tracing::warn!(%error, "no QMP connection"),
                 }
@@ -89,29 +121,27 @@ impl SocketFile {
 }
 
 /// Removes what a dead process left at `path`.
-fn remove_stale(path: &Path) -> Result<()> {
-    let file = fs::symlink_metadata(path).with_context(|| cannot_listen(path))?;
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let file = fs::symlink_metadata(path).map_err(|source| refused(path, source))?;
+    let path = path.to_owned();
     if !file.file_type().is_socket() {
-        bail!(
-            "{}: there is a file at {} that is no socket",
-            cannot_listen(path),
-            path.display()
-        );
+        return Err(ListenError::NoSocket { path });
     }
-    match UnixStream::connect(path) {
+    match UnixStream::connect(&path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-        Err(error) => return Err(error).with_context(|| cannot_listen(path)),
-        Ok(_) => bail!("{}: another process listens there", cannot_listen(path)),
+        Err(source) => return Err(ListenError::Host { path, source }),
+        Ok(_) => return Err(ListenError::Taken { path }),
     }
     tracing::debug!(path = %path.display(), "replacing a stale socket");
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| cannot_listen(path))
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(ListenError::Host { path, source })
         }
         _ => Ok(()),
     }
 }
 
-fn cannot_listen(path: &Path) -> String {
-    format!("cannot listen on the QMP socket {}", path.display())
+fn refused(path: &Path, source: io::Error) -> ListenError {
+    let path = path.to_owned();
+    ListenError::Host { path, source }
 }
