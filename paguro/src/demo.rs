@@ -26,7 +26,7 @@ use crate::lab::{
 };
 use crate::log;
 use crate::progress::Bar;
-use crate::size::human;
+use paguro_workload::human;
 
 /// RAM of the guest, and how much of it is written; a quarter of each on a small host.
 const MEMORY_BYTES: u64 = 512 << 20;
@@ -394,7 +394,7 @@ fn print(outcome: &Outcome, options: &MachineOptions) -> Result<()> {
         ),
         (
             "bytes saved",
-            human(outcome.written_bytes),
+            human(outcome.written_bytes).to_string(),
             format!("{} pages", outcome.normal_pages),
         ),
         (
@@ -409,7 +409,7 @@ fn print(outcome: &Outcome, options: &MachineOptions) -> Result<()> {
         ),
         (
             "extra memory",
-            human(outcome.extra_memory_bytes),
+            human(outcome.extra_memory_bytes).to_string(),
             format!(
                 "page copies and sets, at most; page tables: {}",
                 human(outcome.page_table_bytes)

@@ -20,7 +20,7 @@ use paguro_vmm::{Config, RunState, StateError, Vm};
 use paguro_workload::area::{DMA, DMA_DIRECT};
 use serde_json::{Value, json};
 
-use crate::size::Size;
+use paguro_workload::Size;
 
 /// A machine that can be saved.
 pub struct Guest {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::cli::InspectArgs;
 use crate::progress::Bar;
-use crate::size::human;
+use paguro_workload::human;
 
 /// Threads that check pages. Reading is what takes the time; two keep a disk busy.
 const VERIFY_THREADS: usize = 2;

@@ -146,13 +146,6 @@ impl Shared {
 
 /// Whether the process was started with a signal ignored, which is to stay so. There must be one that
 /// ends it in order: TERM does, whoever ignored it.
-pub fn is_left_ignored(signal: Signal) -> bool {
-    signal != Signal::TERM && is_ignored(signal)
-}
-
-fn is_ignored(signal: Signal) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
-    ignored.is_some_and(|set| set >> (signal.as_raw() - 1) & 1 == 1)
+fn is_left_ignored(signal: Signal) -> bool {
+    signal != Signal::TERM && paguro_sys::is_ignored(signal)
 }

@@ -19,7 +19,7 @@ use crate::cli::{
 use crate::guest::{Alarm, Guest, Return};
 use crate::hints::Advised;
 use crate::qmp::with_causes;
-use crate::size::Size;
+use paguro_workload::Size;
 
 /// Threads that read a file back, and that answer the guest's faults meanwhile.
 const RESTORE_THREADS: usize = 2;

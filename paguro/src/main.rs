@@ -44,7 +44,6 @@ mod progress;
 mod qmp;
 mod reserve;
 mod run;
-mod size;
 mod snapshot;
 mod soak;
 

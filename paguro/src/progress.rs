@@ -5,7 +5,7 @@ use std::fmt::Display;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::log;
-use crate::size::human;
+use paguro_workload::human;
 
 /// A bar that goes away when dropped. Without a terminal it shows nothing.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
 use crate::progress::Bar;
 use crate::qmp::terms::own_capabilities;
-use crate::size::human;
+use paguro_workload::human;
 
 /// How often the other side is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);

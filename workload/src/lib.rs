@@ -12,6 +12,7 @@
 //! | module | says |
 //! |---|---|
 //! | [`spec`] | the text form of a workload, `pattern=zipf,rate=50000` |
+//! | [`size`] | sizes as text, `64M` |
 //! | [`params`] | the block at a fixed place in RAM that describes the running workload |
 //! | [`area`] | which guest-physical pages belong to the workload, and to which writer |
 //! | [`stream`] | the pages a writer writes, forward and backward |
@@ -35,6 +36,7 @@ pub mod params;
 mod permutation;
 pub mod progress;
 pub mod run;
+pub mod size;
 pub mod spec;
 pub mod stream;
 
@@ -42,5 +44,6 @@ pub use area::{Area, Segment, Writer};
 pub use content::{Content, word};
 pub use params::{Params, ParamsError, Setup};
 pub use run::{Cpu, End, run};
+pub use size::{Size, human};
 pub use spec::{Bytes, Op, Pattern, Spec, SpecError};
 pub use stream::Stream;

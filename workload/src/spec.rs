@@ -16,6 +16,8 @@
 use core::fmt;
 use core::str::FromStr;
 
+use crate::size::Size;
+
 /// In which order pages are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pattern {
@@ -265,29 +267,8 @@ fn number(text: &str) -> Option<u64> {
 }
 
 fn size(text: &str) -> Option<u64> {
-    let unit = |letter| match letter {
-        'K' | 'k' => Some(10),
-        'M' | 'm' => Some(20),
-        'G' | 'g' => Some(30),
-        'T' | 't' => Some(40),
-        _ => None,
-    };
-    let (digits, shift) = match text.chars().last().and_then(unit) {
-        Some(shift) => (&text[..text.len() - 1], shift),
-        None => (text, 0),
-    };
-    let bytes = number(digits)?.checked_mul(1 << shift)?;
+    let Size(bytes) = text.parse().ok()?;
     (bytes > 0).then_some(bytes)
-}
-
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = (self.0.trailing_zeros() / 10).min(4);
-        let letter = ["", "K", "M", "G", "T"][unit as usize];
-        write!(f, "{}{letter}", self.0 >> (10 * unit))
-    }
 }
 
 #[cfg(test)]

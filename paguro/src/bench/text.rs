@@ -58,7 +58,7 @@ pub fn size(bytes: f64) -> String {
     if bytes < 0.0 {
         return format!("-{}", size(-bytes));
     }
-    crate::size::human(bytes as u64)
+    paguro_workload::human(bytes as u64).to_string()
 }
 
 #[cfg(test)]

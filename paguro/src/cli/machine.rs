@@ -10,7 +10,7 @@ use paguro_vmm::{DmaConfig, Serial, Stage2Config};
 use paguro_workload::Spec;
 
 use super::MultifdArgs;
-use crate::size::Size;
+use paguro_workload::Size;
 
 /// RAM of a new machine.
 pub const DEFAULT_MEMORY: Size = Size(512 << 20);

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use paguro_migration::channel::Address;
 
 use super::{ModeArg, OnDisconnectArg, QmpAddress};
-use crate::size::Size;
+use paguro_workload::Size;
 
 const MIGRATE_HELP: &str = "\
 Examples:

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::size::Size;
+use paguro_workload::Size;
 
 pub use bench::{
     BenchArgs, BenchCommand, BenchMigrateArgs, BenchMigratePart, BenchSnapshotArgs, DemoArgs,

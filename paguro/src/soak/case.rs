@@ -16,7 +16,7 @@ use paguro_workload::spec::Pattern;
 
 use crate::cli::{AccelArg, BackingArg, PagesArg, RestoreModeArg};
 use crate::lab::options::name;
-use crate::size::Size;
+use paguro_workload::Size;
 
 /// What a case is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,12 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use paguro_sys::is_ignored;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::case::{FailureCase, Fault, Kind, Party};
 use super::cgroup::{self, Cgroup};
 use super::disk::Disk;
-use crate::interrupt::is_left_ignored;
 use crate::lab::Machine;
 use crate::soak::rng::Rng;
 
@@ -91,7 +91,7 @@ impl Blow {
             bail!("{number} is no process");
         };
         // A machine ignores what this process was started with ignored.
-        let ending = |signal| match is_left_ignored(signal) {
+        let ending = |signal| match is_ignored(signal) {
             true => Signal::TERM,
             false => signal,
         };

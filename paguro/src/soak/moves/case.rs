@@ -17,8 +17,8 @@ use crate::cli::{AccelArg, BackingArg, PagesArg};
 use crate::lab::machine::Parameters;
 use crate::lab::options::name;
 use crate::lab::{Channel, certificates};
-use crate::size::Size;
 use crate::soak::case::{Dma, key_values, number, one_of, pattern, size};
+use paguro_workload::Size;
 
 /// Who says which pages were written. Without KVM there is one only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

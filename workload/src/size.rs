@@ -1,7 +1,7 @@
 //! Sizes as QEMU writes them: `512M`, `4G`, `1024K`; suffixes are powers of 1024.
 
-use std::fmt;
-use std::str::FromStr;
+use core::fmt::{self, Write};
+use core::str::FromStr;
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl fmt::Display for NotASize {
     }
 }
 
-impl std::error::Error for NotASize {}
+impl core::error::Error for NotASize {}
 
 impl FromStr for Size {
     type Err = NotASize;
@@ -52,25 +52,64 @@ impl fmt::Display for Size {
 }
 
 /// A size for people: three digits and a unit.
-pub fn human(bytes: u64) -> String {
-    let unit = UNITS.iter().find(|(_, shift)| bytes >> shift != 0);
-    match unit {
-        Some((letter, shift)) => {
-            let value = bytes as f64 / (1u64 << shift) as f64;
-            let digits = if value < 10.0 {
-                2
-            } else {
-                usize::from(value < 100.0)
-            };
-            format!("{value:.digits$} {letter}iB")
+pub const fn human(bytes: u64) -> Human {
+    Human(bytes)
+}
+
+/// What [`human`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Human(u64);
+
+impl fmt::Display for Human {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0;
+        let unit = UNITS.iter().find(|(_, shift)| bytes >> shift != 0);
+        // As a whole, so that it can be padded; there is no `String` here.
+        let mut text = Text::default();
+        match unit {
+            Some((letter, shift)) => {
+                let value = bytes as f64 / (1u64 << shift) as f64;
+                let digits = if value < 10.0 {
+                    2
+                } else {
+                    usize::from(value < 100.0)
+                };
+                write!(text, "{value:.digits$} {letter}iB")?;
+            }
+            None => write!(text, "{bytes} B")?,
         }
-        None => format!("{bytes} B"),
+        f.pad(text.as_str())
+    }
+}
+
+/// Room for the longest: `16777216 TiB`.
+#[derive(Default)]
+struct Text {
+    bytes: [u8; 16],
+    len: usize,
+}
+
+impl Text {
+    fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let end = self.len + part.len();
+        let room = self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?;
+        room.copy_from_slice(part.as_bytes());
+        self.len = end;
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::format;
+    use std::string::ToString;
 
     #[test]
     fn suffixes_are_powers_of_1024() {
@@ -111,8 +150,9 @@ mod tests {
 
     #[test]
     fn sizes_for_people_have_three_digits() {
-        assert_eq!(human(12), "12 B");
-        assert_eq!(human(3 << 20 | 1 << 19), "3.50 MiB");
-        assert_eq!(human(512 << 20), "512 MiB");
+        assert_eq!(human(12).to_string(), "12 B");
+        assert_eq!(human(3 << 20 | 1 << 19).to_string(), "3.50 MiB");
+        assert_eq!(format!("{:>8}", human(512 << 20)), " 512 MiB");
+        assert_eq!(human(u64::MAX).to_string(), "16777216 TiB");
     }
 }
