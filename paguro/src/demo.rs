@@ -7,26 +7,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use paguro_lab::check::describe;
+use paguro_lab::machine::Parameters;
+use paguro_lab::{
+    Accel, Choice, HugePages, Machine, MachineOptions, Pages, Prefetch, ProgressFile, Record,
+    RestoreMode, Watcher, check_file, host, now_ns,
+};
 use paguro_oracle::Report;
 use paguro_sys::{Host, Userfault};
 use paguro_workload::Spec;
+use paguro_workload::human;
 use paguro_workload::spec::Pattern;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::{AccelArg, DemoArgs, PrefetchArg, RestoreModeArg};
+use crate::cli::DemoArgs;
 use crate::force::Forced;
 use crate::hints::Advised;
 use crate::interrupt::{Again, Interrupts};
-use crate::lab::check::describe;
-use crate::lab::machine::Parameters;
-use crate::lab::options::name;
-use crate::lab::{
-    HugePages, Machine, MachineOptions, ProgressFile, Record, Watcher, check_file, host, now_ns,
-};
 use crate::log;
 use crate::progress::Bar;
-use paguro_workload::human;
 
 /// RAM of the guest, and how much of it is written; a quarter of each on a small host.
 const MEMORY_BYTES: u64 = 512 << 20;
@@ -88,8 +88,8 @@ pub fn demo(args: &DemoArgs, forced: &Forced) -> Result<ExitCode> {
     let interrupts = Interrupts::catch(Again::Leaves)?;
     let started = Instant::now();
     let options = options(args, forced)?;
-    let huge = match name(args.pages).as_str() {
-        "2m" => Some(
+    let huge = match options.pages {
+        Pages::Huge => Some(
             HugePages::reserve(options.memory_bytes)
                 .map_err(|why| Advised::error(why, "run as root, or use --pages thp"))?,
         ),
@@ -100,10 +100,10 @@ pub fn demo(args: &DemoArgs, forced: &Forced) -> Result<ExitCode> {
         bar: &bar,
         interrupts: &interrupts,
         outcome: Outcome {
-            accel: name(options.accel),
+            accel: options.accel.name().to_owned(),
             cpus: options.cpus,
             memory_bytes: options.memory_bytes,
-            pages: name(options.pages),
+            pages: options.pages.name().to_owned(),
             ..Outcome::default()
         },
     };
@@ -144,7 +144,7 @@ fn options(args: &DemoArgs, forced: &Forced) -> Result<MachineOptions> {
                 "note: /dev/kvm cannot be used ({error}): the same guest runs in threads, \
                  --accel threads"
             ));
-            AccelArg::Threads
+            Accel::Threads
         }
         (Userfault::UserMode, None) => {
             log::say(format_args!(
@@ -153,16 +153,16 @@ fn options(args: &DemoArgs, forced: &Forced) -> Result<MachineOptions> {
                  hint: for KVM run as root, or as root set \
                  /proc/sys/vm/unprivileged_userfaultfd to 1"
             ));
-            AccelArg::Threads
+            Accel::Threads
         }
-        (Userfault::Full, None) => AccelArg::Kvm,
+        (Userfault::Full, None) => Accel::Kvm,
     };
     let small = host::memory_available_bytes().is_some_and(|bytes| bytes < SMALL_HOST_BYTES);
     let part = if small { 4 } else { 1 };
     Ok(MachineOptions {
         memory_bytes: MEMORY_BYTES / part,
         accel,
-        pages: args.pages,
+        pages: args.pages.of_lab(),
         workload: Spec {
             pattern: Pattern::Random,
             rate_pages_per_s: 0,
@@ -170,7 +170,7 @@ fn options(args: &DemoArgs, forced: &Forced) -> Result<MachineOptions> {
             ..Spec::default()
         },
         force: forced.text(),
-        ..MachineOptions::default()
+        ..MachineOptions::new(crate::program()?)
     })
 }
 
@@ -267,7 +267,7 @@ impl Demo<'_> {
     /// A second process brings it back page by page, and it runs on.
     fn bring_back(&mut self, options: &MachineOptions, file: &Path, saved: &Report) -> Result<()> {
         self.step("restoring it in a second process")?;
-        let lazy = options.restored(file, RestoreModeArg::Lazy, PrefetchArg::Unlimited);
+        let lazy = options.restored(file, RestoreMode::Lazy, Prefetch::Unlimited);
         let progress = Arc::new(ProgressFile::create(options.cpus)?);
         let watcher = Watcher::start(progress.clone(), MOST)?;
         let mut back = Machine::start_watched(&lazy, progress).context("cannot restore")?;

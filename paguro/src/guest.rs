@@ -17,10 +17,9 @@ use paguro_migration::{
 use paguro_ram::{Backing, GuestRam};
 use paguro_sys::{Advice, HUGE_PAGE_BYTES};
 use paguro_vmm::{Config, RunState, StateError, Vm};
+use paguro_workload::Size;
 use paguro_workload::area::{DMA, DMA_DIRECT};
 use serde_json::{Value, json};
-
-use paguro_workload::Size;
 
 /// A machine that can be saved.
 pub struct Guest {

@@ -8,12 +8,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use paguro_wire::snapshot::verify::{VerifyReport, verify};
 use paguro_wire::snapshot::{SnapshotFile, Summary};
+use paguro_workload::human;
 use rustix::fs::OFlags;
 use serde_json::json;
 
 use crate::cli::InspectArgs;
 use crate::progress::Bar;
-use paguro_workload::human;
 
 /// Threads that check pages. Reading is what takes the time; two keep a disk busy.
 const VERIFY_THREADS: usize = 2;

@@ -11,6 +11,7 @@ use paguro_pager::{Prefetch, SourceError};
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Host};
 use paguro_vmm::{Accel, Clock, Config, Described, MACHINE_NAME, RunState, Vm, describe};
+use paguro_workload::Size;
 
 use crate::cli::{
     AccelArg, BackingArg, ClockArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg,
@@ -19,7 +20,6 @@ use crate::cli::{
 use crate::guest::{Alarm, Guest, Return};
 use crate::hints::Advised;
 use crate::qmp::with_causes;
-use paguro_workload::Size;
 
 /// Threads that read a file back, and that answer the guest's faults meanwhile.
 const RESTORE_THREADS: usize = 2;

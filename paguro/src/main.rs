@@ -16,7 +16,6 @@
 //! | [`migrate`] | `migrate`: asks a running machine to move to another process |
 //! | [`inspect`] | `inspect`: looks into a file |
 //! | [`demo`], [`mod@bench`], [`soak`] | try and measure all of it |
-//! | [`lab`] | what these share: machines in processes of their own, seen from outside |
 //! | [`hints`] | what an operator can do about an error |
 //! | [`log`] | what is said on standard error, which nobody may be reading |
 //! | [`reserve`] | memory that is kept back for when there is none |
@@ -36,7 +35,6 @@ mod handed;
 mod hints;
 mod inspect;
 mod interrupt;
-mod lab;
 mod launch;
 mod log;
 mod migrate;
@@ -48,6 +46,7 @@ mod snapshot;
 mod soak;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
@@ -64,7 +63,7 @@ use run::Origin;
 static MAIN_AT_NS: OnceLock<u64> = OnceLock::new();
 
 fn main() -> ExitCode {
-    MAIN_AT_NS.get_or_init(lab::now_ns);
+    MAIN_AT_NS.get_or_init(paguro_lab::now_ns);
     reserve::start();
     let cli = Cli::parse();
     log::start();
@@ -122,6 +121,11 @@ fn forced() -> Result<Forced> {
         }
         None => Ok(Forced::default()),
     }
+}
+
+/// The file of this program, for processes that run it too.
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find the file of this program")
 }
 
 /// Traces go to standard error; without `PAGURO_LOG`, warnings do.

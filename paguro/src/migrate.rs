@@ -7,16 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use paguro_migration::channel::Address;
 use paguro_qmp::Client;
+use paguro_workload::human;
 use serde_json::{Value, json};
 
-use crate::cli::{AtTimeoutArg, MigrateArgs};
+use crate::cli::{AtTimeoutArg, MigrateArgs, name};
 use crate::done;
 use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
-use crate::lab::options;
 use crate::progress::Bar;
 use crate::qmp::terms::own_capabilities;
-use paguro_workload::human;
 
 /// How often the other side is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);
@@ -128,7 +127,7 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
         AtTimeoutArg::Switchover => "switchover",
     });
     let multifd = &args.multifd;
-    let compression = multifd.multifd_compression.map(options::name);
+    let compression = multifd.multifd_compression.map(name);
     let all = [
         ("mode", args.mode.map(|mode| mode.name().into())),
         ("downtime-limit", args.downtime_limit.map(Value::from)),

@@ -3,9 +3,9 @@
 use std::fmt::Display;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use paguro_workload::human;
 
 use crate::log;
-use paguro_workload::human;
 
 /// A bar that goes away when dropped. Without a terminal it shows nothing.
 #[derive(Debug)]

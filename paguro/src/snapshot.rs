@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use paguro_qmp::Client;
+use paguro_workload::human;
 use serde_json::{Value, json};
 
 use crate::cli::SnapshotArgs;
@@ -15,7 +16,6 @@ use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
 use crate::progress::Bar;
 use crate::qmp::terms::own_capabilities;
-use paguro_workload::human;
 
 /// How often the other side is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);

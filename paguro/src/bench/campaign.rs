@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::{Accel, Backing, Choice, HugePages, Machine, MachineOptions, Pages, host};
 use paguro_ram::PageKind;
 use paguro_sys::{HUGE_PAGE_BYTES, Host};
-use paguro_vmm::Accel;
 use paguro_workload::Spec;
 use paguro_workload::spec::Op;
 use serde_json::json;
@@ -22,10 +22,7 @@ use super::setup::{
 };
 use super::stats::Spread;
 use super::variant::{SLEEP_US, Variant};
-use crate::cli::{AccelArg, BackingArg, PagesArg};
 use crate::interrupt::Interrupts;
-use crate::lab::options::name;
-use crate::lab::{HugePages, Machine, MachineOptions, host};
 use crate::progress::Bar;
 
 /// Less than a fault through KVM costs.
@@ -33,8 +30,9 @@ const GAP_THRESHOLD_US: u64 = 20;
 
 /// A campaign under way.
 pub struct Campaign<'a> {
+    program: PathBuf,
     plan: Plan,
-    accel: AccelArg,
+    accel: Accel,
     host: Host,
     /// For throughput, beside memory.
     dir: &'a Path,
@@ -46,19 +44,17 @@ pub struct Campaign<'a> {
 impl<'a> Campaign<'a> {
     /// On this host.
     pub fn new(
+        program: PathBuf,
         quick: bool,
-        accel: AccelArg,
+        accel: Accel,
         host: Host,
         dir: &'a Path,
         interrupts: &'a Interrupts,
     ) -> Self {
         let plan = if quick { Plan::quick() } else { Plan::full() };
         let bar = Bar::steps("measuring", plan.steps());
-        let accel_name = match accel {
-            AccelArg::Kvm => "kvm",
-            AccelArg::Threads => "threads",
-        };
         Self {
+            program,
             plan,
             accel,
             host,
@@ -67,7 +63,7 @@ impl<'a> Campaign<'a> {
             interrupts,
             report: Report {
                 quick,
-                accel: accel_name,
+                accel: accel.name(),
                 ..Report::default()
             },
         }
@@ -95,7 +91,7 @@ impl<'a> Campaign<'a> {
         self.bar.say("the ruler".to_owned());
         let runs = self.plan.other_runs;
         let spec = full_speed(Op::Write, None);
-        let mut machine = self.machine(128 * MIB, PagesArg::Small, BackingArg::Anon, spec)?;
+        let mut machine = self.machine(128 * MIB, Pages::Small, Backing::Anon, spec)?;
         let what = warm(&mut machine, spec, 1.0)?;
         let without = self.series(&mut machine, what, Variant::Default, runs)?;
         let with = self.series(&mut machine, what, Variant::Sleep, runs)?;
@@ -118,10 +114,10 @@ impl<'a> Campaign<'a> {
     fn bare_faults(&mut self) -> Result<()> {
         for accel in [Accel::Kvm, Accel::Threads] {
             self.bar.say(format!("a bare fault, {}", accel.name()));
-            if accel == Accel::Kvm && self.accel == AccelArg::Threads {
+            if accel == Accel::Kvm && self.accel == Accel::Threads {
                 self.skip("a bare fault through KVM: there is no KVM");
             } else {
-                let fault = limits::bare_fault(accel, &self.host);
+                let fault = limits::bare_fault(of_vmm(accel), &self.host);
                 self.report
                     .bare_faults
                     .push(fault.context("a bare fault cannot be measured")?);
@@ -139,7 +135,7 @@ impl<'a> Campaign<'a> {
             } else {
                 "full"
             };
-            let what = format!("gaps, {} MiB, {}, {load_name}", bytes >> 20, name(pages));
+            let what = format!("gaps, {} MiB, {}, {load_name}", bytes >> 20, pages.name());
             self.bar.say(what.clone());
             if let Err(reason) = room_for(bytes) {
                 self.skip(&format!("{what}: {reason}"));
@@ -149,7 +145,7 @@ impl<'a> Campaign<'a> {
                 GuestLoad::Idle => full_speed(Op::Read, Some(IDLE_SET)),
                 GuestLoad::Full => full_speed(Op::Write, None),
             };
-            let mut machine = self.machine(bytes, pages, BackingArg::Anon, spec)?;
+            let mut machine = self.machine(bytes, pages, Backing::Anon, spec)?;
             let warm = warm(&mut machine, spec, 1.0)?;
             self.note_huge(&what, pages, &warm);
             let series = self.series(&mut machine, warm, Variant::Default, self.plan.runs)?;
@@ -166,16 +162,13 @@ impl<'a> Campaign<'a> {
     }
 
     fn lost(&mut self) -> Result<()> {
-        let kinds = [
-            (PagesArg::Small, PageKind::Small),
-            (PagesArg::Thp, PageKind::Thp),
-        ];
+        let kinds = [(Pages::Small, PageKind::Small), (Pages::Thp, PageKind::Thp)];
         for (pages, kind) in kinds {
             for (load, op) in [("write", Op::Write), ("read", Op::Read)] {
-                let what = format!("time lost, {}, {load}", name(pages));
+                let what = format!("time lost, {}, {load}", pages.name());
                 self.bar.say(what.clone());
                 let spec = full_speed(op, Some(SET_BYTES));
-                let mut machine = self.machine(MEMORY_BYTES, pages, BackingArg::Anon, spec)?;
+                let mut machine = self.machine(MEMORY_BYTES, pages, Backing::Anon, spec)?;
                 let share = (SET_BYTES + 2 * MIB) as f64 / MEMORY_BYTES as f64;
                 let warm = warm(&mut machine, spec, share)?;
                 self.note_huge(&what, pages, &warm);
@@ -189,13 +182,9 @@ impl<'a> Campaign<'a> {
                     }
                 }
                 drop(machine);
-                let accel = match self.accel {
-                    AccelArg::Kvm => Accel::Kvm,
-                    AccelArg::Threads => Accel::Threads,
-                };
                 let (bar, interrupts) = (&self.bar, self.interrupts);
                 let once = limits::protect_once(
-                    accel,
+                    of_vmm(self.accel),
                     (pages_name(pages), kind),
                     (load, op),
                     self.plan.other_runs,
@@ -210,7 +199,7 @@ impl<'a> Campaign<'a> {
 
     fn beside(&mut self) -> Result<()> {
         let spec = full_speed(Op::Write, Some(SET_BYTES));
-        let mut machine = self.machine(MEMORY_BYTES, PagesArg::Small, BackingArg::Anon, spec)?;
+        let mut machine = self.machine(MEMORY_BYTES, Pages::Small, Backing::Anon, spec)?;
         let share = (SET_BYTES + 2 * MIB) as f64 / MEMORY_BYTES as f64;
         let warm = warm(&mut machine, spec, share)?;
         let runs = self.plan.other_runs;
@@ -238,21 +227,21 @@ impl<'a> Campaign<'a> {
     fn resident(&mut self) -> Result<()> {
         let bytes = self.plan.resident_bytes;
         let cases = [
-            ("anon", PagesArg::Small, BackingArg::Anon, ""),
+            ("anon", Pages::Small, Backing::Anon, ""),
             // As without CAP_SYS_ADMIN: what may have been swapped out is looked at.
             (
                 "anon, in doubt",
-                PagesArg::Small,
-                BackingArg::Anon,
+                Pages::Small,
+                Backing::Anon,
                 "no-marker-entries",
             ),
-            ("memfd", PagesArg::Small, BackingArg::Memfd, ""),
-            ("2m", PagesArg::Huge, BackingArg::Anon, ""),
+            ("memfd", Pages::Small, Backing::Memfd, ""),
+            ("2m", Pages::Huge, Backing::Anon, ""),
         ];
         for (backing, pages, kind, force) in cases {
             self.bar.say(format!("resident memory, {backing}"));
             let pool = match pages {
-                PagesArg::Huge => match HugePages::reserve(bytes) {
+                Pages::Huge => match HugePages::reserve(bytes) {
                     Ok(pool) => Some(pool),
                     Err(reason) => {
                         self.skip(&format!("resident memory of 2 MiB pages: {reason}"));
@@ -273,7 +262,7 @@ impl<'a> Campaign<'a> {
             })?;
             machine.wait_writes(1000)?;
             let page = match pages {
-                PagesArg::Huge => HUGE_PAGE_BYTES as u64,
+                Pages::Huge => HUGE_PAGE_BYTES as u64,
                 _ => paguro_sys::page_size() as u64,
             };
             let touched = Part {
@@ -309,9 +298,9 @@ impl<'a> Campaign<'a> {
             set_bytes: Some(SET_BYTES),
             ..Spec::default()
         };
-        for (backing, name) in [(BackingArg::Anon, "anon"), (BackingArg::Memfd, "memfd")] {
+        for (backing, name) in [(Backing::Anon, "anon"), (Backing::Memfd, "memfd")] {
             self.bar.say(format!("snapshots, {name}"));
-            let mut machine = self.machine(MEMORY_BYTES, PagesArg::Small, backing, spec)?;
+            let mut machine = self.machine(MEMORY_BYTES, Pages::Small, backing, spec)?;
             fill(&mut machine, Part::dense(0.5))?;
             let dir = files_in(&host::dir_for(MEMORY_BYTES))?;
             let mut taken = Vec::new();
@@ -345,7 +334,7 @@ impl<'a> Campaign<'a> {
             set_bytes: Some(IDLE_SET),
             ..Spec::default()
         };
-        let mut machine = self.machine(bytes, PagesArg::Small, BackingArg::Anon, spec)?;
+        let mut machine = self.machine(bytes, Pages::Small, Backing::Anon, spec)?;
         fill(&mut machine, Part::dense(1.0))?;
         let channels = machine.execute("query-migrate-parameters", json!({}))?;
         let threads = channels["multifd-channels"].as_u64().unwrap_or(1) as usize;
@@ -393,8 +382,8 @@ impl<'a> Campaign<'a> {
     fn machine(
         &self,
         memory_bytes: u64,
-        pages: PagesArg,
-        backing: BackingArg,
+        pages: Pages,
+        backing: Backing,
         workload: Spec,
     ) -> Result<Machine> {
         Machine::start(&self.options(memory_bytes, pages, backing, workload))
@@ -403,8 +392,8 @@ impl<'a> Campaign<'a> {
     fn options(
         &self,
         memory_bytes: u64,
-        pages: PagesArg,
-        backing: BackingArg,
+        pages: Pages,
+        backing: Backing,
         workload: Spec,
     ) -> MachineOptions {
         MachineOptions {
@@ -414,7 +403,7 @@ impl<'a> Campaign<'a> {
             pages,
             workload,
             gap_threshold_us: GAP_THRESHOLD_US,
-            ..MachineOptions::default()
+            ..MachineOptions::new(&self.program)
         }
     }
 
@@ -436,9 +425,9 @@ impl<'a> Campaign<'a> {
     }
 
     /// Says so where huge pages were asked for and not had: it would be 4 KiB pages again.
-    fn note_huge(&mut self, what: &str, pages: PagesArg, warm: &What) {
+    fn note_huge(&mut self, what: &str, pages: Pages, warm: &What) {
         let wanted = warm.set_bytes.max(warm.memory_bytes / 2) / 2;
-        if pages == PagesArg::Thp && warm.huge_bytes < wanted {
+        if pages == Pages::Thp && warm.huge_bytes < wanted {
             let had = warm.huge_bytes >> 20;
             self.report.skipped.push(format!(
                 "{what}: only {had} MiB of RAM are in huge pages, so this is no figure of THP"
@@ -461,4 +450,12 @@ fn step(bar: &Bar, interrupts: &Interrupts) -> Result<()> {
         bail!("interrupted");
     }
     Ok(())
+}
+
+/// For a machine in this process.
+fn of_vmm(accel: Accel) -> paguro_vmm::Accel {
+    match accel {
+        Accel::Kvm => paguro_vmm::Accel::Kvm,
+        Accel::Threads => paguro_vmm::Accel::Threads,
+    }
 }

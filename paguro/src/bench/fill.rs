@@ -5,10 +5,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
+use paguro_lab::Machine;
+use paguro_lab::machine::Ram;
 use paguro_workload::layout::AREA_START;
-
-use crate::lab::Machine;
-use crate::lab::machine::Ram;
 
 /// Which part of RAM is written to. What lies below the workload's area is the guest's own.
 #[derive(Clone, Copy, Debug)]

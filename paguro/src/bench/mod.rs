@@ -7,7 +7,6 @@
 //! | [`plan`] | how much of it |
 //! | [`run`], [`series`] | one snapshot, or several, and what the guest saw |
 //! | [`variant`] | ways to take a snapshot that are compared |
-//! | [`ruler`] | the clock outside the machine: gaps, stills, time lost |
 //! | [`limits`], [`rig`], [`disk`] | the host's limits: bare faults, bare protection, plain writes |
 //! | [`setup`], [`fill`] | machines that are warm before they are measured |
 //! | [`busy`] | neighbours that keep all cores busy |
@@ -32,7 +31,6 @@ mod noise;
 mod plan;
 mod report;
 mod rig;
-mod ruler;
 mod run;
 mod series;
 mod setup;
@@ -46,13 +44,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use paguro_lab::{Accel, host};
 use paguro_sys::Host;
 
-use crate::cli::{AccelArg, BenchMigrateArgs, BenchSnapshotArgs};
+use crate::cli::{BenchMigrateArgs, BenchSnapshotArgs};
 use crate::force::Forced;
 use crate::hints::Advised;
 use crate::interrupt::{Again, Interrupts};
-use crate::lab::host;
 use crate::log;
 use campaign::Campaign;
 use load::Load;
@@ -69,7 +67,14 @@ pub fn snapshot(args: &BenchSnapshotArgs, forced: &Forced) -> Result<ExitCode> {
     let probed = Host::probe(&forced.fallbacks);
     let accel = accel();
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let campaign = Campaign::new(args.quick, accel, probed, &dir, &interrupts);
+    let campaign = Campaign::new(
+        crate::program()?,
+        args.quick,
+        accel,
+        probed,
+        &dir,
+        &interrupts,
+    );
     let mut report = campaign.run()?;
     report.host = facts(&load, noise);
     report.aims = aims::judge(&report);
@@ -91,7 +96,14 @@ pub fn migrate(args: &BenchMigrateArgs, forced: &Forced) -> Result<ExitCode> {
     let begin = Instant::now();
     let noise = Noise::measure();
     let load = Load::begin();
-    let mut figures = migrate::Campaign::new(args.quick, args.only, accel(), &interrupts).run()?;
+    let mut figures = migrate::Campaign::new(
+        crate::program()?,
+        args.quick,
+        args.only,
+        accel(),
+        &interrupts,
+    )
+    .run()?;
     figures.host = facts(&load, noise);
     figures.aims = migrate::judge(&figures);
     figures.took_s = begin.elapsed().as_secs_f64();
@@ -115,14 +127,14 @@ fn refuse_forced(forced: &Forced) -> Result<()> {
     Ok(())
 }
 
-fn accel() -> AccelArg {
+fn accel() -> Accel {
     match host::no_kvm() {
-        None => AccelArg::Kvm,
+        None => Accel::Kvm,
         Some(error) => {
             log::say(format_args!(
                 "no KVM here ({error}): threads of the process do the guest's work"
             ));
-            AccelArg::Threads
+            Accel::Threads
         }
     }
 }

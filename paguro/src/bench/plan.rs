@@ -1,8 +1,7 @@
 //! How much is measured: all of it, or what fits into a minute.
 
+use paguro_lab::Pages;
 use paguro_workload::spec::Op;
-
-use crate::cli::PagesArg;
 
 /// How much is measured.
 pub struct Plan {
@@ -11,7 +10,7 @@ pub struct Plan {
     /// Runs of what is there to compare with.
     pub other_runs: usize,
     /// RAM for the gaps, and the loads and pages for each.
-    pub gaps: Vec<(u64, PagesArg, GuestLoad)>,
+    pub gaps: Vec<(u64, Pages, GuestLoad)>,
     /// RAM of the machine on which the gaps of variants are compared, if they are.
     pub variants_bytes: Option<u64>,
     /// Whether the time lost with variants is compared on THP too.
@@ -41,7 +40,7 @@ impl Plan {
     /// Some minutes.
     pub fn full() -> Self {
         let sizes = [256 * MIB, GIB, 4 * GIB];
-        let both = [PagesArg::Small, PagesArg::Thp];
+        let both = [Pages::Small, Pages::Thp];
         let gaps = sizes.into_iter().flat_map(|bytes| {
             let of_pages =
                 move |pages| [GuestLoad::Idle, GuestLoad::Full].map(|load| (bytes, pages, load));
@@ -61,16 +60,16 @@ impl Plan {
 
     /// Less than one.
     pub fn quick() -> Self {
-        let small = (256 * MIB, PagesArg::Small, GuestLoad::Idle);
+        let small = (256 * MIB, Pages::Small, GuestLoad::Idle);
         let full = |bytes, pages| (bytes, pages, GuestLoad::Full);
         Self {
             runs: 3,
             other_runs: 2,
             gaps: vec![
                 small,
-                full(256 * MIB, PagesArg::Small),
-                full(256 * MIB, PagesArg::Thp),
-                full(GIB, PagesArg::Small),
+                full(256 * MIB, Pages::Small),
+                full(256 * MIB, Pages::Thp),
+                full(GIB, Pages::Small),
             ],
             variants_bytes: None,
             thp_variants: false,
@@ -81,14 +80,14 @@ impl Plan {
     }
 
     /// Whether the gaps of variants are compared on this machine.
-    pub fn has_variants(&self, case: (u64, PagesArg, GuestLoad)) -> bool {
+    pub fn has_variants(&self, case: (u64, Pages, GuestLoad)) -> bool {
         let (bytes, pages, load) = case;
-        Some(bytes) == self.variants_bytes && pages == PagesArg::Small && load == GuestLoad::Full
+        Some(bytes) == self.variants_bytes && pages == Pages::Small && load == GuestLoad::Full
     }
 
     /// Whether the time lost with variants is compared on this machine.
-    pub fn loses_variants(&self, pages: PagesArg, op: Op) -> bool {
-        op == Op::Write && (pages == PagesArg::Small || self.thp_variants)
+    pub fn loses_variants(&self, pages: Pages, op: Op) -> bool {
+        op == Op::Write && (pages == Pages::Small || self.thp_variants)
     }
 
     /// Snapshots and things that take about as long.

@@ -14,6 +14,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::ruler::{Ruler, Window};
+use paguro_lab::{ProgressFile, now_ns};
 use paguro_ram::{GuestRam, PageKind, RamBlock};
 use paguro_sys::{
     Event, FaultKind, HUGE_PAGE_BYTES, Host, RegisterMode, Uffd, UffdError, page_size,
@@ -22,9 +24,6 @@ use paguro_vmm::{Accel, Config, Vm};
 use paguro_workload::Spec;
 use paguro_workload::layout::AREA_START;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use super::ruler::{Ruler, Window};
-use crate::lab::{ProgressFile, now_ns};
 
 /// Between two steps, as the engine has it.
 const BREATH: Duration = Duration::from_micros(30);

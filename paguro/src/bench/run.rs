@@ -11,13 +11,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use paguro_lab::ruler::{Record, Ruler, Window};
+use paguro_lab::{Machine, now_ns};
 use serde_json::{Value, json};
 
 use super::fill;
-use super::ruler::{Record, Ruler, Window};
 use super::setup::warm_host;
 use super::variant::Variant;
-use crate::lab::{Machine, now_ns};
 
 /// How often a snapshot is asked how far it is. Often enough to see page tables grow, and seldom
 /// enough not to be what the guest waits for.

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::Result;
+use paguro_lab::Machine;
+use paguro_lab::ruler::Window;
 use serde::Serialize;
 
-use super::ruler::Window;
 use super::run::Run;
 use super::stats::{Spread, quantile};
 use super::variant::Variant;
-use crate::lab::Machine;
 
 /// Which machine.
 #[derive(Clone, Copy, Debug, Serialize)]

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use paguro_lab::machine::Parameters;
+use paguro_lab::{Machine, Pages, host};
 use paguro_migration::SnapshotOptions;
 use paguro_sys::{Fallbacks, Host};
 use paguro_workload::Spec;
@@ -11,9 +13,6 @@ use serde_json::json;
 
 use super::fill::{Part, fill};
 use super::series::What;
-use crate::cli::PagesArg;
-use crate::lab::machine::Parameters;
-use crate::lab::{Machine, host};
 
 /// What an idle guest goes over: nothing is written but its own counters.
 pub const IDLE_SET: u64 = 2 << 20;
@@ -65,11 +64,11 @@ pub fn files_in(parent: &Path) -> Result<tempfile::TempDir> {
 }
 
 /// The name of a kind of pages on the command line.
-pub fn pages_name(pages: PagesArg) -> &'static str {
+pub fn pages_name(pages: Pages) -> &'static str {
     match pages {
-        PagesArg::Small => "4k",
-        PagesArg::Thp => "thp",
-        PagesArg::Huge => "2m",
+        Pages::Small => "4k",
+        Pages::Thp => "thp",
+        Pages::Huge => "2m",
     }
 }
 

@@ -1,9 +1,8 @@
 //! Ways to take a snapshot that are compared with each other.
 
+use paguro_lab::machine::Parameters;
 use serde::Serialize;
 use serde_json::json;
-
-use crate::lab::machine::Parameters;
 
 /// A way to take snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

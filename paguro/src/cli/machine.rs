@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use paguro_stage2::{LogMode, LogOptions, SplitPolicy};
 use paguro_vmm::{DmaConfig, Serial, Stage2Config};
+use paguro_workload::Size;
 use paguro_workload::Spec;
 
 use super::MultifdArgs;
-use paguro_workload::Size;
 
 /// RAM of a new machine.
 pub const DEFAULT_MEMORY: Size = Size(512 << 20);
@@ -132,6 +132,17 @@ pub enum PagesArg {
     /// 2 MiB of hugetlbfs, which the host must have set aside
     #[value(name = "2m")]
     Huge,
+}
+
+impl PagesArg {
+    /// The same for a machine in a process of its own.
+    pub fn of_lab(self) -> paguro_lab::Pages {
+        match self {
+            Self::Small => paguro_lab::Pages::Small,
+            Self::Thp => paguro_lab::Pages::Thp,
+            Self::Huge => paguro_lab::Pages::Huge,
+        }
+    }
 }
 
 /// `--accel`
@@ -319,6 +330,7 @@ fn dma(text: &str) -> Result<DmaConfig, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use paguro_lab::Choice;
 
     #[test]
     fn addresses_are_unix_paths() {
@@ -379,6 +391,43 @@ mod tests {
         assert_eq!(prefetch("2M/s"), Ok(PrefetchArg::Limited(2 << 20)));
         for text in ["", "2M", "0/s", "/s", "on"] {
             assert!(prefetch(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_lab_knows_the_values_by_their_names() {
+        fn agree<A: ValueEnum, B: Choice>() {
+            let ours = A::value_variants().iter().map(|value| {
+                let value = value.to_possible_value().unwrap();
+                value.get_name().to_owned()
+            });
+            let mut ours: Vec<_> = ours.collect();
+            let mut theirs: Vec<_> = B::ALL.iter().map(|(name, _)| (*name).to_owned()).collect();
+            ours.sort();
+            theirs.sort();
+            assert_eq!(ours, theirs);
+        }
+        agree::<AccelArg, paguro_lab::Accel>();
+        agree::<BackingArg, paguro_lab::Backing>();
+        agree::<PagesArg, paguro_lab::Pages>();
+        agree::<RestoreModeArg, paguro_lab::RestoreMode>();
+        for (text, config) in [
+            ("rate=5,direct=on", (5, true)),
+            ("rate=unlimited", (0, false)),
+        ] {
+            let (rate_pages_per_s, direct) = config;
+            let theirs = paguro_lab::DmaConfig {
+                rate_pages_per_s,
+                direct,
+            };
+            assert_eq!(theirs.to_string(), text);
+        }
+        for (ours, theirs) in [
+            (PrefetchArg::Off, paguro_lab::Prefetch::Off),
+            (PrefetchArg::Unlimited, paguro_lab::Prefetch::Unlimited),
+            (PrefetchArg::Limited(7), paguro_lab::Prefetch::Limited(7)),
+        ] {
+            assert_eq!(prefetch(&theirs.to_string()), Ok(ours));
         }
     }
 

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use paguro_migration::channel::Address;
+use paguro_workload::Size;
 
 use super::{ModeArg, OnDisconnectArg, QmpAddress};
-use paguro_workload::Size;
 
 const MIGRATE_HELP: &str = "\
 Examples:

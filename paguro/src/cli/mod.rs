@@ -9,7 +9,6 @@ mod on_disconnect;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-
 use paguro_workload::Size;
 
 pub use bench::{
@@ -23,6 +22,12 @@ pub use machine::{
 };
 pub use migrate::{AtTimeoutArg, CompressionArg, MigrateArgs, MultifdArgs};
 pub use on_disconnect::OnDisconnectArg;
+
+/// The name of an option's value on the command line.
+pub fn name(value: impl clap::ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
 
 const EXAMPLES: &str = "\
 Examples:

@@ -9,24 +9,20 @@
 use std::fmt;
 use std::str::FromStr;
 
-use clap::ValueEnum;
-use paguro_vmm::DmaConfig;
+use paguro_lab::{Accel, Backing, Choice, DmaConfig, Pages, RestoreMode};
+use paguro_workload::Size;
 use paguro_workload::Spec;
 use paguro_workload::spec::Pattern;
-
-use crate::cli::{AccelArg, BackingArg, PagesArg, RestoreModeArg};
-use crate::lab::options::name;
-use paguro_workload::Size;
 
 /// What a case is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
     /// Which pages RAM has.
-    pub pages: PagesArg,
+    pub pages: Pages,
     /// What is behind it.
-    pub backing: BackingArg,
+    pub backing: Backing,
     /// KVM or threads.
-    pub accel: AccelArg,
+    pub accel: Accel,
     /// vCPUs.
     pub cpus: u32,
     /// Order in which the guest writes.
@@ -36,7 +32,7 @@ pub struct Case {
     /// The device that writes RAM.
     pub dma: Dma,
     /// How it comes back.
-    pub restore: RestoreModeArg,
+    pub restore: RestoreMode,
     /// A fallback to take.
     pub force: &'static str,
     /// Bytes copied and released at once.
@@ -56,7 +52,7 @@ pub struct Case {
 }
 
 /// `--x-dma`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dma {
     /// No such device.
     Off,
@@ -64,6 +60,14 @@ pub enum Dma {
     Read,
     /// And by direct I/O.
     Direct,
+}
+
+impl Choice for Dma {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("off", Self::Off),
+        ("read", Self::Read),
+        ("direct", Self::Direct),
+    ];
 }
 
 /// Pages a second of a guest that is not unlimited.
@@ -91,14 +95,14 @@ pub const PATTERNS: [Pattern; 4] = [
 impl Default for Case {
     fn default() -> Self {
         Self {
-            pages: PagesArg::Small,
-            backing: BackingArg::Anon,
-            accel: AccelArg::Kvm,
+            pages: Pages::Small,
+            backing: Backing::Anon,
+            accel: Accel::Kvm,
             cpus: 1,
             pattern: Pattern::Random,
             unlimited: false,
             dma: Dma::Off,
-            restore: RestoreModeArg::Lazy,
+            restore: RestoreMode::Lazy,
             force: "none",
             chunk_bytes: 2 << 20,
             seed: 1,
@@ -114,12 +118,12 @@ impl Default for Case {
 impl Case {
     /// Whether there can be such a machine, on a host that has all.
     pub fn makes_sense(&self) -> bool {
-        let mappable = self.backing == BackingArg::Anon && self.pages != PagesArg::Huge;
-        let maps = self.restore == RestoreModeArg::Map;
-        let fills = self.restore == RestoreModeArg::Lazy;
+        let mappable = self.backing == Backing::Anon && self.pages != Pages::Huge;
+        let maps = self.restore == RestoreMode::Map;
+        let fills = self.restore == RestoreMode::Lazy;
         match self.force {
             // Faults of KVM are taken in the kernel.
-            "user-mode-only" if self.accel == AccelArg::Kvm => false,
+            "user-mode-only" if self.accel == Accel::Kvm => false,
             "no-userfaultfd" if fills => false,
             _ => mappable || !maps,
         }
@@ -152,13 +156,13 @@ impl fmt::Display for Case {
             f,
             "pages={},backing={},accel={},cpus={},pattern={},rate={rate},dma={},restore={},\
              force={},chunk={},seed={}",
-            name(self.pages),
-            name(self.backing),
-            name(self.accel),
+            self.pages.name(),
+            self.backing.name(),
+            self.accel.name(),
             self.cpus,
             self.pattern.name(),
-            name(self.dma),
-            name(self.restore),
+            self.dma.name(),
+            self.restore.name(),
             self.force,
             Size(self.chunk_bytes),
             self.seed,
@@ -256,8 +260,8 @@ pub fn pattern(value: &str) -> Result<Pattern, String> {
 }
 
 /// One of a list of names.
-pub fn one_of<T: ValueEnum>(value: &str) -> Result<T, String> {
-    T::from_str(value, false)
+pub fn one_of<T: Choice>(value: &str) -> Result<T, String> {
+    T::named(value).ok_or_else(|| format!("invalid variant: {value}"))
 }
 
 /// A number.

@@ -5,10 +5,11 @@
 //! device, restore mode. Fallbacks, chunk sizes and whether the host is busy are drawn for each of
 //! its cases; in the selection fallbacks and chunk sizes are dimensions too.
 
+use paguro_lab::{Accel, Backing, Pages, RestoreMode};
+
 use super::case::{Case, Dma, FORCES, PATTERNS};
 use super::pairs;
 use super::rng::Rng;
-use crate::cli::{AccelArg, BackingArg, PagesArg, RestoreModeArg};
 
 /// Values of `chunk`.
 const CHUNKS: [u64; 4] = [4 << 10, 64 << 10, 512 << 10, 2 << 20];
@@ -22,18 +23,14 @@ type Choice = [usize; SIZES.len()];
 /// The case with these values.
 fn case(choice: &Choice) -> Case {
     Case {
-        pages: [PagesArg::Small, PagesArg::Thp, PagesArg::Huge][choice[0]],
-        backing: [BackingArg::Anon, BackingArg::Memfd][choice[1]],
-        accel: [AccelArg::Kvm, AccelArg::Threads][choice[2]],
+        pages: [Pages::Small, Pages::Thp, Pages::Huge][choice[0]],
+        backing: [Backing::Anon, Backing::Memfd][choice[1]],
+        accel: [Accel::Kvm, Accel::Threads][choice[2]],
         cpus: [1, 2][choice[3]],
         pattern: PATTERNS[choice[4]],
         unlimited: choice[5] == 0,
         dma: [Dma::Off, Dma::Read, Dma::Direct][choice[6]],
-        restore: [
-            RestoreModeArg::Lazy,
-            RestoreModeArg::Map,
-            RestoreModeArg::Eager,
-        ][choice[7]],
+        restore: [RestoreMode::Lazy, RestoreMode::Map, RestoreMode::Eager][choice[7]],
         force: FORCES[choice[8]],
         chunk_bytes: CHUNKS[choice[9]],
         ..Case::default()
@@ -126,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_host_without_something_gets_a_selection_without_it() {
-        let threads = |case: &Case| case.accel == AccelArg::Threads;
+        let threads = |case: &Case| case.accel == Accel::Threads;
         let selected = pairwise(&mut Rng::new(1), threads);
         assert!(selected.iter().all(threads) && !selected.is_empty());
         assert_ne!(selected, pairwise(&mut Rng::new(2), threads));

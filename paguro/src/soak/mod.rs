@@ -28,14 +28,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+use paguro_lab::{Accel, HugePages, Pages, Tally, host};
 use paguro_migration::options::Sabotage;
 use paguro_migration::source::SourceSabotage;
 use paguro_sys::{Host, Userfault};
 
-use crate::cli::{AccelArg, PagesArg, SoakArgs};
+use crate::cli::SoakArgs;
 use crate::force::{Forced, sabotage_name, source_sabotage_name};
 use crate::interrupt::{Again, Interrupts};
-use crate::lab::{HugePages, Tally, host};
 use crate::progress::Bar;
 use case::Case;
 pub use failures::case::FailureCase;
@@ -58,16 +58,21 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
         (Sabotage::None, sabotage) => source_sabotage_name(sabotage),
         (sabotage, _) => sabotage_name(sabotage),
     };
+    let file = crate::program()?;
+    let program = Program {
+        file: &file,
+        sabotage,
+    };
     if args.failures || !args.failure.is_empty() {
-        return failures::run(args, forced, sabotage, &interrupts);
+        return failures::run(program, args, forced, &interrupts);
     }
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let mut rng = Rng::new(seed);
     let mut soak = Soak {
+        program,
         seed,
         started: Instant::now(),
         until: Duration::from_secs(60 * args.minutes),
-        sabotage,
         runs: 0,
         tally: Tally::default(),
         bar: Bar::steps("soak", 60 * args.minutes),
@@ -111,17 +116,26 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
     })
 }
 
-struct Soak {
+/// What is tried.
+#[derive(Clone, Copy, Debug)]
+struct Program<'a> {
+    /// Its file.
+    file: &'a Path,
+    /// What is broken on purpose: a name, or nothing.
+    sabotage: &'a str,
+}
+
+struct Soak<'a> {
+    program: Program<'a>,
     seed: u64,
     started: Instant,
     until: Duration,
-    sabotage: &'static str,
     runs: u64,
     tally: Tally,
     bar: Bar,
 }
 
-impl Soak {
+impl Soak<'_> {
     /// The full matrix in random order, again and again until the time is over. False at the
     /// first thing that is not right.
     fn walk(
@@ -159,7 +173,7 @@ impl Soak {
         self.runs += 1;
         let started = Instant::now();
         let mut walked = Walked::default();
-        let result = case.walk(dir, self.sabotage, &mut walked);
+        let result = case.walk(self.program, dir, &mut walked);
         self.tally.pages_checked += walked.tally.pages_checked;
         self.tally.wrong += walked.tally.wrong;
         if result.is_err() && interrupts.came() && walked.tally.wrong == 0 {
@@ -185,9 +199,9 @@ impl Soak {
         ))?;
         let Err(error) = result else { return Ok(true) };
         self.say(&format!("not right: {error:#}"))?;
-        let force = match self.sabotage {
+        let force = match self.program.sabotage {
             "" => String::new(),
-            sabotage => format!("{}={sabotage} ", crate::force::VARIABLE),
+            sabotage => format!("{}={sabotage} ", paguro_lab::machine::FORCE),
         };
         self.say(&format!(
             "to see it again: {force}paguro soak --case '{case}'   (it may take several tries; \
@@ -277,14 +291,14 @@ impl Offer {
             TrackerArg::Ring => self.kvm && self.dirty_ring,
             _ => self.kvm,
         };
-        tracks && (self.huge || case.pages != PagesArg::Huge)
+        tracks && (self.huge || case.pages != Pages::Huge)
     }
 
     fn fits(&self, case: &Case) -> bool {
         let freezes = case.force != "no-userfaultfd";
-        let kvm = case.accel == AccelArg::Kvm;
+        let kvm = case.accel == Accel::Kvm;
         (self.kvm || !kvm)
-            && (self.huge || case.pages != PagesArg::Huge)
+            && (self.huge || case.pages != Pages::Huge)
             && (self.userfaultfd || !freezes)
             && (self.kernel_faults || !kvm || !freezes)
     }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::Result;
 
 use super::walk::{self, Walked};
-use super::{Case, MoveCase, moves};
+use super::{Case, MoveCase, Program, moves};
 
 /// One case, as a text that brings it back: with `tracker=` a machine that moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +20,10 @@ pub enum Trial {
 
 impl Trial {
     /// Runs it; see [`walk::walk`].
-    pub fn walk(&self, dir: &Path, sabotage: &str, walked: &mut Walked) -> Result<()> {
+    pub(super) fn walk(&self, program: Program<'_>, dir: &Path, walked: &mut Walked) -> Result<()> {
         match self {
-            Self::Snapshots(case) => walk::walk(case, dir, sabotage, walked),
-            Self::Moves(case) => moves::walk(case, sabotage, walked),
+            Self::Snapshots(case) => walk::walk(case, program, dir, walked),
+            Self::Moves(case) => moves::walk(case, program, walked),
         }
     }
 }

@@ -9,17 +9,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::machine::Parameters;
+use paguro_lab::{
+    Backing, HugePages, Machine, MachineOptions, Pages, Prefetch, RestoreMode, Tally, check_file,
+};
 use paguro_oracle::Report;
 use paguro_workload::Spec;
 use paguro_workload::spec::Bytes;
 use serde_json::json;
 
+use super::Program;
 use super::case::{Case, RATE};
 use super::load::{Load, starve_readers};
 use super::rng::Rng;
-use crate::cli::{BackingArg, PagesArg, PrefetchArg, RestoreModeArg};
-use crate::lab::machine::Parameters;
-use crate::lab::{HugePages, Machine, MachineOptions, Tally, check_file};
 
 /// What a case did.
 #[derive(Clone, Debug, Default)]
@@ -44,17 +46,19 @@ const MEMORY_BYTES: [u64; 4] = [16 << 20, 32 << 20, (40 << 20) + (12 << 10), 64 
 /// Most time between two snapshots, and that a guest runs before it is stopped.
 pub const MOMENT_US: u64 = 30_000;
 
-/// Runs a case. `dir` is for its files and is left empty; `sabotage` is what is broken on purpose,
-/// a name or nothing. What was done so far stands in `walked`, also after an error: something was
-/// wrong, or did not work.
-pub fn walk(case: &Case, dir: &Path, sabotage: &str, walked: &mut Walked) -> Result<()> {
+/// Runs a case. `dir` is for its files and is left empty. What was done so far stands in `walked`,
+/// also after an error: something was wrong, or did not work.
+pub(super) fn walk(
+    case: &Case,
+    program: Program<'_>,
+    dir: &Path,
+    walked: &mut Walked,
+) -> Result<()> {
     let mut rng = Rng::new(case.seed);
-    let options = machine(case, &mut rng, sabotage);
+    let options = machine(case, &mut rng, program);
     // The next machine is made when the one before is gone.
     let _pool = match case.pages {
-        PagesArg::Huge => {
-            Some(HugePages::reserve(options.memory_bytes).map_err(anyhow::Error::msg)?)
-        }
+        Pages::Huge => Some(HugePages::reserve(options.memory_bytes).map_err(anyhow::Error::msg)?),
         _ => None,
     };
     let mut walk = Walk {
@@ -67,7 +71,7 @@ pub fn walk(case: &Case, dir: &Path, sabotage: &str, walked: &mut Walked) -> Res
         },
         walked,
         load: case.busy.then(Load::new).transpose()?,
-        is_sabotaged: !sabotage.is_empty(),
+        is_sabotaged: !program.sabotage.is_empty(),
     };
     let (file, saved) = walk.source()?;
     let returns = match case.returns {
@@ -81,8 +85,8 @@ pub fn walk(case: &Case, dir: &Path, sabotage: &str, walked: &mut Walked) -> Res
 }
 
 /// The machine of a case.
-fn machine(case: &Case, rng: &mut Rng, sabotage: &str) -> MachineOptions {
-    let huge = case.pages == PagesArg::Huge;
+fn machine(case: &Case, rng: &mut Rng, program: Program<'_>) -> MachineOptions {
+    let huge = case.pages == Pages::Huge;
     let memory_bytes = match (case.memory_bytes, rng.pick(&MEMORY_BYTES)) {
         (0, drawn) if huge => drawn.next_multiple_of(2 << 20),
         (0, drawn) => drawn,
@@ -103,7 +107,7 @@ fn machine(case: &Case, rng: &mut Rng, sabotage: &str) -> MachineOptions {
         set_bytes,
         ..Spec::default()
     };
-    let forces = [case.force, sabotage];
+    let forces = [case.force, program.sabotage];
     let forces = forces
         .iter()
         .filter(|force| !matches!(**force, "none" | ""));
@@ -117,7 +121,7 @@ fn machine(case: &Case, rng: &mut Rng, sabotage: &str) -> MachineOptions {
         dma: case.dma_config(),
         ram_split,
         force: forces.copied().collect::<Vec<_>>().join(","),
-        ..MachineOptions::default()
+        ..MachineOptions::new(program.file)
     }
 }
 
@@ -175,9 +179,9 @@ impl Walk<'_> {
     /// A machine out of the file, up to its end.
     fn bring_back(&mut self, file: &Path, saved: &Report) -> Result<()> {
         let prefetch = match self.rng.within(0..4) {
-            0 => PrefetchArg::Off,
-            1 => PrefetchArg::Limited(64 << 20),
-            _ => PrefetchArg::Unlimited,
+            0 => Prefetch::Off,
+            1 => Prefetch::Limited(64 << 20),
+            _ => Prefetch::Unlimited,
         };
         let options = self.options.restored(file, self.case.restore, prefetch);
         let mut back = Machine::start(&options).context("restore")?;
@@ -186,9 +190,9 @@ impl Walk<'_> {
         if back.status()? == "paused" {
             back.cont()?;
         }
-        let fills = self.case.restore == RestoreModeArg::Lazy;
+        let fills = self.case.restore == RestoreMode::Lazy;
         let freezable = self.case.can_freeze()
-            && (self.case.restore != RestoreModeArg::Map || self.files.are_in_memory());
+            && (self.case.restore != RestoreMode::Map || self.files.are_in_memory());
         let mut second = None;
         if freezable && (fills || self.rng.one_in(2)) {
             std::thread::sleep(self.rng.moment(MOMENT_US / 10));
@@ -209,7 +213,7 @@ impl Walk<'_> {
         let early = self.check_ram("the restored machine, at once", &mut back)?;
         follow(saved, &early, "in the restored machine", false)?;
         back.cont()?;
-        if fills && prefetch != PrefetchArg::Off {
+        if fills && prefetch != Prefetch::Off {
             back.wait_filled().context("filling the restored machine")?;
         }
         let some = self.rng.within(1..self.many());
@@ -237,8 +241,8 @@ impl Walk<'_> {
 
     /// A machine out of the picture of a restored one.
     fn second_return(&mut self, file: &Path, saved: &Report) -> Result<()> {
-        let eager = RestoreModeArg::Eager;
-        let options = self.options.restored(file, eager, PrefetchArg::Unlimited);
+        let eager = RestoreMode::Eager;
+        let options = self.options.restored(file, eager, Prefetch::Unlimited);
         let mut again = Machine::start(&options).context("the second return")?;
         self.walked.returns += 1;
         if again.status()? == "paused" {
@@ -400,10 +404,10 @@ impl Walk<'_> {
     /// A memfd gets huge pages only on demand; whether it has any is looked at, so that nobody
     /// believes to have tried what was not there.
     fn join_pages(&mut self, machine: &mut Machine) -> Result<()> {
-        if self.case.pages != PagesArg::Thp {
+        if self.case.pages != Pages::Thp {
             return Ok(());
         }
-        if self.case.backing == BackingArg::Memfd {
+        if self.case.backing == Backing::Memfd {
             machine.collapse()?;
         }
         if machine.ram_memory()?.huge_bytes == 0 {

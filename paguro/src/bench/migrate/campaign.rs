@@ -1,6 +1,10 @@
 //! What is measured, in which order and how often.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
+use paguro_lab::machine::Parameters;
+use paguro_lab::{Accel, Backing, Channel, Choice, Machine, MachineOptions, Watcher, host};
 use paguro_workload::Spec;
 use paguro_workload::spec::Op;
 use serde_json::json;
@@ -13,11 +17,8 @@ use crate::bench::report::RulerTest;
 use crate::bench::setup::{IDLE_SET, files_in, room_for};
 use crate::bench::stats::Spread;
 use crate::bench::variant::{SLEEP_US, Variant};
-use crate::cli::{AccelArg, BackingArg, BenchMigratePart as Part};
+use crate::cli::BenchMigratePart as Part;
 use crate::interrupt::Interrupts;
-use crate::lab::machine::Parameters;
-use crate::lab::options::name;
-use crate::lab::{Channel, Machine, MachineOptions, Watcher, host};
 use crate::progress::Bar;
 
 /// The guest of the peers' figures.
@@ -29,10 +30,11 @@ const IDLE_RATE: u64 = 20_000;
 
 /// A campaign under way.
 pub struct Campaign<'a> {
+    program: PathBuf,
     pub(super) runs: usize,
     /// Everything, or this.
     only: Option<Part>,
-    accel: AccelArg,
+    accel: Accel,
     sizes: Vec<u64>,
     pub(super) bar: Bar,
     pub(super) interrupts: &'a Interrupts,
@@ -42,9 +44,10 @@ pub struct Campaign<'a> {
 impl<'a> Campaign<'a> {
     /// On this host.
     pub fn new(
+        program: PathBuf,
         quick: bool,
         only: Option<Part>,
-        accel: AccelArg,
+        accel: Accel,
         interrupts: &'a Interrupts,
     ) -> Self {
         let runs = if quick { 3 } else { 7 };
@@ -52,11 +55,8 @@ impl<'a> Campaign<'a> {
         if !quick {
             sizes.push(4096 * MIB);
         }
-        let accel_name = match accel {
-            AccelArg::Kvm => "kvm",
-            AccelArg::Threads => "threads",
-        };
         Self {
+            program,
             bar: Bar::steps("measuring", (1 + 14 * runs + sizes.len() * runs + 3) as u64),
             runs,
             only,
@@ -65,7 +65,7 @@ impl<'a> Campaign<'a> {
             interrupts,
             figures: Figures {
                 quick,
-                accel: accel_name,
+                accel: accel.name(),
                 ..Figures::default()
             },
         }
@@ -84,12 +84,11 @@ impl<'a> Campaign<'a> {
         if self.wants(Part::Moves) {
             for channel in [Channel::Tcp, Channel::Unix] {
                 for rate in [10_000, 100_000, 0] {
-                    self.moves(channel, rate, BackingArg::Anon)
-                        .context("moves")?;
+                    self.moves(channel, rate, Backing::Anon).context("moves")?;
                 }
             }
             // The same guest in shared memory, which is asked in another way what of it exists.
-            for backing in [BackingArg::Anon, BackingArg::Memfd] {
+            for backing in [Backing::Anon, Backing::Memfd] {
                 self.moves(Channel::Unix, 50_000, backing)
                     .context("moves")?;
             }
@@ -103,7 +102,10 @@ impl<'a> Campaign<'a> {
             self.pages()?;
         }
         if let Some(only) = self.only {
-            self.skip(format!("what `--only` leaves out: all but {}", name(only)));
+            self.skip(format!(
+                "what `--only` leaves out: all but {}",
+                crate::cli::name(only)
+            ));
         }
         Ok(self.figures)
     }
@@ -138,7 +140,7 @@ impl<'a> Campaign<'a> {
             memory_bytes,
             accel: self.accel,
             workload,
-            ..MachineOptions::default()
+            ..MachineOptions::new(&self.program)
         }
     }
 
@@ -194,8 +196,8 @@ impl<'a> Campaign<'a> {
         Ok(seen)
     }
 
-    fn moves(&mut self, channel: Channel, rate: u64, backing: BackingArg) -> Result<()> {
-        let backing_name = name(backing);
+    fn moves(&mut self, channel: Channel, rate: u64, backing: Backing) -> Result<()> {
+        let backing_name = backing.name();
         self.bar.say(format!(
             "moves, {channel:?}, {rate} pages/s, {backing_name}"
         ));
@@ -225,7 +227,7 @@ impl<'a> Campaign<'a> {
         let spread = |of: &dyn Fn(&MoveSeen) -> f64| Spread::of(seen.iter().map(of));
         self.figures.moves.push(Moves {
             channel,
-            backing: backing_name.clone(),
+            backing: backing_name.to_owned(),
             rate_pages_per_s: rate,
             set_bytes: SET_BYTES,
             runs: seen.len(),

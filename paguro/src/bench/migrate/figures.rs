@@ -1,11 +1,11 @@
 //! All that was measured, as JSON has it. Times end in `_us`, sizes in `_bytes`; a [`Spread`] is
 //! `{min, median, max}` of the runs.
 
+use paguro_lab::Channel;
 use serde::{Deserialize, Serialize};
 
 use crate::bench::report::{Aim, HostFacts, RulerTest};
 use crate::bench::stats::Spread;
-use crate::lab::Channel;
 
 /// The result of `bench migrate`.
 #[derive(Debug, Default, Serialize)]

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::machine::Parameters;
+use paguro_lab::{Channel, Machine, MachineOptions, Watcher, now_ns};
 use paguro_workload::Spec;
 use serde_json::{Value, json};
 
@@ -11,8 +13,6 @@ use super::figures::{Engine, MoveSeen};
 use crate::bench::fill::{Part, fill};
 use crate::bench::setup::warm_host;
 use crate::interrupt::Interrupts;
-use crate::lab::machine::Parameters;
-use crate::lab::{Channel, Machine, MachineOptions, Watcher, now_ns};
 
 /// The guest alone, before a move.
 const BEFORE: Duration = Duration::from_millis(200);

@@ -11,9 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::Channel;
 use paguro_sys::{Mapping, page_size};
-
-use crate::lab::Channel;
 
 const PIECE_BYTES: usize = 512 << 10;
 

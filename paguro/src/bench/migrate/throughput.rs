@@ -5,6 +5,8 @@
 //! cores as the transfer has threads, whatever else runs would be taken for a cost of the engine.
 
 use anyhow::Result;
+use paguro_lab::Channel;
+use paguro_lab::machine::Parameters;
 use serde_json::json;
 
 use super::campaign::{Campaign, MEMORY_BYTES, SET_BYTES};
@@ -13,8 +15,6 @@ use super::journey::{Traveller, Way, workload};
 use super::raw::{self, Into};
 use crate::bench::setup::{IDLE_SET, warm_host};
 use crate::bench::stats::Spread;
-use crate::lab::Channel;
-use crate::lab::machine::Parameters;
 
 /// That pages go over.
 const CONNECTIONS: [usize; 3] = [1, 2, 4];

@@ -5,13 +5,13 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::Machine;
 use paguro_sys::is_ignored;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::case::{FailureCase, Fault, Kind, Party};
 use super::cgroup::{self, Cgroup};
 use super::disk::Disk;
-use crate::lab::Machine;
 use crate::soak::rng::Rng;
 
 /// Between the first and the second of two signals, and how long a process is stopped, at most.

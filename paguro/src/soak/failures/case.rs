@@ -6,10 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use clap::ValueEnum;
+use paguro_lab::{Accel, Choice};
 
-use crate::cli::AccelArg;
-use crate::lab::options::name;
 use crate::soak::case::{key_values, number, one_of};
 
 /// What a case is made of.
@@ -22,13 +20,13 @@ pub struct FailureCase {
     /// To whom.
     pub to: Party,
     /// KVM or threads.
-    pub accel: AccelArg,
+    pub accel: Accel,
     /// All else.
     pub seed: u64,
 }
 
 /// What is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// `paguro snapshot`
     Snapshot,
@@ -42,8 +40,18 @@ pub enum Work {
     Move,
 }
 
+impl Choice for Work {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("snapshot", Self::Snapshot),
+        ("stopped", Self::Stopped),
+        ("file", Self::File),
+        ("restore", Self::Restore),
+        ("move", Self::Move),
+    ];
+}
+
 /// To whom it happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Party {
     /// The machine that has the guest at first.
     Machine,
@@ -53,8 +61,16 @@ pub enum Party {
     Client,
 }
 
+impl Choice for Party {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("machine", Self::Machine),
+        ("destination", Self::Destination),
+        ("client", Self::Client),
+    ];
+}
+
 /// What happens. Limits and full disks pass: they are lifted after a while, or when the work is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "their names say it")]
 pub enum Fault {
     Hup,
@@ -80,8 +96,33 @@ pub enum Fault {
     DiskReadOnly,
 }
 
+impl Choice for Fault {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("hup", Self::Hup),
+        ("int", Self::Int),
+        ("quit", Self::Quit),
+        ("term", Self::Term),
+        ("term-twice", Self::TermTwice),
+        ("pipe", Self::Pipe),
+        ("usr1", Self::Usr1),
+        ("usr2", Self::Usr2),
+        ("alrm", Self::Alrm),
+        ("xfsz", Self::Xfsz),
+        ("stop-cont", Self::StopCont),
+        ("kill", Self::Kill),
+        ("file-size", Self::FileSize),
+        ("descriptors", Self::Descriptors),
+        ("threads", Self::Threads),
+        ("address-space", Self::AddressSpace),
+        ("cgroup-memory", Self::CgroupMemory),
+        ("cgroup-pids", Self::CgroupPids),
+        ("disk-full", Self::DiskFull),
+        ("disk-read-only", Self::DiskReadOnly),
+    ];
+}
+
 /// What a fault may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A signal that ends a process in order.
     Ending,
@@ -139,10 +180,10 @@ impl fmt::Display for FailureCase {
         write!(
             f,
             "work={},fault={},to={},accel={},seed={}",
-            name(self.work),
-            name(self.fault),
-            name(self.to),
-            name(self.accel),
+            self.work.name(),
+            self.fault.name(),
+            self.to.name(),
+            self.accel.name(),
             self.seed,
         )
     }
@@ -157,7 +198,7 @@ impl FromStr for FailureCase {
             work: Work::Snapshot,
             fault: Fault::Kill,
             to: Party::Machine,
-            accel: AccelArg::Kvm,
+            accel: Accel::Kvm,
             seed: 1,
         };
         key_values(text, |key, value| {

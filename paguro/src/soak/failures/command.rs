@@ -5,10 +5,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::machine::{FORCE, IN_VAIN, POLL};
 use tempfile::NamedTempFile;
-
-use crate::force;
-use crate::lab::machine::{IN_VAIN, POLL, program};
 
 /// One that is at work. Dropping it ends it.
 pub struct Client {
@@ -18,11 +16,11 @@ pub struct Client {
 
 impl Client {
     /// Begins it.
-    pub fn begin(args: &[&str]) -> Result<Self> {
+    pub fn begin(program: &Path, args: &[&str]) -> Result<Self> {
         let log = tempfile::Builder::new().prefix("paguro-").tempfile()?;
-        let child = Command::new(program()?)
+        let child = Command::new(program)
             .args(args)
-            .env_remove(force::VARIABLE)
+            .env_remove(FORCE)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.reopen()?)

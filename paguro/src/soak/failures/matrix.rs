@@ -1,10 +1,9 @@
 //! All failures that are tried: each as often as there are [`ROUNDS`], and a selection in which every
 //! work, every kind of fault, every party and both accelerators meet, and every fault occurs.
 
-use clap::ValueEnum;
+use paguro_lab::{Accel, Choice};
 
-use super::case::{FailureCase, Fault, Kind, Party, Work};
-use crate::cli::AccelArg;
+use super::case::{FailureCase, Fault, Party, Work};
 use crate::soak::pairs;
 use crate::soak::rng::Rng;
 
@@ -54,10 +53,10 @@ pub fn pairwise(rng: &mut Rng, fits: impl Fn(&FailureCase) -> bool) -> Vec<Failu
 
 /// Each that there is.
 pub fn every() -> impl Iterator<Item = FailureCase> {
-    let works = Work::value_variants().iter();
-    works.flat_map(|work| {
-        Fault::value_variants().iter().flat_map(move |fault| {
-            Party::value_variants().iter().flat_map(move |to| {
+    let works = Work::ALL.iter();
+    works.flat_map(|(_, work)| {
+        Fault::ALL.iter().flat_map(move |(_, fault)| {
+            Party::ALL.iter().flat_map(move |(_, to)| {
                 let with = move |accel| FailureCase {
                     work: *work,
                     fault: *fault,
@@ -65,7 +64,7 @@ pub fn every() -> impl Iterator<Item = FailureCase> {
                     accel,
                     seed: 1,
                 };
-                let both = [AccelArg::Kvm, AccelArg::Threads].map(with).into_iter();
+                let both = [Accel::Kvm, Accel::Threads].map(with).into_iter();
                 both.filter(FailureCase::makes_sense)
             })
         })
@@ -73,18 +72,12 @@ pub fn every() -> impl Iterator<Item = FailureCase> {
 }
 
 fn choice_of(case: &FailureCase) -> [usize; 4] {
-    let kind = case.fault.kind();
     [
-        place(&case.work),
-        place::<Kind>(&kind),
-        place(&case.to),
-        usize::from(case.accel == AccelArg::Threads),
+        case.work as usize,
+        case.fault.kind() as usize,
+        case.to as usize,
+        case.accel as usize,
     ]
-}
-
-fn place<T: ValueEnum + PartialEq>(value: &T) -> usize {
-    let all = T::value_variants();
-    all.iter().position(|one| one == value).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -37,13 +37,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use paguro_lab::{Accel, Tally, host};
 
 use super::rng::Rng;
-use super::{Offer, seed_of_now};
-use crate::cli::{AccelArg, SoakArgs};
+use super::{Offer, Program, seed_of_now};
+use crate::cli::SoakArgs;
 use crate::force::Forced;
 use crate::interrupt::Interrupts;
-use crate::lab::{Tally, host};
 use crate::progress::Bar;
 use case::{FailureCase, Fault, Kind, Work};
 use scene::Scene;
@@ -52,10 +52,10 @@ use scene::Scene;
 const FILES_BYTES: u64 = 512 << 20;
 
 /// Runs the campaign. One that went wrong does not end it: the next may, too.
-pub fn run(
+pub(super) fn run(
+    program: Program<'_>,
     args: &SoakArgs,
     forced: &Forced,
-    sabotage: &str,
     interrupts: &Interrupts,
 ) -> Result<ExitCode> {
     let started = Instant::now();
@@ -87,7 +87,7 @@ pub fn run(
             continue;
         }
         let began = Instant::now();
-        let (outcome, result) = one(case, sabotage, &offer, &mut tally);
+        let (outcome, result) = one(case, program, &offer, &mut tally);
         if interrupts.came() && result.is_err() {
             break;
         }
@@ -102,9 +102,9 @@ pub fn run(
             continue;
         };
         failed += 1;
-        let force = match sabotage {
+        let force = match program.sabotage {
             "" => String::new(),
-            sabotage => format!("{}={sabotage} ", crate::force::VARIABLE),
+            sabotage => format!("{}={sabotage} ", paguro_lab::machine::FORCE),
         };
         say(format!(
             "[{number}/{count}] {case}: {outcome}, WRONG, {took_s:.1} s\nnot right: {error:#}\n\
@@ -132,7 +132,7 @@ pub fn run(
 /// Runs a case: how it came out in a word, and whether all is right.
 fn one(
     case: &FailureCase,
-    sabotage: &str,
+    program: Program<'_>,
     offer: &Offer,
     tally: &mut Tally,
 ) -> (String, Result<()>) {
@@ -152,7 +152,7 @@ fn one(
         case: *case,
         rng: Rng::new(case.seed),
         dir: dir.path(),
-        sabotage,
+        program,
         freezes: offer.freezes(case.accel),
         tally,
         outcome: "no outcome".to_owned(),
@@ -202,7 +202,7 @@ impl Missing {
         ] {
             if let Err(error) = cgroup::Cgroup::new(resource) {
                 missing.faults.push(fault);
-                let name = crate::lab::options::name(fault);
+                let name = paguro_lab::Choice::name(fault);
                 missing
                     .reasons
                     .push(format!("fault={name}: no cgroup can be made: {error}"));
@@ -218,12 +218,12 @@ impl Missing {
 
 impl Offer {
     /// Whether a guest can be saved while it runs.
-    fn freezes(&self, accel: AccelArg) -> bool {
-        self.userfaultfd && (self.kernel_faults || accel != AccelArg::Kvm)
+    fn freezes(&self, accel: Accel) -> bool {
+        self.userfaultfd && (self.kernel_faults || accel != Accel::Kvm)
     }
 
     fn lets_fail(&self, case: &FailureCase) -> bool {
-        let is_kvm = case.accel == AccelArg::Kvm;
+        let is_kvm = case.accel == Accel::Kvm;
         let tracks = is_kvm || self.wp_async || case.work != Work::Move;
         let freezes = self.freezes(case.accel) || case.work != Work::Snapshot;
         (self.kvm || !is_kvm) && tracks && freezes

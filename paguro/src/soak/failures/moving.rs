@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::machine::{IN_VAIN, POLL};
+use paguro_lab::{Channel, Machine};
 use serde_json::json;
 
 use super::blow::Blow;
@@ -11,8 +13,6 @@ use super::command::Client;
 use super::saving::{CONVERGES, LASTS};
 use super::scene::{Before, IN_DOUBT, Scene, migration, nothing_is_left, settled};
 use super::watch::Watch;
-use crate::lab::machine::{IN_VAIN, POLL};
-use crate::lab::{Channel, Machine};
 
 /// So long a destination to which nobody has connected is waited for.
 const NOBODY: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     if early {
         blow.strike(machine, None)?;
     }
-    let mut client = Client::begin(&args)?;
+    let mut client = Client::begin(scene.program.file, &args)?;
     if !early {
         std::thread::sleep(blow.moment);
         let pid = match scene.case.to {

@@ -4,13 +4,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use paguro_lab::machine::{EndedEarly, Parameters};
+use paguro_lab::{Machine, Prefetch, ProgressFile, RestoreMode, check_file};
 
 use super::blow::Blow;
 use super::case::{Kind, Party};
 use super::scene::Scene;
-use crate::cli::{PrefetchArg, RestoreModeArg};
-use crate::lab::machine::{EndedEarly, Parameters};
-use crate::lab::{Machine, ProgressFile, check_file};
 use crate::soak::walk::follow;
 
 /// Runs a case.
@@ -26,17 +25,13 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     let saved = check_file(&file)?;
     scene.tally.add("the file", &saved)?;
     let modes = match scene.freezes {
-        true => &[
-            RestoreModeArg::Lazy,
-            RestoreModeArg::Map,
-            RestoreModeArg::Eager,
-        ][..],
-        false => &[RestoreModeArg::Map, RestoreModeArg::Eager],
+        true => &[RestoreMode::Lazy, RestoreMode::Map, RestoreMode::Eager][..],
+        false => &[RestoreMode::Map, RestoreMode::Eager],
     };
     let mode = scene.rng.pick(modes);
     let prefetch = match scene.rng.one_in(2) {
-        true => PrefetchArg::Limited(64 << 20),
-        false => PrefetchArg::Unlimited,
+        true => Prefetch::Limited(64 << 20),
+        false => Prefetch::Unlimited,
     };
     let mut options = options.restored(&file, mode, prefetch);
     options.through = through;
@@ -69,7 +64,7 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     }
     scene.outcome = "machine lives".to_owned();
     machine.wait_status("running")?;
-    if mode == RestoreModeArg::Lazy {
+    if mode == RestoreMode::Lazy {
         machine.wait_filled().context("filling the machine")?;
     }
     machine.stop()?;
@@ -77,7 +72,7 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     scene.tally.add("the restored machine", &report)?;
     follow(&saved, &report, "in the restored machine", false)?;
     machine.cont()?;
-    if mode == RestoreModeArg::Map {
+    if mode == RestoreMode::Map {
         // What is behind it may be nothing that can be frozen.
         scene.is_whole(&mut machine, "the restored machine")?;
         machine.quit()?;

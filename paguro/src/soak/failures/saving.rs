@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::{Machine, MachineOptions, check_file};
 use serde_json::json;
 
 use super::blow::Blow;
@@ -11,7 +12,6 @@ use super::case::{Kind, Party, Work};
 use super::command::Client;
 use super::disk::Disk;
 use super::scene::{Scene, nothing_is_left, settled};
-use crate::lab::{Machine, MachineOptions, check_file};
 
 /// How long a limit lasts, at most, while a command waits.
 pub const LASTS: Duration = Duration::from_secs(3);
@@ -51,7 +51,7 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     if blow.is_early && scene.case.to == Party::Machine {
         blow.strike(machine.pid(), disk.as_ref())?;
     }
-    let mut client = Client::begin(&args)?;
+    let mut client = Client::begin(scene.program.file, &args)?;
     if !blow.is_early || scene.case.to == Party::Client {
         std::thread::sleep(blow.moment);
         let pid = match scene.case.to {
@@ -135,7 +135,7 @@ fn judge(
     let report = check_file(file)?;
     scene.tally.add("the file", &report)?;
     let name = file.display().to_string();
-    let mut verify = Client::begin(&["inspect", "--verify", &name])?;
+    let mut verify = Client::begin(scene.program.file, &["inspect", "--verify", &name])?;
     if !verify.must_end()?.success() {
         bail!("the file does not verify: {}", verify.said());
     }

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::machine::{IN_VAIN, POLL, Parameters};
+use paguro_lab::{Machine, MachineOptions, Tally, check_file};
 use paguro_workload::Spec;
 use serde_json::{Value, json};
 
 use super::blow::Blow;
 use super::case::{FailureCase, Party};
-use crate::lab::machine::{IN_VAIN, POLL, Parameters};
-use crate::lab::{Machine, MachineOptions, Tally, check_file};
+use crate::soak::Program;
 use crate::soak::case::PATTERNS;
 use crate::soak::rng::Rng;
 
@@ -21,15 +22,15 @@ const MEMORY_BYTES: [u64; 3] = [16 << 20, 32 << 20, 48 << 20];
 pub const IN_DOUBT: &str = "x-paguro-in-doubt";
 
 /// One trial.
-pub struct Scene<'a> {
+pub(in crate::soak) struct Scene<'a> {
     /// What is tried.
     pub case: FailureCase,
     /// What the case leaves open.
     pub rng: Rng,
     /// For files.
     pub dir: &'a Path,
-    /// What is broken on purpose, or nothing.
-    pub sabotage: &'a str,
+    /// What is tried.
+    pub program: Program<'a>,
     /// A guest can be saved while it runs.
     pub freezes: bool,
     /// Pages compared.
@@ -58,9 +59,9 @@ impl Scene<'_> {
             cpus: rng.pick(&[1, 2]),
             accel: self.case.accel,
             workload,
-            force: self.sabotage.to_owned(),
+            force: self.program.sabotage.to_owned(),
             through: blow.through(Party::Machine),
-            ..MachineOptions::default()
+            ..MachineOptions::new(self.program.file)
         }
     }
 

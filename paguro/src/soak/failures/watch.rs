@@ -9,8 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-
-use crate::lab::ProgressFile;
+use paguro_lab::ProgressFile;
 
 const PERIOD: Duration = Duration::from_micros(200);
 

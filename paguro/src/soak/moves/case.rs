@@ -8,20 +8,16 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::Result;
-use clap::ValueEnum;
-use paguro_vmm::DmaConfig;
+use paguro_lab::machine::Parameters;
+use paguro_lab::{Accel, Backing, Channel, Choice, DmaConfig, Pages, certificates};
+use paguro_workload::Size;
 use paguro_workload::spec::Pattern;
 use serde_json::json;
 
-use crate::cli::{AccelArg, BackingArg, PagesArg};
-use crate::lab::machine::Parameters;
-use crate::lab::options::name;
-use crate::lab::{Channel, certificates};
 use crate::soak::case::{Dma, key_values, number, one_of, pattern, size};
-use paguro_workload::Size;
 
 /// Who says which pages were written. Without KVM there is one only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackerArg {
     /// KVM's log with manual protection, initially all set.
     Log,
@@ -37,8 +33,19 @@ pub enum TrackerArg {
     Stage2,
 }
 
+impl Choice for TrackerArg {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("log", Self::Log),
+        ("log-not-all-set", Self::LogNotAllSet),
+        ("plain-log", Self::PlainLog),
+        ("ring", Self::Ring),
+        ("wp-async", Self::WpAsync),
+        ("stage2", Self::Stage2),
+    ];
+}
+
 /// How it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelArg {
     /// Over the loopback.
     Tcp,
@@ -48,8 +55,13 @@ pub enum ChannelArg {
     Tls,
 }
 
+impl Choice for ChannelArg {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("tcp", Self::Tcp), ("unix", Self::Unix), ("tls", Self::Tls)];
+}
+
 /// How pages travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WayArg {
     /// In the stream.
     Plain,
@@ -61,19 +73,35 @@ pub enum WayArg {
     Xbzrle,
 }
 
+impl Choice for WayArg {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("plain", Self::Plain),
+        ("multifd", Self::Multifd),
+        ("zstd", Self::Zstd),
+        ("xbzrle", Self::Xbzrle),
+    ];
+}
+
 /// How fast the guest writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateArg {
     /// One page in 10 ms.
     Idle,
     /// 10 000 pages a second.
-    #[value(name = "10k")]
     Low,
     /// 100 000 pages a second.
-    #[value(name = "100k")]
     High,
     /// As fast as it goes.
     Unlimited,
+}
+
+impl Choice for RateArg {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("idle", Self::Idle),
+        ("10k", Self::Low),
+        ("100k", Self::High),
+        ("unlimited", Self::Unlimited),
+    ];
 }
 
 impl RateArg {
@@ -94,9 +122,9 @@ pub struct MoveCase {
     /// The tracker, and with it the accelerator.
     pub tracker: TrackerArg,
     /// Which pages RAM has.
-    pub pages: PagesArg,
+    pub pages: Pages,
     /// What is behind it.
-    pub backing: BackingArg,
+    pub backing: Backing,
     /// vCPUs.
     pub cpus: u32,
     /// Order in which the guest writes.
@@ -121,8 +149,8 @@ impl Default for MoveCase {
     fn default() -> Self {
         Self {
             tracker: TrackerArg::Log,
-            pages: PagesArg::Small,
-            backing: BackingArg::Anon,
+            pages: Pages::Small,
+            backing: Backing::Anon,
             cpus: 1,
             pattern: Pattern::Random,
             rate: RateArg::Low,
@@ -138,10 +166,10 @@ impl Default for MoveCase {
 
 impl MoveCase {
     /// KVM or threads.
-    pub fn accel(&self) -> AccelArg {
+    pub fn accel(&self) -> Accel {
         match self.tracker {
-            TrackerArg::WpAsync | TrackerArg::Stage2 => AccelArg::Threads,
-            _ => AccelArg::Kvm,
+            TrackerArg::WpAsync | TrackerArg::Stage2 => Accel::Threads,
+            _ => Accel::Kvm,
         }
     }
 
@@ -200,15 +228,15 @@ impl fmt::Display for MoveCase {
         write!(
             f,
             "tracker={},pages={},backing={},cpus={},pattern={},rate={},dma={},channel={},way={},seed={}",
-            name(self.tracker),
-            name(self.pages),
-            name(self.backing),
+            self.tracker.name(),
+            self.pages.name(),
+            self.backing.name(),
             self.cpus,
             self.pattern.name(),
-            name(self.rate),
-            name(self.dma),
-            name(self.channel),
-            name(self.way),
+            self.rate.name(),
+            self.dma.name(),
+            self.channel.name(),
+            self.way.name(),
             self.seed,
         )?;
         if self.moves > 0 {

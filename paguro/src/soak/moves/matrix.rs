@@ -1,7 +1,8 @@
 //! All machines that move: the full matrix, and a selection in which every two values meet.
 
+use paguro_lab::{Backing, Pages};
+
 use super::case::{ChannelArg, MoveCase, RateArg, TrackerArg, WayArg};
-use crate::cli::{BackingArg, PagesArg};
 use crate::soak::case::{Dma, PATTERNS};
 use crate::soak::pairs;
 use crate::soak::rng::Rng;
@@ -24,8 +25,8 @@ fn case(choice: &[usize; SIZES.len()]) -> MoveCase {
             TrackerArg::LogNotAllSet,
             TrackerArg::Stage2,
         ][choice[0]],
-        pages: [PagesArg::Small, PagesArg::Thp, PagesArg::Huge][choice[1]],
-        backing: [BackingArg::Anon, BackingArg::Memfd][choice[2]],
+        pages: [Pages::Small, Pages::Thp, Pages::Huge][choice[1]],
+        backing: [Backing::Anon, Backing::Memfd][choice[2]],
         cpus: [1, 2][choice[3]],
         pattern: PATTERNS[choice[PATTERN]],
         rate: [

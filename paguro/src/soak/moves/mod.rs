@@ -9,15 +9,15 @@ pub mod case;
 pub mod matrix;
 
 use anyhow::{Context, Result, bail};
+use paguro_lab::machine::Parameters;
+use paguro_lab::{Backing, HugePages, Machine, MachineOptions, Pages};
 use paguro_oracle::Report;
 use paguro_workload::Spec;
 use paguro_workload::spec::Bytes;
 
+use super::Program;
 use super::rng::Rng;
 use super::walk::{MOMENT_US, Walked, follow};
-use crate::cli::{BackingArg, PagesArg};
-use crate::lab::machine::Parameters;
-use crate::lab::{HugePages, Machine, MachineOptions};
 use case::{MoveCase, RateArg, TrackerArg};
 
 /// RAM of a machine by the seed. The third is no multiple of 2 MiB.
@@ -27,13 +27,13 @@ const MEMORY_BYTES: [u64; 4] = [16 << 20, 32 << 20, (40 << 20) + (12 << 10), 64 
 const RING_ENTRIES: [u32; 3] = [1024, 4096, 65536];
 
 /// Runs a case. What was done so far stands in `walked`, also after an error: something was wrong,
-/// or did not work. `sabotage` is the name of what is broken on purpose, or nothing.
-pub fn walk(case: &MoveCase, sabotage: &str, walked: &mut Walked) -> Result<()> {
+/// or did not work.
+pub(super) fn walk(case: &MoveCase, program: Program<'_>, walked: &mut Walked) -> Result<()> {
     let mut rng = Rng::new(case.seed);
-    let options = machine(case, &mut rng, sabotage);
+    let options = machine(case, &mut rng, program);
     let _pool = match case.pages {
         // Two machines at a time.
-        PagesArg::Huge => {
+        Pages::Huge => {
             Some(HugePages::reserve(2 * options.memory_bytes).map_err(anyhow::Error::msg)?)
         }
         _ => None,
@@ -43,13 +43,13 @@ pub fn walk(case: &MoveCase, sabotage: &str, walked: &mut Walked) -> Result<()> 
         rng,
         options,
         walked,
-        is_plain: !sabotage.is_empty(),
+        is_plain: !program.sabotage.is_empty(),
     };
     journey.run()
 }
 
-fn machine(case: &MoveCase, rng: &mut Rng, sabotage: &str) -> MachineOptions {
-    let huge = case.pages == PagesArg::Huge;
+fn machine(case: &MoveCase, rng: &mut Rng, program: Program<'_>) -> MachineOptions {
+    let huge = case.pages == Pages::Huge;
     let memory_bytes = match (case.memory_bytes, rng.pick(&MEMORY_BYTES)) {
         (0, drawn) if huge => drawn.next_multiple_of(2 << 20),
         (0, drawn) => drawn,
@@ -65,7 +65,7 @@ fn machine(case: &MoveCase, rng: &mut Rng, sabotage: &str) -> MachineOptions {
         ..Spec::default()
     };
     let ring = rng.pick(&RING_ENTRIES);
-    let forces = [case.force(), sabotage];
+    let forces = [case.force(), program.sabotage];
     let forces: Vec<_> = forces.into_iter().filter(|name| !name.is_empty()).collect();
     MachineOptions {
         memory_bytes,
@@ -79,7 +79,7 @@ fn machine(case: &MoveCase, rng: &mut Rng, sabotage: &str) -> MachineOptions {
         stage2: case.tracker == TrackerArg::Stage2,
         dirty_ring_entries: (case.tracker == TrackerArg::Ring).then_some(ring),
         force: forces.join(","),
-        ..MachineOptions::default()
+        ..MachineOptions::new(program.file)
     }
 }
 
@@ -97,7 +97,7 @@ impl Journey<'_> {
         let mut here = Machine::start(&self.options).context("the first machine")?;
         let some = self.rng.within(1..self.many());
         here.wait_writes(some)?;
-        if self.case.pages == PagesArg::Thp && self.case.backing == BackingArg::Memfd {
+        if self.case.pages == Pages::Thp && self.case.backing == Backing::Memfd {
             here.collapse()?;
         }
         let count = match self.case.moves {

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use super::host::field_kib;
+use crate::host::field_kib;
 
 /// About the RAM blocks of a machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

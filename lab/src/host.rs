@@ -104,7 +104,7 @@ fn turn() -> io::Result<File> {
 }
 
 /// The number behind a name in a file of `/proc` that gives sizes in KiB.
-pub(super) fn field_kib(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field_kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }

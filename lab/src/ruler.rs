@@ -25,7 +25,7 @@ use anyhow::{Context, Result, bail};
 use paguro_sys::Mapping;
 use paguro_workload::progress::{LAST_TICKS, LONG_GAPS, PROGRESS_BYTES, WRITES, gaps};
 
-use crate::lab::now_ns;
+use crate::now_ns;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_micros(50);

@@ -1,9 +1,13 @@
-//! What `demo`, `soak` and `bench` share: machines in processes of their own, seen from outside.
+//! Machines of the program paguro in processes of their own, driven and watched from outside.
 //!
-//! A machine is a child process of this very program, spoken to over its control socket. What is
-//! said about it is never its own word: the guest's progress is read from the memory that it
-//! shares with the host and timed by this process's clock, and its RAM is compared with the
-//! workload's arithmetic by `paguro-oracle`, in the file and through `/proc/PID/mem`.
+//! Tests, `paguro demo`, `paguro soak` and `paguro bench` share this. A machine is a child process, of
+//! whatever file the program is in, spoken to over its control socket. What is said about it is never
+//! its own word: the guest's progress is read from the memory that it shares with the host and timed by
+//! this process's clock, and its RAM is compared with the workload's arithmetic by `paguro-oracle`, in
+//! the file and through `/proc/PID/mem`.
+//!
+//! Nothing of the engine is used here, and of the program its command line and its control socket only.
+//! Errors are for whoever reads them, with all that the machine said last: `anyhow`'s.
 //!
 //! | room | for |
 //! |---|---|
@@ -11,9 +15,13 @@
 //! | [`options`] | how such a machine is to be |
 //! | [`progress`] | the counters that the guest posts |
 //! | [`watcher`] | the outside clock: gaps, rates, time lost |
+//! | [`ruler`] | the same for one vCPU, with the gaps that the guest lists |
 //! | [`check`] | every page against the oracle |
+//! | [`certificates`] | for channels that are encrypted |
 //! | [`smaps`] | what the kernel says about a child's memory |
 //! | [`host`] | what this host has to offer: KVM, 2 MiB pages, room for files |
+
+#![forbid(unsafe_code)]
 
 pub mod certificates;
 pub mod check;
@@ -21,13 +29,16 @@ pub mod host;
 pub mod machine;
 pub mod options;
 pub mod progress;
+pub mod ruler;
 pub mod smaps;
 pub mod watcher;
 
 pub use check::{Tally, check_file};
 pub use host::HugePages;
 pub use machine::{Channel, Machine};
-pub use options::MachineOptions;
+pub use options::{
+    Accel, Backing, Choice, DmaConfig, MachineOptions, Pages, Prefetch, RestoreMode,
+};
 pub use progress::ProgressFile;
 pub use watcher::{Record, Watcher};
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use paguro_workload::progress::{PROGRESS_BYTES, WRITES};
 use tempfile::NamedTempFile;
 
-use super::host;
+use crate::host;
 
 /// The progress memory of one machine: a file in memory where there is such a place.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{ProgressFile, now_ns};
+use crate::{ProgressFile, now_ns};
 
 /// Time between two samples.
 pub const PERIOD: Duration = Duration::from_micros(50);

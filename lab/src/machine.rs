@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,13 +13,15 @@ use paguro_qmp::Client;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::smaps::{self, ProcessMemory, RamMemory};
-use super::{MachineOptions, ProgressFile};
-use crate::force;
+use crate::smaps::{self, ProcessMemory, RamMemory};
+use crate::{MachineOptions, ProgressFile};
 
 /// What anything may take before it is given up: long, because hosts can be slow and busy, and
 /// only something that is stuck gets there.
 pub const IN_VAIN: Duration = Duration::from_secs(60);
+
+/// The environment variable by which the program is told what to force and to break.
+pub const FORCE: &str = "PAGURO_FORCE";
 
 /// Between two looks at something that will change soon.
 pub const POLL: Duration = Duration::from_millis(2);
@@ -34,14 +36,14 @@ pub struct Machine {
     /// `None` while somebody else has its control socket, which is for one client at a time.
     client: Option<Client>,
     progress: Arc<ProgressFile>,
-    pub(super) defaults: Parameters,
+    pub(crate) defaults: Parameters,
     dir: TempDir,
     /// Closed when this process ends, in whatever way; the child ends with it.
     _leash: Option<OwnedFd>,
 }
 
 /// How two machines of the lab are connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Channel {
     /// Over the loopback.
@@ -114,12 +116,11 @@ impl Machine {
         let dir = tempfile::Builder::new().prefix("paguro-").tempdir()?;
         let socket = dir.path().join("qmp.sock");
         let log = std::fs::File::create(dir.path().join("stderr"))?;
-        let program = program()?;
         let mut command = match options.through.split_first() {
-            None => Command::new(program),
+            None => Command::new(&options.program),
             Some((first, rest)) => {
                 let mut command = Command::new(first);
-                command.args(rest).arg(program);
+                command.args(rest).arg(&options.program);
                 command
             }
         };
@@ -130,12 +131,12 @@ impl Machine {
             .arg("--x-progress")
             .arg(progress.path())
             .arg("--x-end-with-stdin")
-            .env_remove(force::VARIABLE)
+            .env_remove(FORCE)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log);
         if !options.force.is_empty() {
-            command.env(force::VARIABLE, &options.force);
+            command.env(FORCE, &options.force);
         }
         let mut child = command.spawn().context("cannot start a machine")?;
         spawned(child.id());
@@ -169,12 +170,6 @@ impl Machine {
     /// What it was made of.
     pub fn options(&self) -> &MachineOptions {
         &self.options
-    }
-
-    /// A directory that goes with it.
-    #[allow(dead_code, reason = "for campaigns of migrations, which come to be")]
-    pub fn directory(&self) -> &Path {
-        self.dir.path()
     }
 
     /// The guest's counters.
@@ -542,11 +537,6 @@ impl Drop for Machine {
     fn drop(&mut self) {
         kill(&mut self.child);
     }
-}
-
-/// This very program.
-pub fn program() -> Result<PathBuf> {
-    std::env::current_exe().context("cannot find the file of this program")
 }
 
 fn connect(child: &mut Child, socket: &Path) -> Result<Client> {
