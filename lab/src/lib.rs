@@ -14,8 +14,7 @@
 //! | [`machine`] | a machine as a child process, and what can be asked of it |
 //! | [`options`] | how such a machine is to be |
 //! | [`progress`] | the counters that the guest posts |
-//! | [`watcher`] | the outside clock: gaps, rates, time lost |
-//! | [`ruler`] | the same for one vCPU, with the gaps that the guest lists |
+//! | [`ruler`] | the outside clock: times without progress, rates, time lost |
 //! | [`check`] | every page against the oracle |
 //! | [`certificates`] | for channels that are encrypted |
 //! | [`smaps`] | what the kernel says about a child's memory |
@@ -31,7 +30,6 @@ pub mod options;
 pub mod progress;
 pub mod ruler;
 pub mod smaps;
-pub mod watcher;
 
 pub use check::{Tally, check_file};
 pub use host::HugePages;
@@ -40,7 +38,7 @@ pub use options::{
     Accel, Backing, Choice, DmaConfig, MachineOptions, Pages, Prefetch, RestoreMode,
 };
 pub use progress::ProgressFile;
-pub use watcher::{Record, Watcher};
+pub use ruler::{Record, Ruler, Window};
 
 /// The host's CLOCK_MONOTONIC, in nanoseconds: the clock of all stamps here and in the engine's
 /// reports.

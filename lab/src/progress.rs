@@ -52,7 +52,8 @@ impl ProgressFile {
         (0..self.vcpus).map(|vcpu| self.writes(vcpu)).sum()
     }
 
-    fn word(&self, vcpu: usize, offset: usize) -> u64 {
+    /// A word of what a vCPU posts; 0 before it posts anything.
+    pub(crate) fn word(&self, vcpu: usize, offset: usize) -> u64 {
         let mut word = [0; 8];
         let at = (vcpu * PROGRESS_BYTES + offset) as u64;
         match self.file().read_exact_at(&mut word, at) {

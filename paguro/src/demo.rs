@@ -11,7 +11,7 @@ use paguro_lab::check::describe;
 use paguro_lab::machine::Parameters;
 use paguro_lab::{
     Accel, Choice, HugePages, Machine, MachineOptions, Pages, Prefetch, ProgressFile, Record,
-    RestoreMode, Watcher, check_file, host, now_ns,
+    RestoreMode, Ruler, Window, check_file, host, now_ns,
 };
 use paguro_oracle::Report;
 use paguro_sys::{Host, Userfault};
@@ -36,7 +36,7 @@ const SMALL_HOST_BYTES: u64 = 2 << 30;
 /// The windows before and after the snapshot.
 const WINDOW: Duration = Duration::from_millis(500);
 
-/// The watcher's room.
+/// The ruler's room.
 const MOST: Duration = Duration::from_secs(60);
 
 const PAGE_BYTES: u64 = 4096;
@@ -201,7 +201,7 @@ impl Demo<'_> {
         // A pass over the set touches each page once; the first one is not what is measured.
         source.wait_writes(2 * set_pages)?;
         let before = source.process_memory()?;
-        let watcher = Watcher::start(source.progress().clone(), MOST)?;
+        let ruler = Ruler::lay(source.progress().clone(), MOST)?;
         let idle_from = now_ns();
         std::thread::sleep(WINDOW);
         // On a busy host it may have got no time meanwhile.
@@ -214,12 +214,12 @@ impl Demo<'_> {
         self.outcome.page_table_bytes = tables.saturating_sub(before.page_table_bytes);
         std::thread::sleep(WINDOW);
         let after_to = now_ns();
-        let record = watcher.stop();
+        let record = ruler.read();
         self.measure(
             &record,
             &report,
-            (idle_from, idle_to),
-            (after_from, after_to),
+            Window::new(idle_from, idle_to),
+            Window::new(after_from, after_to),
         );
         if source.ram_memory()?.is_registered {
             self.complain("guest RAM is still registered with a userfaultfd".to_owned());
@@ -231,24 +231,25 @@ impl Demo<'_> {
         source.quit()
     }
 
-    fn measure(&mut self, record: &Record, report: &Value, idle: (u64, u64), after: (u64, u64)) {
+    fn measure(&mut self, record: &Record, report: &Value, idle: Window, after: Window) {
         let number = |field: &str| report[field].as_u64().unwrap_or(0);
         let (begin, free) = (number("begin_at_ns"), number("free_at_ns"));
+        let whole = Window::new(begin, free);
         let pause = number("pause_at_ns");
         let pause_end = pause + 1000 * number("pause_us");
-        let before = record.rate_pages_per_s(idle.0, idle.1);
-        let lost = record.time_lost_ns(begin, free, before).max(0.0);
+        let before = record.rate_pages_per_s(idle);
+        let lost = record.lost_ns(whole, before).max(0.0);
         let outcome = &mut self.outcome;
-        outcome.pause_us = record.gap_across(pause, pause_end).ns / 1000;
+        outcome.pause_us = record.still_across(Window::new(pause, pause_end)).ns / 1000;
         outcome.engine_pause_us = number("pause_us");
         outcome.time_lost_us = (lost / 1000.0) as u64;
         outcome.snapshot_us = free.saturating_sub(begin) / 1000;
-        outcome.longest_stall_us = record.longest_gap(begin, free).ns / 1000;
-        outcome.idle_stall_us = record.longest_gap(idle.0, idle.1).ns / 1000;
-        outcome.idle_us = (idle.1 - idle.0) / 1000;
+        outcome.longest_stall_us = record.longest_still(whole).ns / 1000;
+        outcome.idle_stall_us = record.longest_still(idle).ns / 1000;
+        outcome.idle_us = idle.ns() / 1000;
         outcome.rate_before = before as u64;
-        outcome.rate_during = record.rate_pages_per_s(begin, free) as u64;
-        outcome.rate_after = record.rate_pages_per_s(after.0, after.1) as u64;
+        outcome.rate_during = record.rate_pages_per_s(whole) as u64;
+        outcome.rate_after = record.rate_pages_per_s(after) as u64;
         outcome.file_bytes = number("file_bytes");
         outcome.written_bytes = number("written_bytes");
         outcome.normal_pages = number("normal_pages");
@@ -269,11 +270,11 @@ impl Demo<'_> {
         self.step("restoring it in a second process")?;
         let lazy = options.restored(file, RestoreMode::Lazy, Prefetch::Unlimited);
         let progress = Arc::new(ProgressFile::create(options.cpus)?);
-        let watcher = Watcher::start(progress.clone(), MOST)?;
+        let ruler = Ruler::lay(progress.clone(), MOST)?;
         let mut back = Machine::start_watched(&lazy, progress).context("cannot restore")?;
         let saved_writes: u64 = saved.vcpus.iter().map(|vcpu| vcpu.done).sum();
         back.wait_total(saved_writes + 1)?;
-        let record = watcher.stop();
+        let record = ruler.read();
         let main_at = back.main_at_ns()?;
         match record.first_change_ns() {
             Some(first) => self.outcome.first_instruction_us = first.saturating_sub(main_at) / 1000,

@@ -74,9 +74,9 @@ pub fn bare_fault(accel: Accel, host: &Host) -> Result<BareFault> {
     wait_before();
     let window = rig.fault_once(FAULTS)?;
     wait_before();
-    let record = ruler.read()?;
-    let mut stalls: Vec<f64> = record
-        .gaps_in(window)
+    let gaps = ruler.read().gaps()?;
+    let mut stalls: Vec<f64> = gaps
+        .within(window)
         .map(|gap| gap.ns() as f64 / 1e3)
         .collect();
     // As for snapshots: as many of the longest as there were faults.
@@ -110,7 +110,9 @@ pub fn protect_once(
         wait_before();
         let whole = rig.protect_once()?;
         wait_for_idle(whole);
-        let record = ruler.read()?;
+        let record = ruler.read();
+        // What was not all seen says nothing.
+        record.gaps()?;
         let around = Around {
             record: &record,
             whole,

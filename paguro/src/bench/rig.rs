@@ -25,6 +25,8 @@ use paguro_workload::Spec;
 use paguro_workload::layout::AREA_START;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::run::MOST;
+
 /// Between two steps, as the engine has it.
 const BREATH: Duration = Duration::from_micros(30);
 
@@ -41,7 +43,7 @@ pub struct Rig {
     uffd: Arc<Uffd>,
     vm: Arc<Vm>,
     ram: GuestRam,
-    progress: ProgressFile,
+    progress: Arc<ProgressFile>,
 }
 
 struct Reader {
@@ -61,7 +63,7 @@ impl Rig {
         gap_threshold_us: u64,
         host: &Host,
     ) -> Result<Self> {
-        let progress = ProgressFile::create(1)?;
+        let progress = Arc::new(ProgressFile::create(1)?);
         let config = Config {
             accel,
             pages,
@@ -104,7 +106,7 @@ impl Rig {
 
     /// Watches its guest from now on.
     pub fn ruler(&self) -> Result<Ruler> {
-        Ruler::lay(self.progress.path())
+        Ok(Ruler::lay_on_list(self.progress.clone(), MOST)?)
     }
 
     /// Protects `pages` pages of the workload's area; the window in which the guest met them.

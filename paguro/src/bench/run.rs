@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use paguro_lab::ruler::{Record, Ruler, Window};
+use paguro_lab::ruler::{Gaps, Record, Ruler, Window};
 use paguro_lab::{Machine, now_ns};
 use serde_json::{Value, json};
 
@@ -22,6 +22,9 @@ use super::variant::Variant;
 /// How often a snapshot is asked how far it is. Often enough to see page tables grow, and seldom
 /// enough not to be what the guest waits for.
 const POLL: Duration = Duration::from_millis(10);
+
+/// What is watched at most: a big machine, and as long again without a snapshot.
+pub const MOST: Duration = Duration::from_secs(120);
 
 /// The guest alone, before a snapshot.
 const BEFORE: Duration = Duration::from_millis(200);
@@ -65,7 +68,7 @@ impl Around<'_> {
         let begin = self.whole.from_ns;
         let before = Window::new(begin - BEFORE.as_nanos() as u64 * 4 / 5, begin - 1_000_000);
         let after = self.idle(self.affected());
-        (self.record.rate(before) + self.record.rate(after)) / 2.0
+        (self.record.rate_pages_per_s(before) + self.record.rate_pages_per_s(after)) / 2.0
     }
 
     /// Guest time lost.
@@ -85,6 +88,8 @@ pub struct Run {
     report: Value,
     /// What was seen of the guest.
     pub record: Record,
+    /// Of it, what the guest listed.
+    pub gaps: Gaps,
     /// From the command until the last protection was gone.
     pub whole: Window,
     /// From the order to pause until the machine was told to run on.
@@ -105,7 +110,7 @@ impl Run {
         warm_host(bytes + bytes / 2);
         fill::reset_peak(machine)?;
         let before = machine.process_memory()?;
-        let ruler = Ruler::lay(machine.progress().path())?;
+        let ruler = Ruler::lay_on_list(machine.progress().clone(), MOST)?;
         wait_before();
         let mut page_tables = before.page_table_bytes;
         machine.begin_snapshot(&path, &variant.parameters(), true)?;
@@ -132,10 +137,12 @@ impl Run {
         let pause = Window::new(pause, pause + number("pause_us")? * 1000);
         let teardown = Window::new(free - number("teardown_us")? * 1000, free);
         wait_for_idle(whole);
-        let record = ruler.read()?;
+        let record = ruler.read();
+        let gaps = record.gaps()?;
         std::fs::remove_file(&path).context("cannot remove a snapshot")?;
         Ok(Self {
             record,
+            gaps,
             whole,
             pause,
             teardown,
@@ -166,7 +173,7 @@ impl Run {
 
     /// The longest gap that began in `phase` and does not reach into the pause.
     pub fn longest_us(&self, phase: Window) -> f64 {
-        let own = self.record.gaps_in(phase).filter(|gap| {
+        let own = self.gaps.within(phase).filter(|gap| {
             let begins_here = gap.from_ns >= phase.from_ns || phase.from_ns == self.whole.from_ns;
             begins_here && !gap.meets(&self.pause)
         });
@@ -174,18 +181,18 @@ impl Run {
     }
 
     pub fn idle_longest_us(&self, phase: Window) -> f64 {
-        self.record.longest_gap_ns(self.idle(phase)) as f64 / 1e3
+        self.gaps.longest_ns(self.idle(phase)) as f64 / 1e3
     }
 
     pub fn stalls_us(&self) -> Vec<f64> {
         let window = Window::new(self.pause.to_ns, self.whole.to_ns);
-        let own = self.record.gaps_in(window);
+        let own = self.gaps.within(window);
         self.as_many_as_faults(own.filter(|gap| !gap.meets(&self.pause)))
     }
 
     pub fn idle_stalls_us(&self) -> Vec<f64> {
         let window = self.idle(Window::new(self.pause.to_ns, self.whole.to_ns));
-        self.as_many_as_faults(self.record.gaps_in(window))
+        self.as_many_as_faults(self.gaps.within(window))
     }
 
     fn as_many_as_faults(&self, gaps: impl Iterator<Item = Window>) -> Vec<f64> {

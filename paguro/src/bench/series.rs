@@ -139,8 +139,8 @@ impl Series {
             seen_us: spread(&|run| run.longest_us(window(run))),
             idle_us: spread(&|run| run.idle_longest_us(window(run))),
         };
-        let whole_us = |run: &Run| run.record.longest_gap_ns(run.whole) as f64 / 1e3;
-        let still_us = |run: &Run| run.record.longest_still_ns(run.whole) as f64 / 1e3;
+        let whole_us = |run: &Run| run.gaps.longest_ns(run.whole) as f64 / 1e3;
+        let still_us = |run: &Run| run.record.still_across(run.whole).ns as f64 / 1e3;
         let stalls: Vec<f64> = all.iter().flat_map(Run::stalls_us).collect();
         let idle_stalls: Vec<f64> = all.iter().flat_map(Run::idle_stalls_us).collect();
         let runs = all.len().max(1) as f64;
@@ -151,7 +151,7 @@ impl Series {
             runs: all.len(),
             arming: phase(&Run::arming),
             pause: Gaps {
-                seen_us: spread(&|run| run.record.longest_gap_ns(run.pause) as f64 / 1e3),
+                seen_us: spread(&|run| run.gaps.longest_ns(run.pause) as f64 / 1e3),
                 idle_us: spread(&|run| run.idle_longest_us(run.pause)),
             },
             saving: phase(&Run::saving),
@@ -161,7 +161,7 @@ impl Series {
                 idle_us: spread(&|run| run.idle_longest_us(run.whole)),
             },
             excess_us: spread(&|run| whole_us(run) - run.idle_longest_us(run.whole)),
-            pause_still_us: spread(&|run| run.record.longest_still_ns(run.pause) as f64 / 1e3),
+            pause_still_us: spread(&|run| run.record.still_across(run.pause).ns as f64 / 1e3),
             clock_difference_us: spread(&|run| whole_us(run) - still_us(run)),
             stalls: Stalls {
                 count: stalls.len() as f64 / runs,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use paguro_lab::machine::Parameters;
-use paguro_lab::{Accel, Backing, Channel, Choice, Machine, MachineOptions, Watcher, host};
+use paguro_lab::{Accel, Backing, Channel, Choice, Machine, MachineOptions, Ruler, Window, host};
 use paguro_workload::Spec;
 use paguro_workload::spec::Op;
 use serde_json::json;
@@ -160,13 +160,13 @@ impl<'a> Campaign<'a> {
             let mut all = Vec::new();
             for _ in 0..5 {
                 let most = std::time::Duration::from_secs(10);
-                let watcher = Watcher::start(machine.progress().clone(), most)?;
+                let ruler = Ruler::lay(machine.progress().clone(), most)?;
                 let report = machine.snapshot(&path, &variant.parameters(), true)?;
-                let record = watcher.stop();
+                let record = ruler.read();
                 std::fs::remove_file(&path)?;
                 let at = report["pause_at_ns"].as_u64().context("no pause")?;
                 let us = report["pause_us"].as_u64().context("no pause")?;
-                all.push(record.gap_across(at, at + us * 1000).ns as f64 / 1e3);
+                all.push(record.still_across(Window::new(at, at + us * 1000)).ns as f64 / 1e3);
             }
             Ok(Spread::of(all))
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use paguro_lab::machine::Parameters;
-use paguro_lab::{Channel, Machine, MachineOptions, Watcher, now_ns};
+use paguro_lab::{Channel, Machine, MachineOptions, Ruler, Window, now_ns};
 use paguro_workload::Spec;
 use serde_json::{Value, json};
 
@@ -85,23 +85,25 @@ impl Traveller {
     ) -> Result<MoveSeen> {
         let mut both = self.both(way, interrupts)?;
         let progress = [&both.here, &both.there].map(|machine| machine.progress().clone());
-        let watcher = Watcher::follow(progress.to_vec(), MOST)?;
+        let ruler = Ruler::follow(progress.to_vec(), MOST)?;
         std::thread::sleep(BEFORE);
         let begin = now_ns();
         let report = both.go(way, parameters)?;
         let seen_end = now_ns();
         std::thread::sleep(AFTER);
-        let record = watcher.stop();
+        let record = ruler.read();
         both.here.quit()?;
         self.machine = Some(both.there);
-        let idle = record.longest_gap(begin - BEFORE.as_nanos() as u64 * 4 / 5, begin);
-        let gap = record.gap_across(begin, seen_end);
-        let before = record.rate_pages_per_s(begin - BEFORE.as_nanos() as u64 * 4 / 5, begin);
-        let while_moving = record.rate_pages_per_s(begin, gap.at_ns.max(begin + 1));
+        let alone = Window::new(begin - BEFORE.as_nanos() as u64 * 4 / 5, begin);
+        let idle = record.longest_still(alone);
+        let still = record.still_across(Window::new(begin, seen_end));
+        let before = record.rate_pages_per_s(alone);
+        let moving = Window::new(begin, still.at_ns.max(begin + 1));
+        let while_moving = record.rate_pages_per_s(moving);
         Ok(MoveSeen {
-            seen_us: gap.ns as f64 / 1e3,
+            seen_us: still.ns as f64 / 1e3,
             idle_us: idle.ns as f64 / 1e3,
-            blind_us: gap.blind_ns as f64 / 1e3,
+            blind_us: still.blind_ns as f64 / 1e3,
             rate_before: before,
             rate_meanwhile: while_moving,
             report,
