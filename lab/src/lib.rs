@@ -19,11 +19,13 @@
 //! | [`certificates`] | for channels that are encrypted |
 //! | [`smaps`] | what the kernel says about a child's memory |
 //! | [`host`] | what this host has to offer: KVM, 2 MiB pages, room for files |
+//! | [`console`] | who follows a long work, and may end it |
 
 #![forbid(unsafe_code)]
 
 pub mod certificates;
 pub mod check;
+pub mod console;
 pub mod host;
 pub mod machine;
 pub mod options;
@@ -32,6 +34,7 @@ pub mod ruler;
 pub mod smaps;
 
 pub use check::{Tally, check_file};
+pub use console::Console;
 pub use host::HugePages;
 pub use machine::{Channel, Machine};
 pub use options::{

@@ -16,6 +16,7 @@
 //! | [`migrate`] | `migrate`: asks a running machine to move to another process |
 //! | [`inspect`] | `inspect`: looks into a file |
 //! | [`demo`], [`mod@bench`], [`soak`] | try and measure all of it |
+//! | [`console`] | the terminal, as these see it |
 //! | [`hints`] | what an operator can do about an error |
 //! | [`log`] | what is said on standard error, which nobody may be reading |
 //! | [`reserve`] | memory that is kept back for when there is none |
@@ -26,6 +27,7 @@
 
 mod bench;
 mod cli;
+mod console;
 mod demo;
 mod done;
 mod ending;

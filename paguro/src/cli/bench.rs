@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use paguro_soak::{FailureCase, Trial};
 
 use super::PagesArg;
-use crate::soak::{FailureCase, Trial};
 
 /// `paguro bench`
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use paguro_lab::{Machine, Prefetch, ProgressFile, RestoreMode, check_file};
 use super::blow::Blow;
 use super::case::{Kind, Party};
 use super::scene::Scene;
-use crate::soak::walk::follow;
+use crate::walk::follow;
 
 /// Runs a case.
 pub fn run(scene: &mut Scene<'_>) -> Result<()> {

@@ -278,7 +278,7 @@ pub fn size(value: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::soak::{matrix::full, rng::Rng};
+    use crate::{matrix::full, rng::Rng};
 
     #[test]
     fn every_case_of_the_matrix_has_a_text_of_its_own() {

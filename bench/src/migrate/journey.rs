@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use paguro_lab::machine::Parameters;
-use paguro_lab::{Channel, Machine, MachineOptions, Ruler, Window, now_ns};
+use paguro_lab::{Channel, Console, Machine, MachineOptions, Ruler, Window, now_ns};
 use paguro_workload::Spec;
 use serde_json::{Value, json};
 
 use super::campaign::MEMORY_BYTES;
 use super::figures::{Engine, MoveSeen};
-use crate::bench::fill::{Part, fill};
-use crate::bench::setup::warm_host;
-use crate::interrupt::Interrupts;
+use crate::fill::{Part, fill};
+use crate::setup::warm_host;
 
 /// The guest alone, before a move.
 const BEFORE: Duration = Duration::from_millis(200);
@@ -81,9 +80,9 @@ impl Traveller {
         &mut self,
         way: Way,
         parameters: &Parameters,
-        interrupts: &Interrupts,
+        console: &dyn Console,
     ) -> Result<MoveSeen> {
-        let mut both = self.both(way, interrupts)?;
+        let mut both = self.both(way, console)?;
         let progress = [&both.here, &both.there].map(|machine| machine.progress().clone());
         let ruler = Ruler::follow(progress.to_vec(), MOST)?;
         std::thread::sleep(BEFORE);
@@ -115,17 +114,17 @@ impl Traveller {
         &mut self,
         way: Way,
         parameters: &Parameters,
-        interrupts: &Interrupts,
+        console: &dyn Console,
     ) -> Result<Engine> {
-        let mut both = self.both(way, interrupts)?;
+        let mut both = self.both(way, console)?;
         let report = both.go(way, parameters)?;
         both.here.quit()?;
         self.machine = Some(both.there);
         Ok(report)
     }
 
-    fn both(&mut self, way: Way, interrupts: &Interrupts) -> Result<Both> {
-        if interrupts.came() {
+    fn both(&mut self, way: Way, console: &dyn Console) -> Result<Both> {
+        if console.is_interrupted() {
             bail!("interrupted");
         }
         warm_host(MEMORY_BYTES);

@@ -22,5 +22,6 @@ mod table;
 mod throughput;
 
 pub use aims::judge;
-pub use campaign::Campaign;
+pub use campaign::{Campaign, Part};
+pub use figures::Figures;
 pub use table::print;

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use super::figures::Figures;
-use crate::bench::stats::Spread;
-use crate::bench::text::{Table, size, time};
+use crate::stats::Spread;
+use crate::text::{Table, size, time};
 
 const PEERS: &str = "\
 Peers on a machine of 2 cores with KVM by software, 512 MiB, 256 MiB of it written, one connection:

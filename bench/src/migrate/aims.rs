@@ -1,8 +1,8 @@
 //! The project's aims for migrations, and whether they were reached.
 
 use super::figures::{Figures, Moves};
-use crate::bench::report::Aim;
-use crate::bench::text::time;
+use crate::report::Aim;
+use crate::text::time;
 
 /// Judges all that was measured.
 pub fn judge(figures: &Figures) -> Vec<Aim> {

@@ -3,9 +3,9 @@
 use paguro_lab::{Backing, Pages};
 
 use super::case::{ChannelArg, MoveCase, RateArg, TrackerArg, WayArg};
-use crate::soak::case::{Dma, PATTERNS};
-use crate::soak::pairs;
-use crate::soak::rng::Rng;
+use crate::case::{Dma, PATTERNS};
+use crate::pairs;
+use crate::rng::Rng;
 
 /// How many values each dimension has. In the full matrix the order and the device of each case are
 /// drawn, and the channel of what is not in the stream: the product of all would take days.

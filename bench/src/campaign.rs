@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use paguro_lab::{Accel, Backing, Choice, HugePages, Machine, MachineOptions, Pages, host};
+use paguro_lab::{
+    Accel, Backing, Choice, Console, HugePages, Machine, MachineOptions, Pages, host,
+};
 use paguro_ram::PageKind;
 use paguro_sys::{HUGE_PAGE_BYTES, Host};
 use paguro_workload::Spec;
@@ -17,50 +19,44 @@ use super::limits::{self, MEMORY_BYTES, SET_BYTES, full_speed};
 use super::plan::{GuestLoad, MIB, Plan};
 use super::report::{Beside, OfBacking, Report, Resident, RulerTest, Throughput};
 use super::series::{Series, What, measure};
-use super::setup::{
-    IDLE_SET, SPARE, files_in, pages_name, room_for, room_in, snapshot, warm, warm_host,
-};
+use super::setup::{IDLE_SET, SPARE, files_in, room_for, room_in, snapshot, warm, warm_host};
 use super::stats::Spread;
 use super::variant::{SLEEP_US, Variant};
-use crate::interrupt::Interrupts;
-use crate::progress::Bar;
 
 /// Less than a fault through KVM costs.
 const GAP_THRESHOLD_US: u64 = 20;
 
 /// A campaign under way.
 pub struct Campaign<'a> {
-    program: PathBuf,
+    program: &'a Path,
     plan: Plan,
     accel: Accel,
     host: Host,
     /// For throughput, beside memory.
     dir: &'a Path,
-    bar: Bar,
-    interrupts: &'a Interrupts,
+    console: &'a dyn Console,
     report: Report,
 }
 
 impl<'a> Campaign<'a> {
     /// On this host.
     pub fn new(
-        program: PathBuf,
+        program: &'a Path,
         quick: bool,
         accel: Accel,
         host: Host,
         dir: &'a Path,
-        interrupts: &'a Interrupts,
+        console: &'a dyn Console,
     ) -> Self {
         let plan = if quick { Plan::quick() } else { Plan::full() };
-        let bar = Bar::steps("measuring", plan.steps());
+        console.begin("measuring", plan.steps());
         Self {
             program,
             plan,
             accel,
             host,
             dir,
-            bar,
-            interrupts,
+            console,
             report: Report {
                 quick,
                 accel: accel.name(),
@@ -88,7 +84,7 @@ impl<'a> Campaign<'a> {
     }
 
     fn test_ruler(&mut self) -> Result<RulerTest> {
-        self.bar.say("the ruler".to_owned());
+        self.console.at("the ruler");
         let runs = self.plan.other_runs;
         let spec = full_speed(Op::Write, None);
         let mut machine = self.machine(128 * MIB, Pages::Small, Backing::Anon, spec)?;
@@ -113,7 +109,7 @@ impl<'a> Campaign<'a> {
 
     fn bare_faults(&mut self) -> Result<()> {
         for accel in [Accel::Kvm, Accel::Threads] {
-            self.bar.say(format!("a bare fault, {}", accel.name()));
+            self.console.at(&format!("a bare fault, {}", accel.name()));
             if accel == Accel::Kvm && self.accel == Accel::Threads {
                 self.skip("a bare fault through KVM: there is no KVM");
             } else {
@@ -136,7 +132,7 @@ impl<'a> Campaign<'a> {
                 "full"
             };
             let what = format!("gaps, {} MiB, {}, {load_name}", bytes >> 20, pages.name());
-            self.bar.say(what.clone());
+            self.console.at(&what);
             if let Err(reason) = room_for(bytes) {
                 self.skip(&format!("{what}: {reason}"));
                 continue;
@@ -166,7 +162,7 @@ impl<'a> Campaign<'a> {
         for (pages, kind) in kinds {
             for (load, op) in [("write", Op::Write), ("read", Op::Read)] {
                 let what = format!("time lost, {}, {load}", pages.name());
-                self.bar.say(what.clone());
+                self.console.at(&what);
                 let spec = full_speed(op, Some(SET_BYTES));
                 let mut machine = self.machine(MEMORY_BYTES, pages, Backing::Anon, spec)?;
                 let share = (SET_BYTES + 2 * MIB) as f64 / MEMORY_BYTES as f64;
@@ -182,14 +178,14 @@ impl<'a> Campaign<'a> {
                     }
                 }
                 drop(machine);
-                let (bar, interrupts) = (&self.bar, self.interrupts);
+                let console = self.console;
                 let once = limits::protect_once(
                     of_vmm(self.accel),
-                    (pages_name(pages), kind),
+                    (pages.name(), kind),
                     (load, op),
                     self.plan.other_runs,
                     &self.host,
-                    &mut || step(bar, interrupts),
+                    &mut || step(console),
                 )?;
                 self.report.protect_once.push(once);
             }
@@ -203,11 +199,11 @@ impl<'a> Campaign<'a> {
         let share = (SET_BYTES + 2 * MIB) as f64 / MEMORY_BYTES as f64;
         let warm = warm(&mut machine, spec, share)?;
         let runs = self.plan.other_runs;
-        self.bar.say("beside nobody".to_owned());
+        self.console.at("beside nobody");
         let alone = self.series(&mut machine, warm, Variant::Default, runs)?;
         for threads_per_core in self.plan.beside.clone() {
-            self.bar
-                .say(format!("beside {threads_per_core} busy threads a core"));
+            self.console
+                .at(&format!("beside {threads_per_core} busy threads a core"));
             let busy = Busy::begin(threads_per_core)?;
             let series = self.series(&mut machine, warm, Variant::Default, runs)?;
             drop(busy);
@@ -239,7 +235,7 @@ impl<'a> Campaign<'a> {
             ("2m", Pages::Huge, Backing::Anon, ""),
         ];
         for (backing, pages, kind, force) in cases {
-            self.bar.say(format!("resident memory, {backing}"));
+            self.console.at(&format!("resident memory, {backing}"));
             let pool = match pages {
                 Pages::Huge => match HugePages::reserve(bytes) {
                     Ok(pool) => Some(pool),
@@ -299,7 +295,7 @@ impl<'a> Campaign<'a> {
             ..Spec::default()
         };
         for (backing, name) in [(Backing::Anon, "anon"), (Backing::Memfd, "memfd")] {
-            self.bar.say(format!("snapshots, {name}"));
+            self.console.at(&format!("snapshots, {name}"));
             let mut machine = self.machine(MEMORY_BYTES, Pages::Small, backing, spec)?;
             fill(&mut machine, Part::dense(0.5))?;
             let dir = files_in(&host::dir_for(MEMORY_BYTES))?;
@@ -339,7 +335,8 @@ impl<'a> Campaign<'a> {
         let channels = machine.execute("query-migrate-parameters", json!({}))?;
         let threads = channels["multifd-channels"].as_u64().unwrap_or(1) as usize;
         for parent in dirs {
-            self.bar.say(format!("throughput, {}", parent.display()));
+            self.console
+                .at(&format!("throughput, {}", parent.display()));
             if let Err(reason) = room_in(parent, 2 * bytes) {
                 self.skip(&format!("throughput in {}: {reason}", parent.display()));
                 continue;
@@ -403,7 +400,7 @@ impl<'a> Campaign<'a> {
             pages,
             workload,
             gap_threshold_us: GAP_THRESHOLD_US,
-            ..MachineOptions::new(&self.program)
+            ..MachineOptions::new(self.program)
         }
     }
 
@@ -440,13 +437,13 @@ impl<'a> Campaign<'a> {
     }
 
     fn step(&self) -> Result<()> {
-        step(&self.bar, self.interrupts)
+        step(self.console)
     }
 }
 
-fn step(bar: &Bar, interrupts: &Interrupts) -> Result<()> {
-    bar.step();
-    if interrupts.came() {
+fn step(console: &dyn Console) -> Result<()> {
+    console.step();
+    if console.is_interrupted() {
         bail!("interrupted");
     }
     Ok(())

@@ -12,7 +12,7 @@ use paguro_wire::stream::xbzrle::encode;
 
 use super::figures::{Delta, Scan, Zstd};
 use super::raw::zeros;
-use crate::bench::stats::Spread;
+use crate::stats::Spread;
 
 const PAGE: usize = PAGE_BYTES as usize;
 

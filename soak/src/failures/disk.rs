@@ -1,5 +1,6 @@
 //! A small file system of one trial, in a mount namespace of this process's own.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -14,12 +15,12 @@ pub struct Disk {
     dir: PathBuf,
 }
 
-/// Begins this program anew in a mount namespace of its own, unless it is in one. Where that cannot
-/// be had, this says why and changes nothing.
-pub fn apart(is_apart: bool) -> Result<(), String> {
-    if is_apart {
+/// Becomes a command that begins anew in a mount namespace of its own, if there is one to begin. Where
+/// that cannot be had, this says why and changes nothing.
+pub fn apart(again: Option<&[OsString]>) -> Result<(), String> {
+    let Some(again) = again else {
         return Ok(());
-    }
+    };
     let unshare = || {
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "--propagation", "private", "--"]);
@@ -35,10 +36,7 @@ pub fn apart(is_apart: bool) -> Result<(), String> {
         Ok(_) => return Err("this process may not have mounts of its own".to_owned()),
         Err(error) => return Err(format!("there is no `unshare`: {error}")),
     }
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut again = unshare();
-    again.arg(program).args(std::env::args_os().skip(1));
-    let error = again.arg("--x-apart").exec();
+    let error = unshare().args(again).exec();
     Err(format!("cannot begin anew with mounts of its own: {error}"))
 }
 

@@ -4,8 +4,8 @@
 use paguro_lab::{Accel, Choice};
 
 use super::case::{FailureCase, Fault, Party, Work};
-use crate::soak::pairs;
-use crate::soak::rng::Rng;
+use crate::pairs;
+use crate::rng::Rng;
 
 /// How often each is tried, at moments of its own.
 const ROUNDS: usize = 8;

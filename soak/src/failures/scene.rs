@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::blow::Blow;
 use super::case::{FailureCase, Party};
-use crate::soak::Program;
-use crate::soak::case::PATTERNS;
-use crate::soak::rng::Rng;
+use crate::Program;
+use crate::case::PATTERNS;
+use crate::rng::Rng;
 
 /// RAM of a machine.
 const MEMORY_BYTES: [u64; 3] = [16 << 20, 32 << 20, 48 << 20];
@@ -22,7 +22,7 @@ const MEMORY_BYTES: [u64; 3] = [16 << 20, 32 << 20, 48 << 20];
 pub const IN_DOUBT: &str = "x-paguro-in-doubt";
 
 /// One trial.
-pub(in crate::soak) struct Scene<'a> {
+pub(crate) struct Scene<'a> {
     /// What is tried.
     pub case: FailureCase,
     /// What the case leaves open.

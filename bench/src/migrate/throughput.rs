@@ -13,8 +13,8 @@ use super::campaign::{Campaign, MEMORY_BYTES, SET_BYTES};
 use super::figures::Throughput;
 use super::journey::{Traveller, Way, workload};
 use super::raw::{self, Into};
-use crate::bench::setup::{IDLE_SET, warm_host};
-use crate::bench::stats::Spread;
+use crate::setup::{IDLE_SET, warm_host};
+use crate::stats::Spread;
 
 /// That pages go over.
 const CONNECTIONS: [usize; 3] = [1, 2, 4];
@@ -26,7 +26,7 @@ impl Campaign<'_> {
     /// Of this channel, with each number of connections in turn: so what changes on the host meanwhile
     /// changes all of them alike.
     pub(super) fn throughput(&mut self, channel: Channel) -> Result<()> {
-        self.bar.say(format!("throughput, {channel:?}"));
+        self.console.at(&format!("throughput, {channel:?}"));
         let options = self.options(MEMORY_BYTES, workload(RATE, IDLE_SET));
         let mut guest = Traveller::start(&options, SET_BYTES)?;
         let parameters = Parameters::from_iter([("downtime-limit".to_owned(), json!(50))]);
@@ -37,7 +37,7 @@ impl Campaign<'_> {
                     channel,
                     connections,
                 };
-                let engine = guest.rush(way, &parameters, self.interrupts)?;
+                let engine = guest.rush(way, &parameters, self.console)?;
                 let stop = engine.setup_us + engine.downtime_us;
                 let moved = engine.total_us.saturating_sub(stop);
                 seen.bytes = engine.precopy_bytes;
@@ -48,7 +48,7 @@ impl Campaign<'_> {
                 };
                 seen.present.push(raw(Into::Present)?.as_secs_f64() * 1e6);
                 seen.fresh.push(raw(Into::Fresh)?.as_secs_f64() * 1e6);
-                self.bar.step();
+                self.console.step();
             }
         }
         for (seen, connections) in seen.into_iter().zip(CONNECTIONS) {

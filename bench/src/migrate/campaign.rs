@@ -1,10 +1,12 @@
 //! What is measured, in which order and how often.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use paguro_lab::machine::Parameters;
-use paguro_lab::{Accel, Backing, Channel, Choice, Machine, MachineOptions, Ruler, Window, host};
+use paguro_lab::{
+    Accel, Backing, Channel, Choice, Console, Machine, MachineOptions, Ruler, Window, host,
+};
 use paguro_workload::Spec;
 use paguro_workload::spec::Op;
 use serde_json::json;
@@ -12,14 +14,11 @@ use serde_json::json;
 use super::codecs;
 use super::figures::{Figures, MoveSeen, Moves, Tracking};
 use super::journey::{Traveller, Way, workload};
-use crate::bench::plan::MIB;
-use crate::bench::report::RulerTest;
-use crate::bench::setup::{IDLE_SET, files_in, room_for};
-use crate::bench::stats::Spread;
-use crate::bench::variant::{SLEEP_US, Variant};
-use crate::cli::BenchMigratePart as Part;
-use crate::interrupt::Interrupts;
-use crate::progress::Bar;
+use crate::plan::MIB;
+use crate::report::RulerTest;
+use crate::setup::{IDLE_SET, files_in, room_for};
+use crate::stats::Spread;
+use crate::variant::{SLEEP_US, Variant};
 
 /// The guest of the peers' figures.
 pub(super) const MEMORY_BYTES: u64 = 512 * MIB;
@@ -28,41 +27,63 @@ pub(super) const SET_BYTES: u64 = 256 * MIB;
 /// Writes of a guest that leaves its memory alone: enough to be seen running.
 const IDLE_RATE: u64 = 20_000;
 
+/// What of it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Bytes a second, against raw sockets.
+    Throughput,
+    /// Downtime of guests that write, and throughput.
+    Moves,
+    /// What tracking costs.
+    Tracking,
+    /// Zero pages, differences of pages, and compression.
+    Pages,
+}
+
+impl Choice for Part {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("throughput", Self::Throughput),
+        ("moves", Self::Moves),
+        ("tracking", Self::Tracking),
+        ("pages", Self::Pages),
+    ];
+}
+
 /// A campaign under way.
 pub struct Campaign<'a> {
-    program: PathBuf,
+    program: &'a Path,
     pub(super) runs: usize,
     /// Everything, or this.
     only: Option<Part>,
     accel: Accel,
     sizes: Vec<u64>,
-    pub(super) bar: Bar,
-    pub(super) interrupts: &'a Interrupts,
+    pub(super) console: &'a dyn Console,
     pub(super) figures: Figures,
 }
 
 impl<'a> Campaign<'a> {
     /// On this host.
     pub fn new(
-        program: PathBuf,
+        program: &'a Path,
         quick: bool,
         only: Option<Part>,
         accel: Accel,
-        interrupts: &'a Interrupts,
+        console: &'a dyn Console,
     ) -> Self {
         let runs = if quick { 3 } else { 7 };
         let mut sizes = vec![256 * MIB, 1024 * MIB];
         if !quick {
             sizes.push(4096 * MIB);
         }
+        let steps = 1 + 14 * runs + sizes.len() * runs + 3;
+        console.begin("measuring", steps as u64);
         Self {
             program,
-            bar: Bar::steps("measuring", (1 + 14 * runs + sizes.len() * runs + 3) as u64),
             runs,
             only,
             accel,
             sizes,
-            interrupts,
+            console,
             figures: Figures {
                 quick,
                 accel: accel.name(),
@@ -74,7 +95,7 @@ impl<'a> Campaign<'a> {
     /// All of it, the test of the ruler first.
     pub fn run(mut self) -> Result<Figures> {
         self.figures.ruler = self.test_ruler().context("the test of the ruler")?;
-        self.bar.step();
+        self.console.step();
         // The limit of moves is the throughput of raw sockets.
         if self.wants(Part::Throughput) || self.wants(Part::Moves) {
             for channel in [Channel::Tcp, Channel::Unix] {
@@ -102,10 +123,7 @@ impl<'a> Campaign<'a> {
             self.pages()?;
         }
         if let Some(only) = self.only {
-            self.skip(format!(
-                "what `--only` leaves out: all but {}",
-                crate::cli::name(only)
-            ));
+            self.skip(format!("what `--only` leaves out: all but {}", only.name()));
         }
         Ok(self.figures)
     }
@@ -115,19 +133,19 @@ impl<'a> Campaign<'a> {
     }
 
     fn pages(&mut self) -> Result<()> {
-        self.bar.say("zero pages".to_owned());
+        self.console.at("zero pages");
         let scan = codecs::zero_scan((SET_BYTES / 2) as usize, self.runs)?;
         self.figures.zero_scan = Some(scan);
-        self.bar.step();
-        self.bar.say("XBZRLE".to_owned());
+        self.console.step();
+        self.console.at("XBZRLE");
         for changed in [8, 64, 1024] {
             let delta = codecs::delta(changed, 4096, self.runs);
             self.figures.xbzrle.push(delta);
         }
-        self.bar.step();
-        self.bar.say("zstd".to_owned());
+        self.console.step();
+        self.console.at("zstd");
         self.figures.zstd = Some(codecs::zstd(1, 64, self.runs)?);
-        self.bar.step();
+        self.console.step();
         Ok(())
     }
 
@@ -140,13 +158,13 @@ impl<'a> Campaign<'a> {
             memory_bytes,
             accel: self.accel,
             workload,
-            ..MachineOptions::new(&self.program)
+            ..MachineOptions::new(self.program)
         }
     }
 
     /// The clock that times moves reads a pause of a snapshot with and without a sleep of 20 ms.
     fn test_ruler(&mut self) -> Result<RulerTest> {
-        self.bar.say("the ruler".to_owned());
+        self.console.at("the ruler");
         let spec = Spec {
             rate_pages_per_s: 0,
             op: Op::Write,
@@ -191,14 +209,14 @@ impl<'a> Campaign<'a> {
         parameters: &Parameters,
     ) -> Result<MoveSeen> {
         let way = Way::alone(channel);
-        let seen = guest.travel(way, parameters, self.interrupts)?;
-        self.bar.step();
+        let seen = guest.travel(way, parameters, self.console)?;
+        self.console.step();
         Ok(seen)
     }
 
     fn moves(&mut self, channel: Channel, rate: u64, backing: Backing) -> Result<()> {
         let backing_name = backing.name();
-        self.bar.say(format!(
+        self.console.at(&format!(
             "moves, {channel:?}, {rate} pages/s, {backing_name}"
         ));
         let options = MachineOptions {
@@ -251,7 +269,7 @@ impl<'a> Campaign<'a> {
 
     fn tracking(&mut self, memory_bytes: u64) -> Result<()> {
         let what = format!("tracking, {} MiB", memory_bytes >> 20);
-        self.bar.say(what.clone());
+        self.console.at(&what);
         if let Err(reason) = room_for(memory_bytes) {
             self.skip(format!("{what}: {reason}"));
             return Ok(());

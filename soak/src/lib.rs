@@ -1,16 +1,21 @@
 //! `paguro soak`: tries a host with many machines, and every byte of them.
 //!
+//! A tool, of which the program has the command line: it starts machines of a [`Target`], tells a
+//! [`Console`] what it finds, and its errors are for whoever reads them. It prints nothing itself.
+//!
 //! | room | for |
 //! |---|---|
-//! | [`case`] | one machine as a text that brings it back |
-//! | [`matrix`] | which machines there are, and in which order they are tried |
-//! | [`walk`] | what is done with one |
-//! | [`moves`] | the same three for guests that move |
-//! | [`failures`] | what befalls those at work meanwhile |
-//! | [`trial`] | one of either kind |
-//! | [`pairs`] | selections in which every two values meet |
-//! | [`load`] | a busy host |
-//! | [`rng`] | random numbers that a seed brings back |
+//! | `case` | one machine as a text that brings it back |
+//! | `matrix` | which machines there are, and in which order they are tried |
+//! | `walk` | what is done with one |
+//! | `moves` | the same three for guests that move |
+//! | `failures` | what befalls those at work meanwhile |
+//! | `trial` | one of either kind |
+//! | `pairs` | selections in which every two values meet |
+//! | `load` | a busy host |
+//! | `rng` | random numbers that a seed brings back |
+
+#![forbid(unsafe_code)]
 
 mod case;
 mod failures;
@@ -22,23 +27,16 @@ mod rng;
 mod trial;
 mod walk;
 
-use std::io::{self, Write};
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use paguro_lab::{Accel, HugePages, Pages, Tally, host};
-use paguro_migration::options::Sabotage;
-use paguro_migration::source::SourceSabotage;
-use paguro_sys::{Host, Userfault};
+use paguro_lab::{Accel, Console, HugePages, Pages, Tally, host};
+use paguro_sys::{Fallbacks, Host, Userfault};
 
-use crate::cli::SoakArgs;
-use crate::force::{Forced, sabotage_name, source_sabotage_name};
-use crate::interrupt::{Again, Interrupts};
-use crate::progress::Bar;
 use case::Case;
 pub use failures::case::FailureCase;
+pub use failures::{FailureOptions, run as failures};
 use moves::case::{MoveCase, TrackerArg};
 use rng::Rng;
 pub use trial::Trial;
@@ -50,51 +48,76 @@ const FILES_BYTES: u64 = 1 << 30;
 /// The largest machine of a case.
 const HUGE_BYTES: u64 = 64 << 20;
 
-/// Runs the command.
-pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
-    let interrupts = Interrupts::catch(Again::Leaves)?;
-    let sabotage = match (forced.broken.snapshot, forced.broken.migration) {
-        (Sabotage::None, SourceSabotage::None) => "",
-        (Sabotage::None, sabotage) => source_sabotage_name(sabotage),
-        (sabotage, _) => sabotage_name(sabotage),
-    };
-    let file = crate::program()?;
-    let program = Program {
-        file: &file,
-        sabotage,
-    };
-    if args.failures || !args.failure.is_empty() {
-        return failures::run(program, args, forced, &interrupts);
-    }
-    let seed = args.seed.unwrap_or_else(seed_of_now);
+/// What is tried.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The file of the program.
+    pub program: PathBuf,
+    /// What is broken in it on purpose: a name, or nothing.
+    pub sabotage: &'static str,
+    /// What the host is to be taken to lack.
+    pub fallbacks: Fallbacks,
+}
+
+/// Which machines are tried, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of them in random order, again and again, for so long.
+    For(Duration),
+    /// All of them once.
+    Full,
+    /// A few in which every two properties meet, once.
+    Pairwise,
+}
+
+/// How machines are tried.
+#[derive(Clone, Debug)]
+pub struct SoakOptions {
+    /// What is tried.
+    pub target: Target,
+    /// Chooses the machines; drawn if there is none.
+    pub seed: Option<u64>,
+    /// How many.
+    pub extent: Extent,
+    /// They move to other processes, instead of being saved.
+    pub migrate: bool,
+    /// Instead of all that: these, once.
+    pub cases: Vec<Trial>,
+}
+
+/// Tries machines; whether all was right and it was not interrupted. It ends at the first thing that is
+/// not.
+///
+/// # Errors
+///
+/// Of the host and of the console. What is wrong with a machine is told to the console.
+pub fn soak(options: &SoakOptions, console: &dyn Console) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut rng = Rng::new(seed);
     let mut soak = Soak {
-        program,
+        program: options.target.program(),
         seed,
         started: Instant::now(),
-        until: Duration::from_secs(60 * args.minutes),
         runs: 0,
         tally: Tally::default(),
-        bar: Bar::steps("soak", 60 * args.minutes),
+        console,
     };
     let dir = tempfile::Builder::new()
         .prefix("paguro-soak-")
         .tempdir_in(host::dir_for(FILES_BYTES))?;
-    let right = if args.case.is_empty() {
-        let offer = Offer::look(forced);
+    let right = if options.cases.is_empty() {
+        let offer = Offer::look(&options.target.fallbacks);
         for reason in &offer.missing {
-            soak.say(&format!("skipped: {reason}"))?;
+            console.print(&format!("skipped: {reason}"))?;
         }
-        let list = |rng: &mut Rng| offer.trials(rng, args.migrate, args.pairwise);
-        if args.pairwise || args.full {
-            let trials = list(&mut rng);
-            soak.bar = Bar::steps("soak", trials.len() as u64);
-            soak.once(&trials, dir.path(), &interrupts)?
-        } else {
-            soak.walk(|| list(&mut rng), dir.path(), &interrupts)?
+        let list = |rng: &mut Rng, pairwise| offer.trials(rng, options.migrate, pairwise);
+        match options.extent {
+            Extent::For(until) => soak.walk(|| list(&mut rng, false), until, dir.path())?,
+            Extent::Full => soak.once(&list(&mut rng, false), dir.path())?,
+            Extent::Pairwise => soak.once(&list(&mut rng, true), dir.path())?,
         }
     } else {
-        soak.once(&args.case, dir.path(), &interrupts)?
+        soak.once(&options.cases, dir.path())?
     };
     let Tally {
         pages_checked,
@@ -102,18 +125,21 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
     } = soak.tally;
     let minutes = soak.started.elapsed().as_secs_f64() / 60.0;
     let runs = soak.runs;
-    drop(soak);
     drop(dir);
-    writeln!(
-        io::stdout(),
+    console.print(&format!(
         "soak: {runs} runs, {pages_checked} pages checked, {wrong} wrong, seed {seed}, \
          {minutes:.1} minutes"
-    )?;
-    Ok(if right {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    ))?;
+    Ok(right)
+}
+
+impl Target {
+    fn program(&self) -> Program<'_> {
+        Program {
+            file: &self.program,
+            sabotage: self.sabotage,
+        }
+    }
 }
 
 /// What is tried.
@@ -129,10 +155,9 @@ struct Soak<'a> {
     program: Program<'a>,
     seed: u64,
     started: Instant,
-    until: Duration,
     runs: u64,
     tally: Tally,
-    bar: Bar,
+    console: &'a dyn Console,
 }
 
 impl Soak<'_> {
@@ -141,17 +166,18 @@ impl Soak<'_> {
     fn walk(
         &mut self,
         mut all: impl FnMut() -> Vec<Trial>,
+        until: Duration,
         dir: &Path,
-        interrupts: &Interrupts,
     ) -> Result<bool> {
+        self.console.begin("soak", until.as_secs());
         loop {
             for case in all() {
-                if self.started.elapsed() >= self.until || interrupts.came() {
-                    return Ok(!interrupts.came());
+                let interrupted = self.console.is_interrupted();
+                if self.started.elapsed() >= until || interrupted {
+                    return Ok(!interrupted);
                 }
-                self.bar
-                    .set(self.started.elapsed().as_secs(), self.until.as_secs());
-                if !self.run(&case, dir, interrupts)? {
+                self.console.set(self.started.elapsed().as_secs());
+                if !self.run(&case, dir)? {
                     return Ok(false);
                 }
             }
@@ -159,24 +185,25 @@ impl Soak<'_> {
     }
 
     /// These cases, once.
-    fn once(&mut self, cases: &[Trial], dir: &Path, interrupts: &Interrupts) -> Result<bool> {
+    fn once(&mut self, cases: &[Trial], dir: &Path) -> Result<bool> {
+        self.console.begin("soak", cases.len() as u64);
         for case in cases {
-            if interrupts.came() || !self.run(case, dir, interrupts)? {
+            if self.console.is_interrupted() || !self.run(case, dir)? {
                 return Ok(false);
             }
-            self.bar.step();
+            self.console.step();
         }
         Ok(true)
     }
 
-    fn run(&mut self, case: &Trial, dir: &Path, interrupts: &Interrupts) -> Result<bool> {
+    fn run(&mut self, case: &Trial, dir: &Path) -> Result<bool> {
         self.runs += 1;
         let started = Instant::now();
         let mut walked = Walked::default();
         let result = case.walk(self.program, dir, &mut walked);
         self.tally.pages_checked += walked.tally.pages_checked;
         self.tally.wrong += walked.tally.wrong;
-        if result.is_err() && interrupts.came() && walked.tally.wrong == 0 {
+        if result.is_err() && self.console.is_interrupted() && walked.tally.wrong == 0 {
             // What was interrupted in the middle says nothing about the engine.
             self.runs -= 1;
             self.say("interrupted")?;
@@ -212,7 +239,7 @@ impl Soak<'_> {
     }
 
     fn say(&self, line: &str) -> Result<()> {
-        self.bar.above(|| writeln!(io::stdout(), "{line}"))?;
+        self.console.print(line)?;
         Ok(())
     }
 }
@@ -229,9 +256,9 @@ struct Offer {
 }
 
 impl Offer {
-    fn look(forced: &Forced) -> Self {
+    fn look(fallbacks: &Fallbacks) -> Self {
         let mut missing = Vec::new();
-        let probed = Host::probe(&forced.fallbacks);
+        let probed = Host::probe(fallbacks);
         let userfault = probed.userfault;
         let no_kvm = host::no_kvm();
         if let Some(error) = &no_kvm {
@@ -259,7 +286,7 @@ impl Offer {
         }
         Self {
             wp_async,
-            dirty_ring: !forced.fallbacks.no_dirty_ring,
+            dirty_ring: !fallbacks.no_dirty_ring,
             kvm: no_kvm.is_none(),
             kernel_faults: userfault == Userfault::Full,
             userfaultfd: userfault != Userfault::None,

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use super::case::{FailureCase, Fault, Kind, Party};
 use super::cgroup::{self, Cgroup};
 use super::disk::Disk;
-use crate::soak::rng::Rng;
+use crate::rng::Rng;
 
 /// Between the first and the second of two signals, and how long a process is stopped, at most.
 const AGAIN_US: u64 = 150_000;

@@ -32,69 +32,83 @@ mod saving;
 mod scene;
 mod watch;
 
-use std::io::{self, Write};
-use std::process::ExitCode;
+use std::ffi::OsString;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use paguro_lab::{Accel, Tally, host};
+use paguro_lab::{Accel, Console, Tally, host};
 
 use super::rng::Rng;
-use super::{Offer, Program, seed_of_now};
-use crate::cli::SoakArgs;
-use crate::force::Forced;
-use crate::interrupt::Interrupts;
-use crate::progress::Bar;
+use super::{Offer, Program, Target, seed_of_now};
 use case::{FailureCase, Fault, Kind, Work};
 use scene::Scene;
 
 /// Room for the files of one case.
 const FILES_BYTES: u64 = 512 << 20;
 
-/// Runs the campaign. One that went wrong does not end it: the next may, too.
-pub(super) fn run(
-    program: Program<'_>,
-    args: &SoakArgs,
-    forced: &Forced,
-    interrupts: &Interrupts,
-) -> Result<ExitCode> {
+/// How the campaign is run.
+#[derive(Clone, Debug)]
+pub struct FailureOptions {
+    /// What is tried.
+    pub target: Target,
+    /// Chooses the cases; drawn if there is none.
+    pub seed: Option<u64>,
+    /// All of them, instead of a selection.
+    pub full: bool,
+    /// Begins with the case of this number, from 1.
+    pub from: usize,
+    /// Instead of all that: these.
+    pub cases: Vec<FailureCase>,
+    /// The command that runs all of it again, for a process that has not yet mounts of its own: as
+    /// root it becomes that command, in a mount namespace.
+    pub again: Option<Vec<OsString>>,
+}
+
+/// Runs the campaign; whether all was right and it was not interrupted. One that went wrong does not end
+/// it: the next may, too.
+///
+/// # Errors
+///
+/// Of the console. What is wrong is told to it.
+pub fn run(options: &FailureOptions, console: &dyn Console) -> Result<bool> {
     let started = Instant::now();
-    let mut missing = Missing::look(args.x_apart);
-    let seed = args.seed.unwrap_or_else(seed_of_now);
+    let program = options.target.program();
+    let mut missing = Missing::look(options.again.as_deref());
+    let seed = options.seed.unwrap_or_else(seed_of_now);
     let mut rng = Rng::new(seed);
-    let offer = Offer::look(forced);
+    let offer = Offer::look(&options.target.fallbacks);
     missing.reasons.extend(offer.missing.iter().cloned());
     let fits = |case: &FailureCase| missing.fits(case) && offer.lets_fail(case);
     // What this host cannot do has its number all the same, so that a seed means the same everywhere.
-    let cases = match (&args.failure[..], args.full) {
+    let cases = match (&options.cases[..], options.full) {
         ([], true) => matrix::full(&mut rng, |_| true),
         ([], false) => matrix::pairwise(&mut rng, |_| true),
         (given, _) => given.to_vec(),
     };
     for reason in &missing.reasons {
-        writeln!(io::stdout(), "skipped: {reason}")?;
+        console.print(&format!("skipped: {reason}"))?;
     }
-    let bar = Bar::steps("failures", cases.len() as u64);
+    console.begin("failures", cases.len() as u64);
     let (mut runs, mut failed, mut skipped) = (0, 0, 0);
     let mut tally = Tally::default();
-    for (number, case) in (1..).zip(&cases).skip(args.from.saturating_sub(1)) {
-        if interrupts.came() {
+    for (number, case) in (1..).zip(&cases).skip(options.from.saturating_sub(1)) {
+        if console.is_interrupted() {
             break;
         }
-        bar.step();
+        console.step();
         if !fits(case) {
             skipped += 1;
             continue;
         }
         let began = Instant::now();
         let (outcome, result) = one(case, program, &offer, &mut tally);
-        if interrupts.came() && result.is_err() {
+        if console.is_interrupted() && result.is_err() {
             break;
         }
         runs += 1;
         let count = cases.len();
         let took_s = began.elapsed().as_secs_f64();
-        let say = |line: String| bar.above(|| writeln!(io::stdout(), "{line}"));
+        let say = |line: String| console.print(&line);
         let Err(error) = result else {
             say(format!(
                 "[{number}/{count}] {case}: {outcome}, right, {took_s:.1} s"
@@ -111,22 +125,17 @@ pub(super) fn run(
              to see it again: {force}paguro soak --failure '{case}'   (it may take several tries)"
         ))?;
     }
-    drop(bar);
-    if interrupts.came() {
-        writeln!(io::stdout(), "interrupted")?;
+    if console.is_interrupted() {
+        console.print("interrupted")?;
     }
     let minutes = started.elapsed().as_secs_f64() / 60.0;
-    writeln!(
-        io::stdout(),
+    console.print(&format!(
         "soak: {runs} runs, {} pages checked, {} wrong, {failed} failed, {skipped} skipped, seed {seed}, \
          {minutes:.1} minutes",
         tally.pages_checked,
         tally.wrong,
-    )?;
-    Ok(match failed == 0 && !interrupts.came() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
+    ))?;
+    Ok(failed == 0 && !console.is_interrupted())
 }
 
 /// Runs a case: how it came out in a word, and whether all is right.
@@ -173,7 +182,7 @@ struct Missing {
 }
 
 impl Missing {
-    fn look(is_apart: bool) -> Self {
+    fn look(again: Option<&[OsString]>) -> Self {
         let mut missing = Self {
             kinds: Vec::new(),
             faults: Vec::new(),
@@ -186,7 +195,7 @@ impl Missing {
             missing.reasons.push(why.to_owned());
         }
         let disk = match is_root {
-            true => disk::apart(is_apart)
+            true => disk::apart(again)
                 .and_then(|()| disk::try_one().map_err(|error| format!("{error:#}"))),
             false => Err("only root may mount file systems".to_owned()),
         };

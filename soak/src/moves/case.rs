@@ -14,7 +14,7 @@ use paguro_workload::Size;
 use paguro_workload::spec::Pattern;
 use serde_json::json;
 
-use crate::soak::case::{Dma, key_values, number, one_of, pattern, size};
+use crate::case::{Dma, key_values, number, one_of, pattern, size};
 
 /// Who says which pages were written. Without KVM there is one only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,7 +284,7 @@ impl MoveCase {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::soak::{moves::matrix::full, rng::Rng};
+    use crate::{moves::matrix::full, rng::Rng};
 
     #[test]
     fn every_case_of_the_matrix_has_a_text_of_its_own() {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use paguro_lab::{Accel, Choice};
 
-use crate::soak::case::{key_values, number, one_of};
+use crate::case::{key_values, number, one_of};
 
 /// What a case is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,8 +222,8 @@ impl FromStr for FailureCase {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::soak::failures::matrix::full;
-    use crate::soak::rng::Rng;
+    use crate::failures::matrix::full;
+    use crate::rng::Rng;
 
     #[test]
     fn every_case_of_the_campaign_has_a_text_of_its_own() {

@@ -4,8 +4,8 @@
 use paguro_lab::Channel;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::report::{Aim, HostFacts, RulerTest};
-use crate::bench::stats::Spread;
+use crate::report::{Aim, HostFacts, RulerTest};
+use crate::stats::Spread;
 
 /// The result of `bench migrate`.
 #[derive(Debug, Default, Serialize)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use paguro_lab::machine::Parameters;
-use paguro_lab::{Machine, Pages, host};
+use paguro_lab::{Choice, Machine, host};
 use paguro_migration::SnapshotOptions;
 use paguro_sys::{Fallbacks, Host};
 use paguro_workload::Spec;
@@ -35,7 +35,7 @@ pub fn warm(machine: &mut Machine, spec: Spec, share: f64) -> Result<What> {
     Ok(What {
         memory_bytes,
         set_bytes: if load == "idle" { 0 } else { set_bytes },
-        pages: pages_name(machine.options().pages),
+        pages: machine.options().pages.name(),
         load,
         page_buffer_bytes: page_buffer_bytes(machine)?,
         huge_bytes: machine.ram_memory()?.huge_bytes,
@@ -61,15 +61,6 @@ pub fn files_in(parent: &Path) -> Result<tempfile::TempDir> {
         .prefix("paguro-bench-")
         .tempdir_in(parent);
     made.with_context(|| format!("cannot make a directory in {}", parent.display()))
-}
-
-/// The name of a kind of pages on the command line.
-pub fn pages_name(pages: Pages) -> &'static str {
-    match pages {
-        Pages::Small => "4k",
-        Pages::Thp => "thp",
-        Pages::Huge => "2m",
-    }
 }
 
 /// One snapshot that nothing is measured of but what its report says.
