@@ -15,6 +15,7 @@
 //! | [`options`] | how such a machine is to be |
 //! | [`progress`] | the counters that the guest posts |
 //! | [`ruler`] | the outside clock: times without progress, rates, time lost |
+//! | [`watch`] | whether a guest runs in two places |
 //! | [`check`] | every page against the oracle |
 //! | [`certificates`] | for channels that are encrypted |
 //! | [`smaps`] | what the kernel says about a child's memory |
@@ -32,6 +33,7 @@ pub mod options;
 pub mod progress;
 pub mod ruler;
 pub mod smaps;
+pub mod watch;
 
 pub use check::{Tally, check_file};
 pub use console::Console;
@@ -42,6 +44,7 @@ pub use options::{
 };
 pub use progress::ProgressFile;
 pub use ruler::{Record, Ruler, Window};
+pub use watch::Watch;
 
 /// The host's CLOCK_MONOTONIC, in nanoseconds: the clock of all stamps here and in the engine's
 /// reports.

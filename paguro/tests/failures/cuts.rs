@@ -151,7 +151,7 @@ fn met_nobody(pair: &mut Pair) -> Judged<&'static str> {
     let marks = pair.relay.marks();
     pair.source_ran_on(&now, &marks)?;
     pair.destination.must_stand_empty()?;
-    match pair.watch.destination_ran() {
+    match pair.watch.there_ran() {
         true => Err("the destination ran".to_owned()),
         false => Ok("source ran on, destination waits for a stream"),
     }
@@ -259,7 +259,7 @@ fn in_the_window(
             pair.source.wait_for(&["cancelled"])?;
             pair.destination_gave_up()?;
             pair.source.must_run()?;
-            pair.watch.check()?;
+            pair.must_have_run_once()?;
             Ok("doubt, `migrate_cancel`, source ran on, destination ended")
         }
         _ => {
@@ -275,7 +275,7 @@ fn in_the_window(
                 }
                 pair.destination_gave_up()?;
                 pair.source.must_run()?;
-                pair.watch.check()?;
+                pair.must_have_run_once()?;
                 return Ok("doubt, `migrate_cancel`, `migrate-continue` too late, source ran on");
             }
             moved_by_asking(pair)?;
@@ -290,5 +290,5 @@ fn moved_by_asking(pair: &mut Pair) -> Judged {
     pair.destination.wait_for(&["completed"])?;
     pair.source.must_stand("postmigrate")?;
     pair.destination.must_run()?;
-    pair.watch.check()
+    pair.must_have_run_once()
 }

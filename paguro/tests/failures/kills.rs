@@ -116,7 +116,7 @@ fn destination_killed(pair: &mut Pair, rng: &mut Rng) -> Verdict {
             }
             pair.source_is_done(&marks)?;
             // The guest died with its new process; an operator may have the old state back.
-            pair.watch.destination_is_dead()?;
+            pair.there_is_dead()?;
             pair.source.must("cont", serde_json::json!({}))?;
             pair.source.must_run()?;
             Ok("after confirmation, source whole and done")

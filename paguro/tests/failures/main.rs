@@ -2,7 +2,7 @@
 //!
 //! Every trial is two processes of the program, with a [relay](relay) between them that knows which
 //! part of the stream is under way and can hold, cut or swallow it at any byte, and a
-//! [watch](watch) on the counters of both guests. What comes out is judged by what had gone over
+//! [watch](paguro_lab::watch) on the counters of both guests. What comes out is judged by what had gone over
 //! the wire, never by what one of the sides says alone, and the RAM of every survivor by the oracle.
 //!
 //! | room | for |
@@ -33,7 +33,6 @@ mod pair;
 mod relay;
 mod rng;
 mod side;
-mod watch;
 
 /// How much is tried.
 fn kills() -> usize {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use paguro_lab::Watch;
 pub use paguro_testkit::turn;
 use serde_json::json;
 use tempfile::TempDir;
@@ -10,7 +11,6 @@ use tempfile::TempDir;
 use crate::relay::{Marks, Place, Relay};
 use crate::rng::Rng;
 use crate::side::{Judged, Side};
-use crate::watch::Watch;
 
 /// Two machines on their way.
 pub struct Pair {
@@ -59,7 +59,7 @@ impl Pair {
         (place, direct): (Place, Place),
         dir: TempDir,
     ) -> Self {
-        let watch = Watch::start(&source.progress, &destination.progress);
+        let watch = Watch::start(source.progress.clone(), destination.progress.clone()).unwrap();
         Self {
             source,
             destination,
@@ -69,6 +69,18 @@ impl Pair {
             direct,
             _dir: dir,
         }
+    }
+
+    /// Never did both guests run.
+    pub fn must_have_run_once(&self) -> Judged {
+        self.watch.check().map_err(|error| error.to_string())
+    }
+
+    /// The destination is known to be dead, and an operator has said so: the source may run.
+    pub fn there_is_dead(&self) -> Judged {
+        self.must_have_run_once()?;
+        self.watch.there_is_dead();
+        Ok(())
     }
 
     /// Lets it begin, at most so many bytes a second (0: all that goes).
@@ -92,7 +104,7 @@ impl Pair {
             return Err(format!("it does not say why it failed: {now}"));
         }
         self.source.must_run()?;
-        self.watch.check()?;
+        self.must_have_run_once()?;
         Ok("before permission, source ran on")
     }
 
@@ -113,10 +125,10 @@ impl Pair {
                 "in the window, source whole and in doubt, `migrate_cancel` and `cont`"
             }
         };
-        self.watch.destination_is_dead()?;
+        self.there_is_dead()?;
         self.source.must("cont", json!({}))?;
         self.source.must_run()?;
-        self.watch.check()?;
+        self.must_have_run_once()?;
         Ok(said)
     }
 
@@ -135,7 +147,7 @@ impl Pair {
             return Err(format!("it runs without permission: {marks:?}"));
         }
         self.destination.must_run()?;
-        self.watch.check()
+        self.must_have_run_once()
     }
 
     /// Both know that the guest has moved.
@@ -153,21 +165,21 @@ impl Pair {
         if marks.eof_out {
             return Err(format!("it waits although the permission came: {marks:?}"));
         }
-        if self.watch.destination_ran() {
+        if self.watch.there_ran() {
             return Err("it ran before it was in doubt".to_owned());
         }
         self.destination.must_stand("inmigrate")?;
         self.destination.must_advise(&["`cont`"])?;
         self.destination.must("cont", json!({}))?;
         self.destination.must_run()?;
-        self.watch.check()?;
+        self.must_have_run_once()?;
         Ok("in the window, destination whole and in doubt, `cont`")
     }
 
     /// The destination has given up, and never ran.
     pub fn destination_gave_up(&mut self) -> Judged {
         self.destination.must_fail()?;
-        match self.watch.destination_ran() {
+        match self.watch.there_ran() {
             true => Err("the destination ran and gave up".to_owned()),
             false => Ok(()),
         }

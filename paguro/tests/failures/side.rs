@@ -6,12 +6,12 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use paguro_lab::ProgressFile;
 use paguro_oracle::{DeviceWriter, Process, ProcessBlock};
 use serde_json::{Value, json};
-
-use crate::watch::writes;
 
 const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
 
@@ -32,8 +32,7 @@ pub struct Side {
     child: Child,
     socket: PathBuf,
     lines: BufReader<UnixStream>,
-    pub progress: PathBuf,
-    counters: File,
+    pub progress: Arc<ProgressFile>,
     log: PathBuf,
 }
 
@@ -50,8 +49,8 @@ impl Side {
     /// Starts one, in a network namespace if one is named, and waits for its control socket.
     pub fn start(dir: &Path, name: &str, namespace: Option<&str>, args: &[&str]) -> Self {
         let path = |end: &str| dir.join(format!("{name}.{end}"));
-        let (socket, progress, log) = (path("qmp"), path("progress"), path("stderr"));
-        File::create(&progress).unwrap();
+        let (socket, log) = (path("qmp"), path("stderr"));
+        let progress = Arc::new(ProgressFile::create(1).unwrap());
         let mut command = match namespace {
             None => Command::new(PAGURO),
             Some(namespace) => {
@@ -73,7 +72,7 @@ impl Side {
             .arg("--qmp")
             .arg(format!("unix:{}", socket.display()))
             .arg("--x-progress")
-            .arg(&progress)
+            .arg(progress.path())
             .args(args)
             .env_remove("PAGURO_FORCE")
             .stdin(Stdio::null())
@@ -99,7 +98,6 @@ impl Side {
             child,
             socket,
             lines: BufReader::new(stream),
-            counters: File::open(&progress).unwrap(),
             progress,
             log,
         };
@@ -234,7 +232,7 @@ impl Side {
     }
 
     pub fn writes(&self) -> u64 {
-        writes(&self.counters)
+        self.progress.total_writes()
     }
 
     /// Waits until its guest has made so many writes.

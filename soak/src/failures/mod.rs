@@ -6,7 +6,7 @@
 //!
 //! - No guest is lost but by SIGKILL, by an end that was asked for, and by the OOM killer; those who are
 //!   asked to end do so in order.
-//! - Never do two run ([`watch`]).
+//! - Never do two run ([`paguro_lab::watch`]).
 //! - A file under the final name is whole and right; else the older one is there, and nothing besides.
 //! - Nothing that was set for migrations has changed on a machine that lives.
 //! - A guest that lives is right in every page, runs on, and can be saved.
@@ -30,7 +30,6 @@ mod moving;
 mod restoring;
 mod saving;
 mod scene;
-mod watch;
 
 use std::ffi::OsString;
 use std::time::Instant;

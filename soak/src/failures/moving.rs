@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use paguro_lab::machine::{IN_VAIN, POLL};
-use paguro_lab::{Channel, Machine};
+use paguro_lab::{Channel, Machine, Watch};
 use serde_json::json;
 
 use super::blow::Blow;
@@ -12,7 +12,6 @@ use super::case::{Fault, Party};
 use super::command::Client;
 use super::saving::{CONVERGES, LASTS};
 use super::scene::{Before, IN_DOUBT, Scene, migration, nothing_is_left, settled};
-use super::watch::Watch;
 
 /// So long a destination to which nobody has connected is waited for.
 const NOBODY: Duration = Duration::from_secs(2);

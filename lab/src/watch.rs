@@ -9,23 +9,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use paguro_lab::ProgressFile;
+
+use crate::ProgressFile;
 
 const PERIOD: Duration = Duration::from_micros(200);
 
 /// A thread that looks; dropping it ends it.
+#[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Shared {
     end: AtomicBool,
     seen: Mutex<Seen>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Seen {
     looks: u64,
     there_ran: bool,
@@ -33,7 +35,11 @@ struct Seen {
 }
 
 impl Watch {
-    /// Begins to look.
+    /// Begins to look at a source, here, and a destination, there.
+    ///
+    /// # Errors
+    ///
+    /// There can be no thread.
     pub fn start(here: Arc<ProgressFile>, there: Arc<ProgressFile>) -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let own = shared.clone();
@@ -71,6 +77,10 @@ impl Watch {
     }
 
     /// Never did both.
+    ///
+    /// # Errors
+    ///
+    /// They did.
     pub fn check(&self) -> Result<()> {
         match &self.look().both {
             Some(both) => bail!("two guests ran: {both} after the destination had run"),
