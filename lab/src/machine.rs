@@ -434,18 +434,9 @@ impl Machine {
     /// Where its RAM is.
     pub fn ram(&mut self) -> Result<Ram> {
         let answer = self.execute("x-paguro-query-ram", json!({}))?;
-        let blocks = answer["blocks"].as_array().context("no RAM blocks")?;
-        let blocks = blocks.iter().map(|block| {
-            let number = |field: &str| block[field].as_u64().context("a RAM block lacks a field");
-            Ok(ProcessBlock {
-                gpa: number("guest-address")?,
-                host_address: number("host-address")?,
-                len: number("length")?,
-            })
-        });
         Ok(Ram {
             pid: self.pid(),
-            blocks: blocks.collect::<Result<_>>()?,
+            blocks: blocks(&answer)?,
         })
     }
 
@@ -456,17 +447,7 @@ impl Machine {
         if self.filling()?.is_some_and(|filling| !filling.done) {
             self.execute("x-paguro-touch", json!({}))?;
         }
-        let ram = self.ram()?;
-        let devices = self.device_writers()?;
-        let process = Process::open(ram.pid, ram.blocks)
-            .context("cannot read the memory of the machine's process")?;
-        paguro_oracle::check(&process, &devices).context("cannot check the machine's RAM")
-    }
-
-    /// The counters of its devices that write RAM; to be asked while it is stopped.
-    pub fn device_writers(&mut self) -> Result<Vec<DeviceWriter>> {
-        let answer = self.execute("x-paguro-query-device-writers", json!({}))?;
-        Ok(serde_json::from_value(answer)?)
+        check_ram(self.pid(), |command| self.execute(command, json!({})))
     }
 
     /// How far a lazily restored machine is filled; `None` of any other.
@@ -537,6 +518,35 @@ impl Drop for Machine {
     fn drop(&mut self) {
         kill(&mut self.child);
     }
+}
+
+/// Compares the RAM of a machine that is stopped with what its counters imply. All of it must be there,
+/// in the process of that number, and `ask` does a command of its control socket without arguments.
+///
+/// # Errors
+///
+/// It cannot be asked, or looked at. Wrong pages are no error but in the report.
+pub fn check_ram(pid: u32, mut ask: impl FnMut(&str) -> Result<Value>) -> Result<Report> {
+    let blocks = blocks(&ask("x-paguro-query-ram")?)?;
+    let devices = ask("x-paguro-query-device-writers")?;
+    let devices: Vec<DeviceWriter> = serde_json::from_value(devices)?;
+    let process =
+        Process::open(pid, blocks).context("cannot read the memory of the machine's process")?;
+    paguro_oracle::check(&process, &devices).context("cannot check the machine's RAM")
+}
+
+/// In an answer of `x-paguro-query-ram`.
+fn blocks(answer: &Value) -> Result<Vec<ProcessBlock>> {
+    let blocks = answer["blocks"].as_array().context("no RAM blocks")?;
+    let blocks = blocks.iter().map(|block| {
+        let number = |field: &str| block[field].as_u64().context("a RAM block lacks a field");
+        Ok(ProcessBlock {
+            gpa: number("guest-address")?,
+            host_address: number("host-address")?,
+            len: number("length")?,
+        })
+    });
+    blocks.collect()
 }
 
 fn connect(child: &mut Child, socket: &Path) -> Result<Client> {

@@ -1,16 +1,14 @@
 //! A process of the program, its control socket, and its RAM as the oracle sees it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paguro_lab::ProgressFile;
-use paguro_oracle::{DeviceWriter, Process, ProcessBlock};
+use paguro_lab::machine::check_ram;
+use paguro_qmp::{Client, ClientError};
 use serde_json::{Value, json};
 
 const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
@@ -31,17 +29,17 @@ pub type Judged<T = ()> = Result<T, String>;
 pub struct Side {
     child: Child,
     socket: PathBuf,
-    lines: BufReader<UnixStream>,
+    /// None while it comes back as another one.
+    client: Option<Client>,
     pub progress: Arc<ProgressFile>,
     log: PathBuf,
 }
 
 /// `kvm` where it can be used.
 pub fn accel() -> &'static str {
-    let mut options = File::options();
-    match options.read(true).write(true).open("/dev/kvm") {
-        Ok(_) => "kvm",
-        Err(_) => "threads",
+    match paguro_lab::host::no_kvm() {
+        None => "kvm",
+        Some(_) => "threads",
     }
 }
 
@@ -80,9 +78,9 @@ impl Side {
             .stderr(File::create(&log).unwrap());
         let mut child = command.spawn().unwrap();
         let deadline = Instant::now() + IN_VAIN;
-        let stream = loop {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
+        let client = loop {
+            match Client::connect(&socket) {
+                Ok(client) => break client,
                 Err(_) => {
                     let ended = child.try_wait().unwrap();
                     let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -97,28 +95,20 @@ impl Side {
         let mut side = Self {
             child,
             socket,
-            lines: BufReader::new(stream),
+            client: Some(client),
             progress,
             log,
         };
-        side.greet();
         let silence = json!({ "x-paguro-silence": SILENCE_MS });
         side.must("migrate-set-parameters", silence).unwrap();
         side
     }
 
-    fn greet(&mut self) {
-        let stream = self.lines.get_ref();
-        stream.set_read_timeout(Some(IN_VAIN)).unwrap();
-        self.lines.read_line(&mut String::new()).unwrap();
-        self.must("qmp_capabilities", json!({})).unwrap();
-    }
-
     /// Goes, and comes back as another client.
     pub fn reconnect(&mut self) {
-        self.lines.get_ref().shutdown(Shutdown::Both).unwrap();
-        self.lines = BufReader::new(UnixStream::connect(&self.socket).unwrap());
-        self.greet();
+        // One at a time.
+        self.client = None;
+        self.client = Some(Client::connect(&self.socket).unwrap());
     }
 
     /// A machine whose guest writes at such a rate (`unlimited`, or pages a second).
@@ -137,29 +127,13 @@ impl Side {
 
     /// A command: its answer, or the text of its error, or how the connection ended.
     pub fn must(&mut self, command: &str, arguments: Value) -> Judged<Value> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        let sent = self
-            .lines
-            .get_mut()
-            .write_all(request.to_string().as_bytes());
-        sent.map_err(|error| format!("{command}: {error}"))?;
-        loop {
-            let mut line = String::new();
-            let read = self.lines.read_line(&mut line);
-            match read.map_err(|error| format!("{command}: {error}"))? {
-                0 => return Err(format!("{command}: the process has ended: {}", self.said())),
-                _ => {
-                    let mut answer: Value =
-                        serde_json::from_str(&line).map_err(|error| error.to_string())?;
-                    if let Some(error) = answer.get("error") {
-                        return Err(format!("{command}: {}", error["desc"]));
-                    }
-                    if let Some(answer) = answer.get_mut("return") {
-                        return Ok(answer.take());
-                    }
-                }
-            }
-        }
+        let client = self.client.as_mut().expect("a client");
+        client
+            .execute(command, arguments)
+            .map_err(|error| match error {
+                ClientError::Refused { command, desc } => format!("{command}: {desc}"),
+                error => format!("{command}: {error}: {}", self.said()),
+            })
     }
 
     pub fn pid(&self) -> u32 {
@@ -198,12 +172,9 @@ impl Side {
 
     /// The highest resident size so far, in bytes.
     pub fn peak_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib << 10)
+        let memory = paguro_lab::smaps::process(self.pid()).ok()?;
+        // One that has ended has none.
+        Some(memory.peak_bytes).filter(|bytes| *bytes > 0)
     }
 
     /// `query-migrate`.
@@ -297,22 +268,9 @@ impl Side {
 
     /// By the oracle; the guest must stand still.
     pub fn check_ram(&mut self) -> Judged {
-        let answer = self.must("x-paguro-query-ram", json!({}))?;
-        let number = |block: &Value, field: &str| block[field].as_u64().unwrap_or_default();
-        let blocks = answer["blocks"].as_array().into_iter().flatten();
-        let blocks = blocks.map(|block| ProcessBlock {
-            gpa: number(block, "guest-address"),
-            host_address: number(block, "host-address"),
-            len: number(block, "length"),
-        });
-        let blocks = blocks.collect();
-        let writers = self.must("x-paguro-query-device-writers", json!({}))?;
-        let writers: Vec<DeviceWriter> =
-            serde_json::from_value(writers).map_err(|error| error.to_string())?;
-        let process =
-            Process::open(self.machine_pid(), blocks).map_err(|error| error.to_string())?;
-        let report =
-            paguro_oracle::check(&process, &writers).map_err(|error| format!("oracle: {error}"))?;
+        let pid = self.pid();
+        let ask = |command: &str| self.must(command, json!({})).map_err(anyhow::Error::msg);
+        let report = check_ram(pid, ask).map_err(|error| format!("{error:#}"))?;
         match report.is_right() && report.pages_checked > 0 {
             true => Ok(()),
             false => Err(format!(
@@ -320,11 +278,6 @@ impl Side {
                 report.wrong_count, report.pages_checked, report.wrong
             )),
         }
-    }
-
-    /// `ip netns exec` becomes the program.
-    fn machine_pid(&self) -> u32 {
-        self.pid()
     }
 }
 
