@@ -1,7 +1,6 @@
-//! Certificates for machines of the lab, made anew by each process that needs some.
+//! Certificates for machines of the lab, made anew for whoever needs some.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -10,29 +9,17 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// A directory laid out as QEMU's `tls-creds-x509`, for both sides, of 127.0.0.1. It goes with this
-/// process.
+/// A directory laid out as QEMU's `tls-creds-x509`, for both sides, of 127.0.0.1. It goes when it is
+/// dropped.
 ///
 /// # Errors
 ///
 /// The host's.
-pub fn directory() -> Result<String> {
-    static MADE: Mutex<Option<TempDir>> = Mutex::new(None);
-    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    let dir = match made.take() {
-        Some(dir) => dir,
-        None => tempfile::Builder::new()
-            .prefix("paguro-tls-")
-            .tempdir()
-            .map_err(anyhow::Error::from)
-            .and_then(|dir| fill(dir.path()).map(|()| dir))
-            .context("no certificates can be made")?,
-    };
-    let path = made.insert(dir).path();
-    Ok(path
-        .to_str()
-        .context("a directory that is no text")?
-        .to_owned())
+pub fn make() -> Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix("paguro-tls-").tempdir();
+    let made = dir.map_err(anyhow::Error::from);
+    let made = made.and_then(|dir| fill(dir.path()).map(|()| dir));
+    made.context("no certificates can be made")
 }
 
 fn fill(dir: &Path) -> Result<()> {

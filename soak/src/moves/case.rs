@@ -5,6 +5,7 @@
 //! `memory=SIZE` bend that.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Result;
@@ -13,6 +14,7 @@ use paguro_lab::{Accel, Backing, Channel, Choice, DmaConfig, Pages, certificates
 use paguro_workload::Size;
 use paguro_workload::spec::Pattern;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::case::{Dma, key_values, number, one_of, pattern, size};
 
@@ -190,22 +192,31 @@ impl MoveCase {
         }
     }
 
-    /// What both sides are told before: a capability, and parameters.
-    pub fn agreed(&self) -> Result<(Option<&'static str>, Parameters)> {
+    /// Certificates, if it needs some.
+    pub fn certificates(&self) -> Result<Option<TempDir>> {
+        let encrypted = self.channel == ChannelArg::Tls;
+        encrypted.then(certificates::make).transpose()
+    }
+
+    /// What both sides are told before: a capability, and parameters; with certificates in that
+    /// directory.
+    pub fn agreed(&self, certificates: Option<&Path>) -> (Option<&'static str>, Parameters) {
         let mut all = Parameters::new();
-        if self.channel == ChannelArg::Tls {
-            let directory = certificates::directory()?;
-            all.insert("tls-creds".to_owned(), json!(directory));
+        if let Some(directory) = certificates {
+            all.insert(
+                "tls-creds".to_owned(),
+                json!(directory.display().to_string()),
+            );
         }
         let compression = match self.way {
-            WayArg::Plain => return Ok((None, all)),
-            WayArg::Xbzrle => return Ok((Some("xbzrle"), all)),
+            WayArg::Plain => return (None, all),
+            WayArg::Xbzrle => return (Some("xbzrle"), all),
             WayArg::Multifd => "none",
             WayArg::Zstd => "zstd",
         };
         all.insert("multifd-channels".to_owned(), json!(4));
         all.insert("multifd-compression".to_owned(), json!(compression));
-        Ok((Some("multifd"), all))
+        (Some("multifd"), all)
     }
 
     /// The device.

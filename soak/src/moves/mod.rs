@@ -14,6 +14,7 @@ use paguro_lab::{Backing, HugePages, Machine, MachineOptions, Pages};
 use paguro_oracle::Report;
 use paguro_workload::Spec;
 use paguro_workload::spec::Bytes;
+use tempfile::TempDir;
 
 use super::Program;
 use super::rng::Rng;
@@ -42,6 +43,7 @@ pub(super) fn walk(case: &MoveCase, program: Program<'_>, walked: &mut Walked) -
         case,
         rng,
         options,
+        certificates: case.certificates()?,
         walked,
         is_plain: !program.sabotage.is_empty(),
     };
@@ -87,6 +89,7 @@ struct Journey<'a> {
     case: &'a MoveCase,
     rng: Rng,
     options: MachineOptions,
+    certificates: Option<TempDir>,
     walked: &'a mut Walked,
     /// What is broken on purpose shall be met by moves and nothing else.
     is_plain: bool,
@@ -132,7 +135,8 @@ impl Journey<'_> {
         let mut options = self.options.awaiting();
         options.paused = waits;
         let mut there = Machine::start(&options).context("the destination")?;
-        let (agreed, settings) = self.case.agreed()?;
+        let certificates = self.certificates.as_ref().map(TempDir::path);
+        let (agreed, settings) = self.case.agreed(certificates);
         there.agree(&settings, agreed.as_slice())?;
         let uri = there.listen(&self.case.listens())?;
         if paused {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use paguro_lab::certificates;
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop, TlsOptions};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
@@ -14,11 +15,6 @@ use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{MigrateError, MigrateOptions, Migration, migrate};
 use paguro_sys::{Fallbacks, Host};
 use paguro_vmm::{Accel, Config, RunState, Vm};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
-use tempfile::TempDir;
 
 use crate::common::*;
 use crate::migrating::{Moved, Name, assert_moved, relocate_over, relocate_while};
@@ -61,33 +57,6 @@ impl Way {
     }
 }
 
-/// A directory laid out as QEMU's `tls-creds-x509`.
-fn certificates() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
-    write("ca-cert.pem", authority.pem());
-    for (side, names, usage) in [
-        (
-            "server",
-            vec!["127.0.0.1".to_owned()],
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ),
-        ("client", Vec::new(), ExtendedKeyUsagePurpose::ClientAuth),
-    ] {
-        let mut params = CertificateParams::new(names).unwrap();
-        params.extended_key_usages = vec![usage];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &authority).unwrap();
-        write(&format!("{side}-cert.pem"), certificate.pem());
-        write(&format!("{side}-key.pem"), key.serialize_pem());
-    }
-    dir
-}
-
 fn tcp() -> Address {
     "tcp:127.0.0.1:0".parse().unwrap()
 }
@@ -113,7 +82,7 @@ fn assert_arrives(vm: &Arc<Vm>, what: &str, moved: &Moved) {
 #[test]
 fn whatever_way_its_pages_take_a_guest_arrives_whole() {
     let _turn = turn();
-    let certificates = certificates();
+    let certificates = certificates::make().unwrap();
     for (round, accel) in accels().into_iter().enumerate() {
         for (index, way) in WAYS.into_iter().enumerate() {
             let tls = (index + round) % 2 == 0;
