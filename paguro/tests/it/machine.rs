@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
+use paguro_oracle::Report;
 pub use paguro_testkit::{MemoryCgroup, Turn, turn};
 use serde_json::{Value, json};
 
@@ -208,17 +208,7 @@ impl Drop for Machine {
 
 /// RAM of a stopped machine, looked at from outside, against what its counters imply.
 pub fn check_ram(qmp: &mut Qmp, pid: u32) -> Report {
-    let ram = qmp.execute("x-paguro-query-ram", json!({}));
-    let blocks = ram["blocks"].as_array().unwrap().iter();
-    let blocks = blocks.map(|block| ProcessBlock {
-        gpa: block["guest-address"].as_u64().unwrap(),
-        host_address: block["host-address"].as_u64().unwrap(),
-        len: block["length"].as_u64().unwrap(),
-    });
-    let devices = qmp.execute("x-paguro-query-device-writers", json!({}));
-    let devices: Vec<DeviceWriter> = serde_json::from_value(devices).unwrap();
-    let process = Process::open(pid, blocks.collect()).unwrap();
-    paguro_oracle::check(&process, &devices).unwrap()
+    paguro_lab::machine::check_ram(pid, |command| Ok(qmp.execute(command, json!({})))).unwrap()
 }
 
 /// A QMP connection that hides nothing.
