@@ -10,9 +10,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use paguro_lab::{Accel, Backing, Choice, DmaConfig, Pages, RestoreMode};
-use paguro_workload::Size;
-use paguro_workload::Spec;
 use paguro_workload::spec::Pattern;
+
+use crate::keys::{self, keys};
 
 /// What a case is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,38 +149,28 @@ impl Case {
     }
 }
 
+keys! { Case, "there is no such key":
+    "pages" pages choice,
+    "backing" backing choice,
+    "accel" accel choice,
+    "cpus" cpus number,
+    "pattern" pattern pattern,
+    "rate" unlimited unlimited,
+    "dma" dma choice,
+    "restore" restore choice,
+    "force" force force,
+    "chunk" chunk_bytes size,
+    "seed" seed number,
+    "snapshots" snapshots count,
+    "returns" returns count,
+    "memory" memory_bytes some_size,
+    "set" set_bytes some_size,
+    "busy" busy switch,
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rate = if self.unlimited { "unlimited" } else { "10k" };
-        write!(
-            f,
-            "pages={},backing={},accel={},cpus={},pattern={},rate={rate},dma={},restore={},\
-             force={},chunk={},seed={}",
-            self.pages.name(),
-            self.backing.name(),
-            self.accel.name(),
-            self.cpus,
-            self.pattern.name(),
-            self.dma.name(),
-            self.restore.name(),
-            self.force,
-            Size(self.chunk_bytes),
-            self.seed,
-        )?;
-        for (key, count) in [("snapshots", self.snapshots), ("returns", self.returns)] {
-            if count > 0 {
-                write!(f, ",{key}={count}")?;
-            }
-        }
-        for (key, bytes) in [("memory", self.memory_bytes), ("set", self.set_bytes)] {
-            if bytes > 0 {
-                write!(f, ",{key}={}", Size(bytes))?;
-            }
-        }
-        if self.busy {
-            f.write_str(",busy=on")?;
-        }
-        Ok(())
+        keys::tell(self, f)
     }
 }
 
@@ -190,89 +180,12 @@ impl FromStr for Case {
     /// Keys that are left out have their default: the simplest machine, seed 1.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut case = Self::default();
-        key_values(text, |key, value| case.set(key, value))?;
+        keys::read(&mut case, text)?;
         if !case.makes_sense() {
             return Err("there is no such machine: its options exclude each other".to_owned());
         }
         Ok(case)
     }
-}
-
-impl Case {
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "pages" => self.pages = one_of(value)?,
-            "backing" => self.backing = one_of(value)?,
-            "accel" => self.accel = one_of(value)?,
-            "cpus" => self.cpus = number(value)?,
-            "pattern" => self.pattern = pattern(value)?,
-            "rate" => {
-                self.unlimited = match value {
-                    "unlimited" => true,
-                    "10k" => false,
-                    _ => return Err("not unlimited or 10k".to_owned()),
-                }
-            }
-            "dma" => self.dma = one_of(value)?,
-            "restore" => self.restore = one_of(value)?,
-            "force" => {
-                let known = FORCES.iter().find(|known| **known == value);
-                self.force = known.ok_or_else(|| format!("not one of {}", FORCES.join(", ")))?;
-            }
-            "chunk" => self.chunk_bytes = size(value)?,
-            "seed" => self.seed = number(value)?,
-            "snapshots" => self.snapshots = number(value)?,
-            "returns" => self.returns = number(value)?,
-            "memory" => self.memory_bytes = size(value)?,
-            "set" => self.set_bytes = size(value)?,
-            "busy" => {
-                self.busy = match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err("not on or off".to_owned()),
-                }
-            }
-            _ => return Err("there is no such key".to_owned()),
-        }
-        Ok(())
-    }
-}
-
-/// Hands over each `key=value` of a text; the first that is not taken is told by its name.
-pub fn key_values(
-    text: &str,
-    mut set: impl FnMut(&str, &str) -> Result<(), String>,
-) -> Result<(), String> {
-    for part in text.split(',').filter(|part| !part.is_empty()) {
-        let (key, value) = part
-            .split_once('=')
-            .ok_or_else(|| format!("{part:?} is no key=value"))?;
-        set(key, value).map_err(|why| format!("{key}={value}: {why}"))?;
-    }
-    Ok(())
-}
-
-/// An order by its name.
-pub fn pattern(value: &str) -> Result<Pattern, String> {
-    let spec: Result<Spec, _> = format!("pattern={value}").parse();
-    spec.map(|spec| spec.pattern)
-        .map_err(|error| format!("{error}"))
-}
-
-/// One of a list of names.
-pub fn one_of<T: Choice>(value: &str) -> Result<T, String> {
-    T::named(value).ok_or_else(|| format!("invalid variant: {value}"))
-}
-
-/// A number.
-pub fn number<T: FromStr>(value: &str) -> Result<T, String> {
-    value.parse().map_err(|_| "not a number".to_owned())
-}
-
-/// A size in bytes.
-pub fn size(value: &str) -> Result<u64, String> {
-    let Size(bytes) = value.parse().map_err(|error| format!("{error}"))?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! | room | for |
 //! |---|---|
 //! | `case` | one machine as a text that brings it back |
+//! | `keys` | how such a text is told and read |
 //! | `matrix` | which machines there are, and in which order they are tried |
 //! | `walk` | what is done with one |
 //! | `moves` | the same three for guests that move |
@@ -19,6 +20,7 @@
 
 mod case;
 mod failures;
+mod keys;
 mod load;
 mod matrix;
 mod moves;

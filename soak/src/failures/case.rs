@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use paguro_lab::{Accel, Choice};
 
-use crate::case::{key_values, number, one_of};
+use crate::keys::{self, keys};
 
 /// What a case is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,17 +175,17 @@ impl FailureCase {
     }
 }
 
+keys! { FailureCase, "there is no such key of a failure":
+    "work" work choice,
+    "fault" fault choice,
+    "to" to choice,
+    "accel" accel choice,
+    "seed" seed number,
+}
+
 impl fmt::Display for FailureCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "work={},fault={},to={},accel={},seed={}",
-            self.work.name(),
-            self.fault.name(),
-            self.to.name(),
-            self.accel.name(),
-            self.seed,
-        )
+        keys::tell(self, f)
     }
 }
 
@@ -201,17 +201,7 @@ impl FromStr for FailureCase {
             accel: Accel::Kvm,
             seed: 1,
         };
-        key_values(text, |key, value| {
-            match key {
-                "work" => case.work = one_of(value)?,
-                "fault" => case.fault = one_of(value)?,
-                "to" => case.to = one_of(value)?,
-                "accel" => case.accel = one_of(value)?,
-                "seed" => case.seed = number(value)?,
-                _ => return Err("there is no such key of a failure".to_owned()),
-            }
-            Ok(())
-        })?;
+        keys::read(&mut case, text)?;
         if !case.makes_sense() {
             return Err("there is no such failure: its options exclude each other".to_owned());
         }

@@ -11,12 +11,12 @@ use std::str::FromStr;
 use anyhow::Result;
 use paguro_lab::machine::Parameters;
 use paguro_lab::{Accel, Backing, Channel, Choice, DmaConfig, Pages, certificates};
-use paguro_workload::Size;
 use paguro_workload::spec::Pattern;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::case::{Dma, key_values, number, one_of, pattern, size};
+use crate::case::Dma;
+use crate::keys::{self, keys};
 
 /// Who says which pages were written. Without KVM there is one only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,29 +234,24 @@ impl MoveCase {
     }
 }
 
+keys! { MoveCase, "there is no such key of a machine that moves":
+    "tracker" tracker choice,
+    "pages" pages choice,
+    "backing" backing choice,
+    "cpus" cpus number,
+    "pattern" pattern pattern,
+    "rate" rate choice,
+    "dma" dma choice,
+    "channel" channel choice,
+    "way" way choice,
+    "seed" seed number,
+    "moves" moves count,
+    "memory" memory_bytes some_size,
+}
+
 impl fmt::Display for MoveCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "tracker={},pages={},backing={},cpus={},pattern={},rate={},dma={},channel={},way={},seed={}",
-            self.tracker.name(),
-            self.pages.name(),
-            self.backing.name(),
-            self.cpus,
-            self.pattern.name(),
-            self.rate.name(),
-            self.dma.name(),
-            self.channel.name(),
-            self.way.name(),
-            self.seed,
-        )?;
-        if self.moves > 0 {
-            write!(f, ",moves={}", self.moves)?;
-        }
-        if self.memory_bytes > 0 {
-            write!(f, ",memory={}", Size(self.memory_bytes))?;
-        }
-        Ok(())
+        keys::tell(self, f)
     }
 }
 
@@ -264,31 +259,10 @@ impl FromStr for MoveCase {
     type Err = String;
 
     /// Keys that are left out have their default: the simplest machine, seed 1.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let mut case = Self::default();
-        key_values(text, |key, value| case.set(key, value))?;
+        keys::read(&mut case, text)?;
         Ok(case)
-    }
-}
-
-impl MoveCase {
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "tracker" => self.tracker = one_of(value)?,
-            "pages" => self.pages = one_of(value)?,
-            "backing" => self.backing = one_of(value)?,
-            "cpus" => self.cpus = number(value)?,
-            "pattern" => self.pattern = pattern(value)?,
-            "rate" => self.rate = one_of(value)?,
-            "dma" => self.dma = one_of(value)?,
-            "channel" => self.channel = one_of(value)?,
-            "way" => self.way = one_of(value)?,
-            "seed" => self.seed = number(value)?,
-            "moves" => self.moves = number(value)?,
-            "memory" => self.memory_bytes = size(value)?,
-            _ => return Err("there is no such key of a machine that moves".to_owned()),
-        }
-        Ok(())
     }
 }
 
