@@ -32,8 +32,6 @@ use crate::{Allowance, Memory};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
-/// A loaded destination is told for so long that the guest runs on here.
-const TELLING: Duration = Duration::from_secs(30);
 /// After a failed write the destination's last words are waited for so long.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -310,7 +308,8 @@ impl<'s, 'e> Driver<'s, 'e> {
                 SourceState::Resumed { telling, .. } if self.is_idle() => match telling {
                     Telling::Needless | Telling::Told | Telling::Contradicted => break,
                     Telling::Due | Telling::Asking => {
-                        if self.over.is_none_or(|over| over.elapsed() > TELLING) {
+                        let linger = self.options.linger;
+                        if self.over.is_none_or(|over| over.elapsed() > linger) {
                             break;
                         }
                     }

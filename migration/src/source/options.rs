@@ -38,6 +38,9 @@ pub struct MigrateOptions {
     /// bytes knows the page: QEMU's `xbzrle-cache-size`, a power of two. It is smaller where
     /// [`Allowance`](crate::Allowance) says so. Not with multifd.
     pub xbzrle_cache_bytes: Option<u64>,
+    /// How long a source whose guest runs on goes on trying to tell a destination so that may have
+    /// loaded it, when all else is over.
+    pub linger: Duration,
     /// Where the host says what this process may have.
     pub limits: Limits,
     /// What is broken on purpose.
@@ -62,6 +65,7 @@ impl MigrateOptions {
             convergence: Convergence::default(),
             multifd: None,
             xbzrle_cache_bytes: None,
+            linger: Duration::from_secs(30),
             limits: Limits::of_this_process(),
             sabotage: SourceSabotage::None,
         }

@@ -154,7 +154,7 @@ impl Machine {
                 panic!("it ended: {}", text(&output.stderr));
             }
             assert!(Instant::now() < deadline, "no socket");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 
@@ -348,6 +348,10 @@ impl Qmp {
             if now["status"] == status {
                 return now;
             }
+            let is_over = ["completed", "failed", "cancelled"]
+                .iter()
+                .any(|end| now["status"] == *end);
+            assert!(!is_over, "it is over, and was never {status}: {now}");
             assert!(Instant::now() < deadline, "not {status}: {now}");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -365,7 +369,7 @@ impl Qmp {
                 return now;
             }
             assert!(Instant::now() < deadline, "it does not end: {now}");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

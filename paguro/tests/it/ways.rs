@@ -46,9 +46,9 @@ fn of_pages_that_were_sent_only_the_difference_is() {
     let here = [
         "--xbzrle",
         "--xbzrle-cache-size=64M",
-        "--max-bandwidth=8M",
+        "--max-bandwidth=16M",
         "--downtime-limit=1",
-        "--timeout=10",
+        "--timeout=4",
         "--at-timeout=switchover",
     ];
     let report = |bytes: &str| {

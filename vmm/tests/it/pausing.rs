@@ -21,7 +21,7 @@ fn a_guest_runs_and_posts_its_progress() {
 fn nothing_is_written_in_a_pause() {
     let _turn = turn();
     for accel in accels() {
-        let vm = start(&with_dma(config(accel, 2), true));
+        let vm = start(&hurried(with_dma(config(accel, 2), true)));
         for _ in 0..20 {
             wait_writes(&vm, 50);
             let paused = vm.pause().unwrap();

@@ -47,7 +47,7 @@ fn a_restored_machine_goes_on_where_it_was() {
 fn so_does_one_with_a_device_that_writes_ram() {
     let _turn = turn();
     for accel in accels() {
-        goes_on(&with_dma(config(accel, 2), false));
+        goes_on(&hurried(with_dma(config(accel, 2), false)));
         goes_on(&with_dma(config(accel, 1), true));
     }
 }

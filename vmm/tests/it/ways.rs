@@ -61,8 +61,8 @@ fn tcp() -> Address {
     "tcp:127.0.0.1:0".parse().unwrap()
 }
 
-/// A lost write hides behind the next one to its page, which such a guest makes later.
-fn unhurried(accel: Accel, cpus: u32) -> Config {
+/// Pages are written in no order.
+fn random(accel: Accel, cpus: u32) -> Config {
     Config {
         workload: "pattern=random,rate=20000".parse().unwrap(),
         ..config(accel, cpus)
@@ -89,7 +89,7 @@ fn whatever_way_its_pages_take_a_guest_arrives_whole() {
             let cpus = 1 + (index / 2 + round) as u32 % 2;
             let what = format!("{way:?}, {accel:?}, {cpus} vCPUs, TLS: {tls}");
             println!("{what}");
-            let vm = start(&with_dma(unhurried(accel, cpus), cpus == 2));
+            let vm = start(&with_dma(random(accel, cpus), cpus == 2));
             wait_writes(&vm, 500);
             let name = Name::new();
             let address = if tls { tcp() } else { name.address() };
@@ -119,7 +119,7 @@ fn a_page_is_never_overtaken_by_an_older_one() {
     let small = Way::Xbzrle(1 << 20);
     let large = Way::Xbzrle(64 << 20);
     for way in [Way::Multifd(4), Way::Zstd(3), small, large] {
-        let vm = start(&unhurried(accels()[0], 2));
+        let vm = start(&random(accels()[0], 2));
         wait_writes(&vm, 500);
         let name = Name::new();
         let set_up = |source: &mut MigrateOptions, destination: &mut ReceiveOptions| {
@@ -154,10 +154,10 @@ fn differences_do_not_make_the_channel_look_slow() {
     let mut bandwidths = Vec::new();
     for way in [Way::Plain, Way::Xbzrle(64 << 20)] {
         let vm = start(&Config {
-            memory_bytes: 32 << 20,
+            workload: "rate=50000".parse().unwrap(),
             ..config(accels()[0], 1)
         });
-        wait_writes(&vm, 20_000);
+        wait_writes(&vm, 10_000);
         let set_up = |source: &mut MigrateOptions, destination: &mut ReceiveOptions| {
             way.set_up(source, destination);
             source.downtime_limit = Duration::ZERO;
@@ -238,8 +238,10 @@ fn cut(
         address.parse().unwrap(),
         channel::Options::new(Stop::new().unwrap()),
     );
+    options.linger = Duration::from_millis(200);
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.connect_timeout = Duration::from_secs(3);
+    receiving.linger = options.linger;
     // So that all channels are met before it is over.
     options.max_bandwidth = 4 << 20;
     way.set_up(&mut options, &mut receiving);
