@@ -80,7 +80,7 @@ impl Forced {
 }
 
 /// What is broken by that name.
-pub fn broken(name: &str) -> Option<Broken> {
+fn broken(name: &str) -> Option<Broken> {
     let of_snapshots = Sabotage::NAMES.iter().find(|(known, _)| *known == name);
     let of_migrations = SourceSabotage::NAMES
         .iter()

@@ -42,21 +42,18 @@
 //! | `x-paguro-arm-in-pause` | boolean | false | only to measure what arming before is worth |
 //! | `x-paguro-pause-sleep-us` | microseconds, at most 10 s | 0 | slept in the pause: the test of the ruler |
 //!
-//! And `x-paguro-sabotage`, `none` or a name of `PAGURO_FORCE`: broken on purpose, for tests.
-//!
 //! They are read when `migrate` or `migrate-incoming` starts; `migrate` may bring its own, for itself only
 //! ([`terms`](super::terms)). Of a change meanwhile `downtime-limit` and `max-bandwidth` count for the
 //! migration that runs, too, where they are named; all else is for the next.
 
 use paguro_migration::options::{HugePolicy, SnapshotOptions};
-use paguro_migration::source::{AtTimeout, SourceSabotage};
+use paguro_migration::source::AtTimeout;
 use serde_json::{Value, json};
 
 use super::commands::Answer;
 use super::jobs::Work;
 use super::settings::{Compression, Mode, Settings};
 use super::{Args, Monitor, QmpError};
-use crate::force::{self, Broken};
 
 /// `migrate-set-parameters`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
@@ -86,15 +83,6 @@ pub fn after(before: &Settings, args: &mut Args) -> Result<Settings, QmpError> {
     let mut new = before.clone();
     change_snapshot(&mut new.snapshot, args)?;
     change_migration(&mut new, args)?;
-    if let Some(name) = args.string("x-paguro-sabotage")? {
-        let refused = || not_accepted("x-paguro-sabotage", &name);
-        let broken = match name.as_str() {
-            "none" => Broken::default(),
-            name => force::broken(name).ok_or_else(refused)?,
-        };
-        new.snapshot.sabotage = broken.snapshot;
-        new.sabotage = broken.migration;
-    }
     check_together(&new)?;
     Ok(new)
 }
@@ -150,10 +138,6 @@ fn of_snapshots(settings: &Settings) -> Value {
         HugePolicy::Keep => "keep",
         HugePolicy::Split => "split",
     };
-    let sabotage = match settings.sabotage {
-        SourceSabotage::None => force::sabotage_name(options.sabotage),
-        other => force::source_sabotage_name(other),
-    };
     json!({
         "max-bandwidth": options.max_bandwidth,
         "multifd-channels": options.channels,
@@ -165,7 +149,6 @@ fn of_snapshots(settings: &Settings) -> Value {
         "x-paguro-sync": options.sync,
         "x-paguro-arm-in-pause": options.arm_in_pause,
         "x-paguro-pause-sleep-us": options.pause_sleep_us,
-        "x-paguro-sabotage": sabotage,
     })
 }
 

@@ -17,17 +17,26 @@ pub struct Side {
 
 impl Side {
     pub fn run(args: &[&str]) -> Self {
+        Self::run_forced(args, "")
+    }
+
+    /// The same with that as its `PAGURO_FORCE`.
+    fn run_forced(args: &[&str], force: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let machine = Machine::run_in_turn(dir.path(), args);
+        let machine = Machine::run_forced(dir.path(), args, force);
         let qmp = machine.connect();
         Self { dir, machine, qmp }
     }
 
     /// One that waits, and where it does. A client may be connected already when it begins to.
     pub fn incoming(uri: &str, args: &[&str]) -> (Self, String) {
+        Self::incoming_forced(uri, args, "")
+    }
+
+    fn incoming_forced(uri: &str, args: &[&str], force: &str) -> (Self, String) {
         let mut all = vec!["--incoming", "defer"];
         all.extend(args);
-        let mut side = Self::run(&all);
+        let mut side = Self::run_forced(&all, force);
         let path = format!("unix:{}", side.dir.path().join("in.sock").display());
         let uri = if uri == "unix" { &path } else { uri };
         side.qmp.execute("migrate-incoming", json!({ "uri": uri }));
@@ -306,11 +315,11 @@ fn what_is_broken_on_purpose_is_caught() {
         }
         let _turn = turn();
         let accel = if has_kvm() { "kvm" } else { "threads" };
-        let mut here = Side::run(&["--accel", accel, "--workload", "rate=unlimited"]);
+        let args = ["--accel", accel, "--workload", "rate=unlimited"];
+        let mut here = Side::run_forced(&args, name);
         let caught = (1..=20).find(|_| {
-            let (mut there, at) = Side::incoming("unix", &["--accel", accel, "--paused"]);
-            let sabotage = json!({ "x-paguro-sabotage": name });
-            here.qmp.execute("migrate-set-parameters", sabotage);
+            let args = ["--accel", accel, "--paused"];
+            let (mut there, at) = Side::incoming_forced("unix", &args, name);
             here.qmp.execute("migrate", json!({ "uri": at }));
             here.qmp.wait_migration("completed");
             there.qmp.wait_status("paused");
