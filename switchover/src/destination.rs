@@ -9,21 +9,19 @@ use crate::reason::Reason;
 
 mod words;
 
-pub(crate) use words::DestinationSabotage;
 pub use words::{DestinationAction, DestinationConfig, DestinationEvent, DestinationState};
 
 /// A destination's control side. See the [crate](crate).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     config: DestinationConfig,
-    state: DestinationState,
+    pub(crate) state: DestinationState,
     /// The channel is there, as far as is known.
     channel: bool,
     /// The guest ran at the source.
     ran: bool,
     finder: IdFinder,
     id: Option<MigrationId>,
-    sabotage: DestinationSabotage,
 }
 
 type Step = Result<Actions<DestinationAction>, Unexpected>;
@@ -38,7 +36,6 @@ impl Destination {
             ran: true,
             finder: IdFinder::default(),
             id: None,
-            sabotage: DestinationSabotage::None,
         }
     }
 
@@ -94,19 +91,10 @@ impl Destination {
 
     fn ping(&mut self, value: u32) -> Step {
         match self.state {
-            DestinationState::Active if value == PING_LOADED => {
-                #[cfg(test)]
-                if self.sabotage == DestinationSabotage::PongsBeforeLoading {
-                    self.state = DestinationState::Loading { permitted: false };
-                    return Ok(
-                        one(DestinationAction::SendPong(value)).and(DestinationAction::LoadDevices)
-                    );
-                }
-                self.to(
-                    DestinationState::Loading { permitted: false },
-                    one(DestinationAction::LoadDevices),
-                )
-            }
+            DestinationState::Active if value == PING_LOADED => self.to(
+                DestinationState::Loading { permitted: false },
+                one(DestinationAction::LoadDevices),
+            ),
             DestinationState::Active => {
                 if let Some(id) = self.finder.take(value) {
                     self.id = Some(id);
@@ -147,12 +135,6 @@ impl Destination {
                 Actions::none(),
             ),
             DestinationState::Loaded => self.permitted(false),
-            #[cfg(test)]
-            DestinationState::Abandoned { .. }
-                if self.sabotage == DestinationSabotage::RunsAfterAbandoning =>
-            {
-                self.permitted(false)
-            }
             DestinationState::Abandoned { .. } => late("EOF, after the source took it back"),
             DestinationState::Listening
             | DestinationState::Waiting { .. }
@@ -183,14 +165,6 @@ impl Destination {
             }
             // The PONG did not go out, so that the permission cannot be on its way.
             DestinationState::Loading { .. } => self.end(why, Some(SHUT_ABANDONED)),
-            #[cfg(test)]
-            DestinationState::Loaded if self.sabotage == DestinationSabotage::RunsWithoutEof => {
-                self.permitted(false)
-            }
-            #[cfg(test)]
-            DestinationState::Loaded if self.sabotage == DestinationSabotage::EndsWhenLoaded => {
-                self.end(why, Some(SHUT_ABANDONED))
-            }
             DestinationState::Loaded => self.wait(),
             DestinationState::Starting { .. } => {
                 self.channel = false;
@@ -204,7 +178,7 @@ impl Destination {
     }
 
     /// The right to run is here: it is used, or kept for the operator's `cont`.
-    fn permitted(&mut self, asked: bool) -> Step {
+    pub(crate) fn permitted(&mut self, asked: bool) -> Step {
         if self.ran && !self.config.paused {
             let state = DestinationState::Starting { asked };
             return self.to(state, one(DestinationAction::RunVm));
@@ -244,10 +218,7 @@ impl Destination {
     }
 
     fn query(&mut self, query: Query) -> Step {
-        let known = Some(query.id) == self.id;
-        #[cfg(test)]
-        let known = known || self.sabotage == DestinationSabotage::ObeysAnybody;
-        if !known {
+        if Some(query.id) != self.id {
             return match query.verb {
                 Verb::Known => late("another migration's source has its answer"),
                 Verb::Run | Verb::Forget => Ok(one(DestinationAction::Refuse)),
@@ -275,12 +246,6 @@ impl Destination {
                 return self.to(DestinationState::Starting { asked: true }, Actions::none());
             }
             DestinationState::Owner { .. } => Answer::Permitted,
-            #[cfg(test)]
-            DestinationState::Abandoned { .. }
-                if self.sabotage == DestinationSabotage::RunsAfterAbandoning =>
-            {
-                return self.permitted(true);
-            }
             DestinationState::Abandoned { .. } => Answer::Abandoned,
             DestinationState::Listening
             | DestinationState::Active
@@ -302,12 +267,6 @@ impl Destination {
                 self.channel = false;
                 let why = Reason::TakenBack;
                 return self.to(DestinationState::Abandoned { why }, actions);
-            }
-            #[cfg(test)]
-            DestinationState::Owner { .. }
-                if self.sabotage == DestinationSabotage::AbandonsWhileRunning =>
-            {
-                Answer::Abandoned
             }
             DestinationState::Starting { .. } => {
                 return self.to(DestinationState::Starting { asked: true }, Actions::none());
@@ -383,7 +342,7 @@ impl Destination {
     }
 
     /// The process ends; the source, if the channel is there, may know why.
-    fn end(&mut self, why: Reason, shut: Option<u32>) -> Step {
+    pub(crate) fn end(&mut self, why: Reason, shut: Option<u32>) -> Step {
         let actions = match shut {
             Some(code) => self.shut(code),
             None => Actions::none().and_if(self.channel, DestinationAction::CloseChannel),
@@ -408,17 +367,6 @@ impl Destination {
 
     fn back_if(&self, channel: bool, action: DestinationAction) -> Actions<DestinationAction> {
         Actions::none().and_if(channel && self.config.return_path, action)
-    }
-}
-
-#[cfg(test)]
-impl Destination {
-    /// A destination with something broken.
-    pub(crate) fn broken(config: DestinationConfig, sabotage: DestinationSabotage) -> Self {
-        Self {
-            sabotage,
-            ..Self::new(config)
-        }
     }
 }
 

@@ -6,15 +6,13 @@ use crate::reason::Reason;
 
 mod words;
 
-pub(crate) use words::SourceSabotage;
 pub use words::{Eof, SourceAction, SourceConfig, SourceEvent, SourceState, Telling, Wanted};
 
 /// A source's control side. See the [crate](crate).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     config: SourceConfig,
-    state: SourceState,
-    sabotage: SourceSabotage,
+    pub(crate) state: SourceState,
 }
 
 type Step = Result<Actions<SourceAction>, Unexpected>;
@@ -25,7 +23,6 @@ impl Source {
         Self {
             config,
             state: SourceState::Setup,
-            sabotage: SourceSabotage::None,
         }
     }
 
@@ -126,14 +123,6 @@ impl Source {
             return self.permit(Actions::none());
         }
         let ping = one(SourceAction::SendPing(PING_LOADED));
-        #[cfg(test)]
-        if matches!(self.sabotage, SourceSabotage::EofBeforePong) {
-            return self.permit(ping);
-        }
-        #[cfg(test)]
-        if matches!(self.sabotage, SourceSabotage::Stock) {
-            return self.permit(Actions::none());
-        }
         self.to(SourceState::Loading, ping)
     }
 
@@ -145,23 +134,13 @@ impl Source {
     }
 
     /// The point of no return: it is passed here, before EOF is given to anybody who could send it.
-    fn permit(&mut self, first: Actions<SourceAction>) -> Step {
+    pub(crate) fn permit(&mut self, first: Actions<SourceAction>) -> Step {
         let actions = first.and(SourceAction::HoldVm).and(SourceAction::SendEof);
-        #[cfg(test)]
-        if self.sabotage == SourceSabotage::PermitsAfterWriting {
-            return Ok(actions);
-        }
         self.to(SourceState::Permitted { eof: Eof::Writing }, actions)
     }
 
     fn eof_out(&mut self, whole: bool) -> Step {
         match self.state {
-            #[cfg(test)]
-            SourceState::Loading if self.sabotage == SourceSabotage::PermitsAfterWriting => self
-                .to(
-                    SourceState::Permitted { eof: Eof::Written },
-                    Actions::none(),
-                ),
             SourceState::Permitted {
                 eof: Eof::Writing | Eof::Overdue { .. },
             } if whole => match self.config.return_path {
@@ -171,10 +150,6 @@ impl Source {
                 ),
                 false => self.to(SourceState::Completed, one(SourceAction::CloseChannel)),
             },
-            #[cfg(test)]
-            SourceState::Permitted { .. } if self.sabotage == SourceSabotage::Stock => {
-                self.run_on(Reason::Channel, Telling::Needless, false)
-            }
             SourceState::Permitted {
                 eof: Eof::Overdue { wanted },
             } => self.doubt(wanted),
@@ -265,15 +240,6 @@ impl Source {
             | SourceState::PreSwitchover
             | SourceState::Device
             | SourceState::Loading => self.give_up(why),
-            #[cfg(test)]
-            SourceState::Permitted { .. }
-                if matches!(
-                    self.sabotage,
-                    SourceSabotage::ResumesWithoutShut | SourceSabotage::Stock
-                ) =>
-            {
-                self.run_on(why, Telling::Needless, false)
-            }
             // That word may never come.
             SourceState::Permitted { eof: Eof::Writing } if !self.config.return_path => self.to(
                 Self::overdue_with(Wanted::Run),
@@ -323,16 +289,6 @@ impl Source {
                 self.doubt(Wanted::Back {
                     why: Reason::Peer { code: SHUT_FAILED },
                 })
-            }
-            #[cfg(test)]
-            (
-                SourceState::InDoubt {
-                    wanted,
-                    asking: true,
-                },
-                Answer::Unknown,
-            ) if self.sabotage == SourceSabotage::ResumesOnUnknown => {
-                self.resume_acknowledged(wanted)
             }
             (SourceState::InDoubt { asking: true, .. }, Answer::Unknown) => self.no_answer(),
             (
@@ -504,19 +460,14 @@ impl Source {
     }
 
     /// The guest, which is stopped, runs on: the destination cannot run, or the operator knows.
-    fn run_on(&mut self, why: Reason, telling: Telling, in_stream: bool) -> Step {
-        let mut actions = one(SourceAction::ResumeVm);
-        #[cfg(test)]
-        if self.sabotage == SourceSabotage::StaysStopped {
-            actions = Actions::none();
-        }
-        actions = actions
+    pub(crate) fn run_on(&mut self, why: Reason, telling: Telling, in_stream: bool) -> Step {
+        let actions = one(SourceAction::ResumeVm)
             .and_if(in_stream, SourceAction::SendForget)
             .and(SourceAction::CloseChannel);
         self.to(SourceState::Ending { why, telling }, actions)
     }
 
-    fn resume_acknowledged(&mut self, wanted: Wanted) -> Step {
+    pub(crate) fn resume_acknowledged(&mut self, wanted: Wanted) -> Step {
         let why = match wanted {
             Wanted::Back { why } => why,
             Wanted::Run => Reason::Abandoned,
@@ -528,10 +479,6 @@ impl Source {
 
     /// Everything is kept, and the destination is asked.
     fn doubt(&mut self, wanted: Wanted) -> Step {
-        #[cfg(test)]
-        if self.sabotage == SourceSabotage::ResumesOnAsking && wanted != Wanted::Run {
-            return self.run_on(Reason::Cancelled, Telling::Due, false);
-        }
         let first = matches!(self.state, SourceState::Permitted { .. });
         let asking = self.config.reconnects;
         let actions = Actions::none()
@@ -542,10 +489,6 @@ impl Source {
 
     /// Whether a destination that may be loaded can be told.
     fn due(&self) -> Telling {
-        #[cfg(test)]
-        if self.sabotage == SourceSabotage::TellsNobody {
-            return Telling::Needless;
-        }
         match self.config.reconnects {
             true => Telling::Due,
             false => Telling::Needless,
@@ -561,17 +504,6 @@ impl Source {
             SourceState::Resumed { why, telling },
             one(SourceAction::Ask(Verb::Forget)),
         )
-    }
-}
-
-#[cfg(test)]
-impl Source {
-    /// A source with something broken.
-    pub(crate) fn broken(config: SourceConfig, sabotage: SourceSabotage) -> Self {
-        Self {
-            sabotage,
-            ..Self::new(config)
-        }
     }
 }
 

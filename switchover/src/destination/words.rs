@@ -110,28 +110,3 @@ pub enum DestinationAction {
     /// End the process, with the reason as its error.
     End,
 }
-
-/// What is broken on purpose, for the model to find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum DestinationSabotage {
-    /// Nothing.
-    None,
-    /// A loaded destination runs when the channel is lost.
-    #[cfg(test)]
-    RunsWithoutEof,
-    /// A destination that has abandoned its copy runs when it is permitted to.
-    #[cfg(test)]
-    RunsAfterAbandoning,
-    /// A loaded destination ends when the channel is lost.
-    #[cfg(test)]
-    EndsWhenLoaded,
-    /// A destination that runs says that it has abandoned its copy.
-    #[cfg(test)]
-    AbandonsWhileRunning,
-    /// It obeys the source of another migration.
-    #[cfg(test)]
-    ObeysAnybody,
-    /// It says that all is loaded before it is.
-    #[cfg(test)]
-    PongsBeforeLoading,
-}

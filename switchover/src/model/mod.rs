@@ -1,15 +1,15 @@
 //! The two machines against a hostile network, crashes, and an operator: all of it.
 
+mod broken;
 mod explore;
 mod steps;
 mod world;
 
 use std::collections::HashSet;
 
-use crate::destination::DestinationSabotage;
 use crate::outcome::{SHUT_ABANDONED, SHUT_CONFIRMED, SHUT_FAILED};
-use crate::source::SourceSabotage;
 use crate::*;
+use broken::{DestinationSabotage, SourceSabotage};
 use explore::{Broken, Explored, explore};
 use world::{Operator, Setting};
 

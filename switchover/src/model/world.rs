@@ -5,8 +5,7 @@
 //! later step, so that anything may happen before it; all others are done at once, because a crash
 //! or a loss between two of them is the same as one after both with what was sent lost.
 
-use crate::destination::{Destination, DestinationSabotage};
-use crate::source::{Source, SourceSabotage};
+use super::broken::{DestinationSabotage, FarMachine, NearMachine, SourceSabotage};
 use crate::*;
 
 /// What is being modelled.
@@ -80,7 +79,7 @@ pub enum End {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Near {
-    pub machine: Source,
+    pub machine: NearMachine,
     /// The process is there.
     pub alive: bool,
     pub running: bool,
@@ -90,7 +89,7 @@ pub struct Near {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Far {
-    pub machine: Destination,
+    pub machine: FarMachine,
     pub alive: bool,
     /// A vCPU may execute an instruction.
     pub running: bool,
@@ -158,14 +157,14 @@ impl World {
     pub fn new(setting: &Setting) -> Self {
         Self {
             near: Near {
-                machine: Source::broken(setting.source, setting.source_sabotage),
+                machine: NearMachine::new(setting.source, setting.source_sabotage),
                 alive: true,
                 running: true,
                 end: End::Open,
                 todo: Vec::new(),
             },
             far: Far {
-                machine: Destination::broken(setting.destination, setting.destination_sabotage),
+                machine: FarMachine::new(setting.destination, setting.destination_sabotage),
                 alive: true,
                 running: false,
                 whole: false,

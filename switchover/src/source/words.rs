@@ -201,34 +201,3 @@ pub enum SourceAction {
     /// End the process.
     End,
 }
-
-/// What is broken on purpose, for the model to find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum SourceSabotage {
-    /// Nothing.
-    None,
-    /// EOF goes out before the PONG came.
-    #[cfg(test)]
-    EofBeforePong,
-    /// The guest runs on if SHUT is lost.
-    #[cfg(test)]
-    ResumesWithoutShut,
-    /// Both, as a stock QEMU does.
-    #[cfg(test)]
-    Stock,
-    /// The permission counts as sent only when all of EOF was written.
-    #[cfg(test)]
-    PermitsAfterWriting,
-    /// The guest runs on when the destination was told to forget it, before it said that it did.
-    #[cfg(test)]
-    ResumesOnAsking,
-    /// A destination that knows nothing counts as one that will never run.
-    #[cfg(test)]
-    ResumesOnUnknown,
-    /// The guest stays stopped where it should run on.
-    #[cfg(test)]
-    StaysStopped,
-    /// Does not tell a loaded destination that the guest ran on.
-    #[cfg(test)]
-    TellsNobody,
-}
