@@ -36,6 +36,20 @@ impl Args {
         })
     }
 
+    /// A member with text, or null, which is as good as none: QEMU's `StrOrNull`.
+    pub fn string_or_null(&mut self, name: &str) -> Result<Option<String>, QmpError> {
+        self.typed(name, "string", |value| match value {
+            Value::String(text) => Some(text),
+            Value::Null => Some(String::new()),
+            _ => None,
+        })
+    }
+
+    /// A member as it is.
+    pub fn value(&mut self, name: &str) -> Option<Value> {
+        self.members.remove(name)
+    }
+
     /// A member that is true or false.
     pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, QmpError> {
         self.typed(name, "boolean", |value| value.as_bool())

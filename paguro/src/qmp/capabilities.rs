@@ -30,9 +30,11 @@ const PAUSE: &str = "pause-before-switchover";
 const RETURN_PATH: &str = "return-path";
 const XBZRLE: &str = "xbzrle";
 
-/// Those that QEMU has besides. Switching one off is no error: clients switch off what they
-/// know and do not want.
-const OTHERS: [&str; 13] = [
+/// Those that QEMU has besides, or had (`block` and `compress`, up to 9.0). Switching one off is no
+/// error: clients switch off what they know and do not want.
+const OTHERS: [&str; 15] = [
+    "block",
+    "compress",
     "dirty-bitmaps",
     "late-block-activate",
     "postcopy-blocktime",

@@ -41,11 +41,11 @@ pub const COMMANDS: [(&str, Command<Monitor>); 28] = [
     ("x-paguro-touch", state::touch),
 ];
 
-/// The version of the protocol's commands: that of QEMU 9.0, where `mapped-ram` came in. Which
-/// program this is says `package`.
+/// The version of the protocol's commands: that of QEMU 10.0, whose schema they are compared with
+/// (`QMP.md`). Which program this is says `package`.
 pub fn version() -> Value {
     json!({
-        "qemu": { "major": 9, "minor": 0, "micro": 0 },
+        "qemu": { "major": 10, "minor": 0, "micro": 0 },
         "package": concat!("paguro ", env!("CARGO_PKG_VERSION")),
     })
 }

@@ -42,6 +42,9 @@
 //! | `x-paguro-arm-in-pause` | boolean | false | only to measure what arming before is worth |
 //! | `x-paguro-pause-sleep-us` | microseconds, at most 10 s | 0 | slept in the pause: the test of the ruler |
 //!
+//! What QEMU has besides can be set to QEMU's default only, and is told so; how paguro differs is listed
+//! in `QMP.md`.
+//!
 //! They are read when `migrate` or `migrate-incoming` starts; `migrate` may bring its own, for itself only
 //! ([`terms`](super::terms)). Of a change meanwhile `downtime-limit` and `max-bandwidth` count for the
 //! migration that runs, too, where they are named; all else is for the next.
@@ -83,6 +86,7 @@ pub fn after(before: &Settings, args: &mut Args) -> Result<Settings, QmpError> {
     let mut new = before.clone();
     change_snapshot(&mut new.snapshot, args)?;
     change_migration(&mut new, args)?;
+    take_foreign(args)?;
     check_together(&new)?;
     Ok(new)
 }
@@ -95,8 +99,46 @@ pub fn query(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
     let more = of_snapshots(settings);
     if let (Some(all), Value::Object(more)) = (all.as_object_mut(), more) {
         all.extend(more);
+        all.extend(foreign().map(|(name, value)| (name.to_owned(), value)));
     }
     Ok(all.into())
+}
+
+/// What QEMU has besides, with its defaults: there is no network whose neighbours are told, no COLO, no
+/// list of who may come in, no other codec, no direct I/O that is not chosen by itself, no bitmaps of
+/// disks. A client may say that it wants it as it is.
+fn foreign() -> impl Iterator<Item = (&'static str, Value)> {
+    let numbers = [
+        ("announce-initial", 50),
+        ("announce-max", 550),
+        ("announce-rounds", 5),
+        ("announce-step", 100),
+        ("max-postcopy-bandwidth", 0),
+        ("multifd-qatzip-level", 1),
+        ("multifd-zlib-level", 1),
+        ("x-checkpoint-delay", 20_000),
+    ];
+    let numbers = numbers.map(|(name, value)| (name, json!(value)));
+    let others = [
+        ("direct-io", json!(false)),
+        ("tls-authz", json!("")),
+        ("zero-page-detection", json!("multifd")),
+    ];
+    numbers.into_iter().chain(others)
+}
+
+fn take_foreign(args: &mut Args) -> Result<(), QmpError> {
+    // Given once, it is in QEMU's answers; none is not.
+    let bitmaps = ("block-bitmap-mapping", json!([]));
+    for (name, default) in foreign().chain([bitmaps]) {
+        let is_default = |value: &Value| *value == default || (value.is_null() && default == "");
+        if let Some(value) = args.value(name).filter(|value| !is_default(value)) {
+            return Err(QmpError::generic(format!(
+                "Parameter '{name}' does not accept value '{value}': there is only '{default}'"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn of_migrations(settings: &Settings) -> Value {
@@ -219,10 +261,10 @@ fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpE
         }
         settings.xbzrle_cache_bytes = bytes;
     }
-    if let Some(directory) = args.string("tls-creds")? {
+    if let Some(directory) = args.string_or_null("tls-creds")? {
         settings.tls_creds = directory;
     }
-    if let Some(name) = args.string("tls-hostname")? {
+    if let Some(name) = args.string_or_null("tls-hostname")? {
         settings.tls_hostname = name;
     }
     if let Some(seconds) = within(args, "x-paguro-convergence-timeout", 0, MAX_TIMEOUT_S)? {

@@ -246,7 +246,6 @@ impl Ram {
             "remaining": self.remaining_bytes,
             "transferred": self.transferred_bytes,
             "duplicate": self.zero_pages,
-            "skipped": 0,
             "normal": self.normal_pages,
             "normal-bytes": self.normal_pages * page,
             "page-size": page,

@@ -16,6 +16,7 @@ mod migrating_fails;
 mod priorities;
 mod protocol;
 mod python;
+mod qemu_words;
 mod restoring;
 mod signals;
 mod snapshots;

@@ -282,6 +282,18 @@ fn parameters_are_set_together_or_not_at_all() {
         "x-paguro-sync": false,
         "x-paguro-arm-in-pause": true,
         "x-paguro-pause-sleep-us": 20000,
+        // What only QEMU has, as it has it.
+        "announce-initial": 50,
+        "announce-max": 550,
+        "announce-rounds": 5,
+        "announce-step": 100,
+        "direct-io": false,
+        "max-postcopy-bandwidth": 0,
+        "multifd-qatzip-level": 1,
+        "multifd-zlib-level": 1,
+        "tls-authz": "",
+        "x-checkpoint-delay": 20000,
+        "zero-page-detection": "multifd",
     });
     qmp.execute("migrate-set-parameters", new.clone());
     assert_eq!(qmp.execute("query-migrate-parameters", json!({})), new);
