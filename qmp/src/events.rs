@@ -1,38 +1,32 @@
-//! The way out: answers of the session and events of everybody else, in one queue.
-//!
-//! Whoever has an event to tell (a thread at work, the machine) must never wait for
-//! a client that does not read. So events are dropped, with a trace, once the queue is full;
-//! answers wait, which stops a client that asks without reading.
+//! Events: told to the client that is connected and has finished its negotiation, or to nobody.
 
-use std::io::Write;
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-/// Lines that may wait for a client to read them.
-const QUEUE_LINES: usize = 1024;
+use super::queue::{Queue, Weight};
 
-/// What goes through a queue.
-#[derive(Debug)]
-pub(crate) enum Outgoing {
-    /// A line to write, without its newline.
-    Line(String),
-    /// Tell when all before has been written.
-    Flush(SyncSender<()>),
-}
-
-/// Where events go: to the client that is connected and has finished its negotiation, or nowhere.
+/// Where events go.
 #[derive(Debug, Default)]
 pub struct Events {
-    client: Mutex<Option<SyncSender<Outgoing>>>,
+    client: Mutex<Option<Arc<Queue>>>,
 }
 
 impl Events {
-    /// Tells an event, stamped with the time of now. Never waits.
+    /// Tells an event, stamped with the time of now. Never waits. A client for whom too much waits is put
+    /// out rather than that it misses one.
     pub fn emit(&self, name: &str, data: Option<Value>) {
+        self.tell(name, data, Weight::Lasting);
+    }
+
+    /// The same of one that may be missed by a client that does not read, for the next of its kind says
+    /// more.
+    pub fn emit_passing(&self, name: &str, data: Option<Value>) {
+        self.tell(name, data, Weight::Passing);
+    }
+
+    fn tell(&self, name: &str, data: Option<Value>, weight: Weight) {
         let client = self.lock();
         let Some(queue) = &*client else {
             return;
@@ -47,13 +41,13 @@ impl Events {
         if let Some(data) = data {
             event["data"] = data;
         }
-        if let Err(TrySendError::Full(_)) = queue.try_send(Outgoing::Line(event.to_string())) {
+        if !queue.event(event.to_string(), weight) {
             tracing::warn!(event = name, "the QMP client does not read: event dropped");
         }
     }
 
     /// From now on this client gets the events.
-    pub(crate) fn attach(&self, queue: SyncSender<Outgoing>) {
+    pub(crate) fn attach(&self, queue: Arc<Queue>) {
         *self.lock() = Some(queue);
     }
 
@@ -64,40 +58,13 @@ impl Events {
 
     /// Waits until the client has got all that was told it, but not for ever.
     pub fn flush(&self, at_most: Duration) {
-        let (written, wait) = sync_channel(1);
-        let sent = match &*self.lock() {
-            Some(queue) => queue.try_send(Outgoing::Flush(written)).is_ok(),
-            None => false,
-        };
-        if sent {
-            // Whether it was written or not: there is nothing more to do for this client.
-            wait.recv_timeout(at_most).ok();
+        let queue = self.lock().clone();
+        if let Some(queue) = queue {
+            queue.flush(at_most);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<SyncSender<Outgoing>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Queue>>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A queue to one client.
-pub(crate) fn queue() -> (SyncSender<Outgoing>, Receiver<Outgoing>) {
-    sync_channel(QUEUE_LINES)
-}
-
-/// Writes what comes through the queue until all senders, or the client, are gone.
-pub(crate) fn write_out(mut stream: UnixStream, queue: Receiver<Outgoing>) {
-    for item in queue {
-        match item {
-            Outgoing::Line(mut line) => {
-                line.push_str("\r\n");
-                if let Err(error) = stream.write_all(line.as_bytes()) {
-                    tracing::debug!(%error, "the QMP client is gone");
-                    return;
-                }
-            }
-            // The one who waits may have given up.
-            Outgoing::Flush(written) => drop(written.try_send(())),
-        }
     }
 }

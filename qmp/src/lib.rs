@@ -21,6 +21,7 @@ pub mod client;
 pub mod commands;
 mod error;
 pub mod events;
+mod queue;
 pub mod server;
 mod session;
 pub mod splitter;

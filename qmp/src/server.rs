@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Service, session};
 
@@ -82,25 +84,82 @@ impl Socket {
         &self.file
     }
 
-    /// Serves clients in a thread of its own, for as long as the process lives.
+    /// Serves clients in a thread of its own, for as long as the process lives. Nothing that a client needs
+    /// is made when it comes, so that a process without descriptors or threads can still be asked.
     ///
     /// # Errors
     ///
     /// There can be no thread, or no descriptor for it.
     pub fn serve(&self, service: Arc<impl Service>) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
+        let writer = session::Writer::start()?;
+        let mut spare = Spare::new()?;
         let serve = move || {
-            for client in listener.incoming() {
-                match client {
-                    Ok(stream) => session::run(stream, &*service),
-                    // The client hung up before it was its turn, or we are out of descriptors.
-                    Err(error) => tracing::warn!(%error, "no QMP connection"),
+            loop {
+                match spare.accept(&listener) {
+                    Ok(stream) => {
+                        let stream = Arc::new(stream);
+                        session::run(&stream, &*service, &writer);
+                        if let Ok(stream) = Arc::try_unwrap(stream) {
+                            spare.take_back(stream);
+                        }
+                    }
+                    // The client hung up before it was its turn.
+                    Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "no QMP connection");
+                        // It would be the same at once.
+                        std::thread::sleep(AGAIN);
+                    }
                 }
             }
         };
         paguro_sys::NewThread::named("qmp".to_owned()).spawn(serve)?;
         Ok(())
     }
+}
+
+/// What the host refused is asked for again after so long.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// A descriptor that is kept for a client, for when there are no more. A client that had it leaves it
+/// here: closed and opened again it could be somebody else's.
+struct Spare {
+    nothing: fs::File,
+    kept: Option<OwnedFd>,
+}
+
+impl Spare {
+    fn new() -> io::Result<Self> {
+        let nothing = fs::File::open("/dev/null")?;
+        let kept = Some(nothing.try_clone()?.into());
+        Ok(Self { nothing, kept })
+    }
+
+    fn accept(&mut self, listener: &UnixListener) -> io::Result<UnixStream> {
+        let accepted = match listener.accept() {
+            Err(error) if is_out_of_descriptors(&error) && self.kept.take().is_some() => {
+                listener.accept()
+            }
+            other => other,
+        };
+        accepted.map(|(stream, _)| stream)
+    }
+
+    fn take_back(&mut self, stream: UnixStream) {
+        if self.kept.is_none() {
+            let mut kept = OwnedFd::from(stream);
+            // Always: both are open.
+            self.kept = rustix::io::dup2(&self.nothing, &mut kept)
+                .is_ok()
+                .then_some(kept);
+        }
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 impl Drop for Socket {

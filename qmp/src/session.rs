@@ -1,15 +1,15 @@
 //! One client: greeting, negotiation, commands.
 
 use std::io::Read;
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::SyncSender;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::commands::{self, Answer};
-use super::events::{self, Outgoing};
+use super::queue::{Gone, Queue};
 use super::splitter::{Piece, Splitter};
 use super::{Args, QmpError, Service};
 
@@ -18,44 +18,70 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 const READ_BYTES: usize = 4096;
 
-/// Serves a client until it hangs up.
-pub fn run(stream: UnixStream, service: &impl Service) {
-    if let Err(error) = serve(&stream, service) {
+/// The thread that writes to clients, one after the other. It is there before any of them: a process
+/// that may have no more threads goes on serving.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    clients: SyncSender<(Arc<UnixStream>, Arc<Queue>)>,
+    done: Receiver<()>,
+}
+
+impl Writer {
+    /// Starts it; it ends with this value.
+    ///
+    /// # Errors
+    ///
+    /// There can be no thread.
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let (clients, next) = sync_channel::<(Arc<UnixStream>, Arc<Queue>)>(0);
+        let (end, done) = sync_channel(0);
+        paguro_sys::NewThread::named("qmp-out".to_owned()).spawn(move || {
+            for (stream, queue) in next {
+                queue.write_to(&stream);
+                drop(stream);
+                if end.send(()).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { clients, done })
+    }
+}
+
+/// Serves a client until it hangs up, or is put out.
+pub(crate) fn run(stream: &Arc<UnixStream>, service: &impl Service, writer: &Writer) {
+    if let Err(error) = serve(stream, service, writer) {
         tracing::debug!(%error, "QMP session ended");
     }
     service.events().detach();
     service.client_gone();
 }
 
-fn serve(stream: &UnixStream, service: &impl Service) -> std::io::Result<()> {
+fn serve(stream: &Arc<UnixStream>, service: &impl Service, writer: &Writer) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
-    let (out, queue) = events::queue();
-    let to_client = stream.try_clone()?;
-    let writer = paguro_sys::NewThread::named("qmp-out".to_owned()).spawn(move || {
-        events::write_out(to_client, queue);
-    })?;
+    let out = Arc::new(Queue::default());
+    let to = (stream.clone(), out.clone());
+    if writer.clients.send(to).is_err() {
+        return Err(std::io::Error::other("the QMP writer is gone"));
+    }
     let mut session = Session {
         service,
-        out,
+        out: out.clone(),
         negotiated: false,
     };
     let result = session.read_from(stream);
-    // Once no sender is left the writer writes the rest and ends.
     service.events().detach();
-    drop(session);
-    if writer.join().is_err() {
+    // The rest is written, and the connection shut down.
+    out.close();
+    if writer.done.recv().is_err() {
         tracing::error!("the QMP writer panicked");
     }
-    stream.shutdown(Shutdown::Both).ok();
     result
 }
 
-/// The client or its writer is gone.
-struct Gone;
-
 struct Session<'a, S> {
     service: &'a S,
-    out: SyncSender<Outgoing>,
+    out: Arc<Queue>,
     negotiated: bool,
 }
 
@@ -150,8 +176,7 @@ impl<S: Service> Session<'_, S> {
     }
 
     fn send(&self, value: &Value) -> Result<(), Gone> {
-        let line = Outgoing::Line(value.to_string());
-        self.out.send(line).map_err(|_| Gone)
+        self.out.answer(value.to_string())
     }
 }
 

@@ -36,7 +36,7 @@ impl Events {
     pub fn migration_pass(&self, number: u64) {
         if self.migrations.load(Ordering::Acquire) {
             self.all
-                .emit("MIGRATION_PASS", Some(json!({ "pass": number })));
+                .emit_passing("MIGRATION_PASS", Some(json!({ "pass": number })));
         }
     }
 }
