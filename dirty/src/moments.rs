@@ -101,6 +101,39 @@ mod tests {
         );
     }
 
+    /// The last look comes behind the barrier, which waits for whoever releases; before it, it misses
+    /// what is released just then.
+    #[test]
+    fn what_is_released_while_the_pause_begins_is_armed_again() {
+        let _alone = alone();
+        for (sabotage, expect) in [(Sabotage::None, 7), (Sabotage::RearmBeforeBarrier, 8)] {
+            let Some((rig, freeze)) = broken(sabotage) else {
+                return;
+            };
+            let (released, goes_on) = (sync_channel(0), sync_channel::<()>(0));
+            let goes_on_from = std::sync::Mutex::new(goes_on.1);
+            let first = AtomicBool::new(true);
+            freeze.moments.act(move |moment| {
+                if moment == Moment::Released && first.swap(false, Ordering::Relaxed) {
+                    released.0.send(()).unwrap();
+                    ends(&goes_on_from.lock().unwrap());
+                }
+            });
+            let write = rig.write(0, 100, 7);
+            ends(&released.1);
+            if sabotage == Sabotage::RearmBeforeBarrier {
+                freeze.arm_rest().unwrap();
+            }
+            goes_on.0.send(()).unwrap();
+            ends(&write);
+            hold(&freeze);
+            ends(&rig.write(0, 100, 8));
+            let (picture, _) = picture(&freeze, 1).unwrap();
+            freeze.end();
+            assert_eq!(value(&picture, 0, 100), expect, "{sabotage:?}");
+        }
+    }
+
     /// Nothing is left for the scan, so it would end.
     #[test]
     fn a_copy_is_queued_before_it_counts_as_settled() {

@@ -127,12 +127,13 @@ fn a_broken_copy_is_caught() {
     }
 }
 
-/// Small chunks: what is copied with its neighbours hides that it was not protected.
+/// Small chunks: what is copied with its neighbours hides that it was not protected. What is armed too early
+/// is seen where that can be arranged: in `dirty`.
 #[test]
 fn a_broken_rearming_is_caught() {
     let what = "memory=128M,restore=eager,chunk=4K,pattern=random,snapshots=";
     if let Some(trial) = Trial::new(what) {
-        trial.catches(&["break-no-rearm", "break-rearm-before-barrier"]);
+        trial.catches(&["break-no-rearm"]);
     }
 }
 

@@ -116,8 +116,10 @@ fn a_command_that_takes_no_rest_ends_the_migration_and_the_guest_runs_on() {
     let mut qmp = machine.connect();
     wait_written(&mut qmp, machine.pid());
     qmp.set(&[("pause-before-switchover", true)]);
-    // All of it is left when it is stopped.
-    let all = json!({ "x-paguro-silence": 700, "downtime-limit": 100_000 });
+    // It writes more while all is sent once than a pipe holds, and that is left when it is stopped.
+    let all = json!({
+        "x-paguro-silence": 700, "downtime-limit": 100_000, "max-bandwidth": 4_000_000,
+    });
     qmp.execute("migrate-set-parameters", all);
     let id = dir.path().join("id");
     let command = format!("echo $$ > {}; exec cat > /dev/null", id.display());
