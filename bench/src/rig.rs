@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use paguro_lab::ruler::{Ruler, Window};
 use paguro_lab::{ProgressFile, now_ns};
+use paguro_migration::Memory;
 use paguro_ram::{GuestRam, PageKind, RamBlock};
 use paguro_sys::{
     Event, FaultKind, HUGE_PAGE_BYTES, Host, RegisterMode, Uffd, UffdError, page_size,
@@ -75,7 +76,7 @@ impl Rig {
         };
         let blocks = config.ram_layout()?.into_iter().map(RamBlock::new);
         let ram = GuestRam::new(blocks.collect::<Result<_, _>>()?);
-        let vm = Vm::create(config, ram.clone())?;
+        let vm = Vm::create(config, Memory::new(*host, ram.clone()))?;
         vm.boot()?;
         fill(&ram);
         vm.start()?;

@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use paguro_lab::machine::Parameters;
 use paguro_lab::{Choice, Machine, host};
 use paguro_migration::SnapshotOptions;
-use paguro_sys::{Fallbacks, Host};
 use paguro_workload::Spec;
 use paguro_workload::spec::Op;
 use serde_json::json;
@@ -48,8 +47,7 @@ fn page_buffer_bytes(machine: &mut Machine) -> Result<u64> {
     match parameters["x-paguro-page-buffer"].as_u64() {
         Some(0) | None => {
             let ram = machine.options().memory_bytes as usize;
-            let options = SnapshotOptions::new(Host::probe(&Fallbacks::default()));
-            Ok(options.page_buffer_for(ram) as u64)
+            Ok(SnapshotOptions::new().page_buffer_for(ram) as u64)
         }
         Some(bytes) => Ok(bytes),
     }

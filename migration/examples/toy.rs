@@ -10,22 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use paguro_migration::machine::{Machine, MachineError, Paused, Writer, WriterClass};
-use paguro_migration::restore::{
-    Prefetch, RestoreFile, RestoreMode, RestoreOptions, Waiters, restore_ram,
-};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer, WriterClass};
+use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, Waiters, restore_ram};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
-use paguro_sys::{Fallbacks, Host};
+use paguro_sys::{Fallbacks, Host, Mapping};
 use paguro_wire::device::{DeviceSection, SectionReader, SectionWriter};
 
 const PAGES: u64 = 16384;
 
 /// The machine.
 struct Toy {
-    ram: GuestRam,
-    /// The engine's side of RAM. It serves the pages that are still in the file, so it lives as
-    /// long as the machine.
+    /// RAM and the engine's side of it, which serves the pages that are still in the file.
     memory: Arc<Memory>,
     cpu: Mutex<Cpu>,
     pausing: AtomicBool,
@@ -41,7 +37,6 @@ struct Cpu {
 impl Toy {
     fn new(memory: Arc<Memory>, writes: u64) -> Self {
         Self {
-            ram: memory.ram().clone(),
             memory,
             cpu: Mutex::new(Cpu {
                 writes,
@@ -50,6 +45,10 @@ impl Toy {
             pausing: AtomicBool::new(false),
             end: AtomicBool::new(false),
         }
+    }
+
+    fn mapping(&self) -> &Mapping {
+        self.memory.ram().blocks()[0].mapping()
     }
 
     /// The vCPU. Whoever wants it to pause is let in between two writes, by `pausing`: the lock
@@ -67,9 +66,7 @@ impl Toy {
             cpu.writes += 1;
             let value = cpu.writes.to_le_bytes();
             let page = cpu.writes * 7919 % PAGES;
-            self.ram.blocks()[0]
-                .mapping()
-                .copy_in(page as usize * 4096, &value);
+            self.mapping().copy_in(page as usize * 4096, &value);
         }
     }
 
@@ -79,24 +76,24 @@ impl Toy {
         let wrong = (first..=writes).filter(|&n| {
             let mut value = [0; 8];
             let page = (n * 7919 % PAGES) as usize;
-            self.ram.blocks()[0]
-                .mapping()
-                .copy_out(page * 4096, &mut value);
+            self.mapping().copy_out(page * 4096, &mut value);
             u64::from_le_bytes(value) != n
         });
         wrong.count()
     }
 }
 
-impl Machine for Toy {
-    fn ram(&self) -> GuestRam {
-        self.ram.clone()
+impl Board for Toy {
+    fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     fn machine_name(&self) -> &str {
         "toy-1"
     }
+}
 
+impl Machine for Toy {
     fn writers(&self) -> Vec<Writer> {
         vec![Writer {
             name: "vCPU 0".into(),
@@ -157,8 +154,7 @@ fn layout() -> Vec<BlockConfig> {
 
 /// Saves a machine that runs, and lets it run on.
 fn save(toy: &Toy, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let options = SnapshotOptions::new(toy.memory.host());
-    let report = snapshot(toy, &toy.memory, path, &options, &Control::default())?;
+    let report = snapshot(toy, path, &SnapshotOptions::new(), &Control::default())?;
     println!(
         "saved {} pages in {} us, of which the toy stood still for {} us",
         report.normal_pages, report.total_us, report.pause_us
@@ -170,12 +166,8 @@ fn save(toy: &Toy, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
 fn bring_back(path: &Path) -> Result<(Toy, u64), Box<dyn std::error::Error>> {
     let file = Arc::new(RestoreFile::open(path)?);
     let options = RestoreOptions {
-        mode: RestoreMode::Lazy,
-        prefetch: Prefetch::Unlimited,
-        threads: 1,
-        retry: Duration::from_secs(30),
-        host: Host::probe(&Fallbacks::default()),
         faults_in_kernel: false,
+        ..RestoreOptions::new(RestoreMode::Lazy, Host::probe(&Fallbacks::default()))
     };
     let failed = Box::new(|error: &_| {
         eprintln!("stop the machine: {error}");

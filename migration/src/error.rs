@@ -65,7 +65,7 @@ pub enum SnapshotError {
     /// The machine's: device state that no file can hold.
     #[error("the machine's devices do not fit the file format")]
     Device(#[from] DeviceError),
-    /// The machine's: a RAM block came or went while its memory was being armed.
+    /// The machine's: a RAM block changed its length when a stream had told it already.
     #[error("the machine's RAM blocks changed while the snapshot was being prepared")]
     BlocksChanged,
     /// The file's, or the caller's where a [`TargetError`](crate::TargetError) is inside.

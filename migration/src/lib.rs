@@ -1,6 +1,7 @@
 //! How a machine's memory and devices leave and come back: into a file, or into another process.
 //!
-//! A VMM implements [`machine::Machine`] and keeps one [`Memory`] for it. Then
+//! A VMM makes one [`Memory`] with the RAM of a machine, which keeps it, and implements
+//! [`machine::Board`] and [`machine::Machine`]. Then
 //!
 //! * [`snapshot`] saves it to a file in QEMU's mapped-ram layout, while it runs
 //!   ([`SnapshotOptions::background`]) or stopped;

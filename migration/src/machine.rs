@@ -1,14 +1,15 @@
 //! What the engine needs from a VMM.
 //!
-//! A VMM implements [`Machine`] and [`Paused`]; nothing else of it is known here. The order of a
-//! pause is the engine's business and is kept by these types: whoever pauses holds a [`Paused`],
+//! A VMM implements [`Board`], [`Machine`] and [`Paused`]; nothing else of it is known here. The order
+//! of a pause is the engine's business and is kept by these types: whoever pauses holds a [`Paused`],
 //! and dropping it, on whatever path, lets the guest run on.
 
 use std::sync::Arc;
 
 use paguro_dirty::tracker::Tracker;
-use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
+
+use crate::Memory;
 
 /// The VMM failed; its own error is inside.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +55,20 @@ pub struct Writer {
     pub class: WriterClass,
 }
 
-/// A machine that the engine can move.
-pub trait Machine: Send + Sync {
-    /// Its RAM. The list of blocks may have changed when it is read again in a pause.
-    fn ram(&self) -> GuestRam;
+/// What is known of a machine whether it leaves or comes in. Called from any thread of the engine;
+/// never waits.
+pub trait Board: Send + Sync {
+    /// The engine's side of its RAM: the same at each call, for as long as the machine lives. It was
+    /// made when the RAM was, and it is the machine that keeps it: where pages are still to come, it is
+    /// what serves them.
+    fn memory(&self) -> &Arc<Memory>;
 
     /// Its name in CONFIGURATION: files and streams of another name are refused.
     fn machine_name(&self) -> &str;
+}
 
+/// A machine that the engine can move.
+pub trait Machine: Board {
     /// All who write its RAM, vCPUs included.
     fn writers(&self) -> Vec<Writer>;
 
@@ -107,13 +114,7 @@ pub trait Machine: Send + Sync {
 /// A machine that another one's state is moved into.
 ///
 /// It was made like the other one, and neither booted nor loaded; its RAM is fresh.
-pub trait Recipient: Send + Sync {
-    /// Its RAM.
-    fn ram(&self) -> GuestRam;
-
-    /// Its name: a stream of another name is refused.
-    fn machine_name(&self) -> &str;
-
+pub trait Recipient: Board {
     /// Takes over the state of vCPUs and devices, after all of RAM came. The engine's own sections
     /// (`globalstate`) may be among them and are passed over.
     ///

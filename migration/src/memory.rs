@@ -1,4 +1,4 @@
-//! What outlives a single snapshot or restore of one machine.
+//! What outlives a single snapshot, restore or migration of one machine.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,9 @@ use crate::restore::{Filler, MapWatch};
 const READERS: usize = 2;
 
 /// The engine's side of a machine's RAM: the one userfaultfd, where pages come from that have not
-/// arrived yet, and what the last snapshot saw written. Cheap to make; opens nothing before it is
-/// needed.
+/// arrived yet, and what the last snapshot saw written. It is of one RAM and one host, which nobody
+/// else is told of, and lives as long as the machine ([`Board::memory`](crate::machine::Board::memory)).
+/// Cheap to make; opens nothing before it is needed.
 #[derive(Debug)]
 pub struct Memory {
     host: Host,
@@ -34,7 +35,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// For this RAM, on this host.
+    /// For this RAM, of which there is no other one, on this host.
     pub fn new(host: Host, ram: GuestRam) -> Arc<Self> {
         Arc::new(Self {
             host,
@@ -62,7 +63,7 @@ impl Memory {
         }
     }
 
-    /// The RAM.
+    /// The RAM. Blocks may change their length, but none comes or goes.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
     }

@@ -2,15 +2,13 @@
 
 pub use paguro_dirty::{HugePolicy, Sabotage};
 use paguro_ram::GuestRam;
-use paguro_sys::{Bound, Host, Limits};
+use paguro_sys::{Bound, Limits};
 
 use crate::Allowance;
 
 /// How a snapshot is taken. [`SnapshotOptions::new`] gives what most want.
 #[derive(Clone, Debug)]
 pub struct SnapshotOptions {
-    /// What this host can do, fallbacks applied.
-    pub host: Host,
     /// The guest runs on while RAM is saved; else it is stopped first and stays so.
     pub background: bool,
     /// Threads that copy and write.
@@ -41,11 +39,9 @@ pub struct SnapshotOptions {
     pub sabotage: Sabotage,
 }
 
-impl SnapshotOptions {
-    /// A background snapshot with checksums, two threads and a page buffer of up to half of RAM.
-    pub fn new(host: Host) -> Self {
+impl Default for SnapshotOptions {
+    fn default() -> Self {
         Self {
-            host,
             background: true,
             channels: 2,
             page_buffer_bytes: 0,
@@ -60,6 +56,13 @@ impl SnapshotOptions {
             sync: true,
             sabotage: Sabotage::None,
         }
+    }
+}
+
+impl SnapshotOptions {
+    /// A background snapshot with checksums, two threads and a page buffer of up to half of RAM.
+    pub fn new() -> Self {
+        Self::default()
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
 use paguro_faults::{Faults, FaultsError};
 use paguro_newfile::PartialFile;
-use paguro_ram::{Backing, GuestRam, PageKind};
+use paguro_ram::{Backing, PageKind};
 use paguro_sys::{Host, Raised, Userfault, page_size};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::globalstate;
@@ -114,15 +114,11 @@ pub struct SnapshotReport {
 /// `control`.
 pub fn snapshot(
     machine: &dyn Machine,
-    memory: &Arc<Memory>,
     path: &Path,
     options: &SnapshotOptions,
     control: &Control,
 ) -> Result<SnapshotReport, SnapshotError> {
-    finish(
-        run(machine, memory, To::File(path), options, control),
-        control,
-    )
+    finish(run(machine, To::File(path), options, control), control)
 }
 
 /// The same as a stream: to any address, as QEMU's `background-snapshot` without `mapped-ram`. Every
@@ -137,14 +133,13 @@ pub fn snapshot(
 /// [`SnapshotError`]; the machine then runs on if it ran before.
 pub fn snapshot_to_stream(
     machine: &dyn Machine,
-    memory: &Arc<Memory>,
     address: &Address,
     channel: &channel::Options,
     options: &SnapshotOptions,
     control: &Control,
 ) -> Result<SnapshotReport, SnapshotError> {
     let to = To::Stream(address, channel);
-    finish(run(machine, memory, to, options, control), control)
+    finish(run(machine, to, options, control), control)
 }
 
 /// Where a snapshot goes.
@@ -206,7 +201,6 @@ impl Drop for Frozen {
 
 fn run(
     machine: &dyn Machine,
-    memory: &Arc<Memory>,
     to: To<'_>,
     options: &SnapshotOptions,
     control: &Control,
@@ -221,13 +215,13 @@ fn run(
         begin_at_ns: monotonic_ns(),
         ..Default::default()
     };
+    let memory = machine.memory();
     let _busy = memory.begin().ok_or(SnapshotError::Busy)?;
     control.advance(Status::Setup);
     check(options)?;
-    let ram = machine.ram();
-    same_blocks(&ram, memory.ram())?;
+    let ram = memory.ram();
     let faults = if options.background {
-        Some(watch(machine, memory, &ram)?)
+        Some(watch(machine)?)
     } else {
         None
     };
@@ -237,10 +231,10 @@ fn run(
             address,
             channel,
             machine.machine_name(),
-            &ram,
+            ram,
         )?)),
     };
-    let buffer = options.page_buffer(&ram);
+    let buffer = options.page_buffer(ram);
     if let Some(bound) = &buffer.bound {
         let bytes = buffer.bytes;
         tracing::info!(%bound, bytes, wanted = buffer.wanted_bytes, "a small page buffer");
@@ -251,11 +245,11 @@ fn run(
     control.set_page_buffer(&report);
     let freeze = Freeze::new(
         faults,
-        ram,
+        ram.clone(),
         memory.unarrived(),
         &memory.take_written(),
         FreezeOptions {
-            host: options.host,
+            host: memory.host(),
             chunk_pages: options.chunk_bytes / page_size(),
             buffer_bytes: buffer.bytes,
             huge: options.huge,
@@ -284,12 +278,8 @@ fn run(
         globalstate::PAUSED
     };
     let was_running = paused.was_running();
-    let lengths: Vec<usize> = machine
-        .ram()
-        .blocks()
-        .iter()
-        .map(|block| block.used_bytes())
-        .collect();
+    let lengths = ram.blocks().iter().map(|block| block.used_bytes());
+    let lengths: Vec<usize> = lengths.collect();
     let mut stopped = if options.background {
         drop(paused);
         None
@@ -466,7 +456,6 @@ fn pause<'m>(
     // 3: device state, and what collecting it writes to RAM.
     let devices = paused.save_devices()?;
     report.pause_devices_us = micros(start.elapsed()) - report.pause_stop_us;
-    same_blocks(&machine.ram(), freeze.ram())?;
     // 4 to 6: readers stand still, the last look, the frozen epoch.
     let barrier = freeze.barrier();
     freeze.hold(barrier).map_err(SnapshotError::Freeze)?;
@@ -498,11 +487,7 @@ fn check(options: &SnapshotOptions) -> Result<(), SnapshotError> {
 }
 
 /// Refuses what cannot be frozen, before anything is touched.
-fn watch(
-    machine: &dyn Machine,
-    memory: &Memory,
-    ram: &GuestRam,
-) -> Result<Arc<Faults>, SnapshotError> {
+fn watch(machine: &dyn Machine) -> Result<Arc<Faults>, SnapshotError> {
     let unseen = machine
         .writers()
         .into_iter()
@@ -512,9 +497,10 @@ fn watch(
             writer: writer.name,
         });
     }
-    let host = memory.host();
-    let faults = memory.faults().map_err(SnapshotError::CannotFreeze)?;
-    check_host(machine, ram, &host)?;
+    let host = machine.memory().host();
+    let faults = machine.memory().faults();
+    let faults = faults.map_err(SnapshotError::CannotFreeze)?;
+    check_host(machine, &host)?;
     Ok(faults)
 }
 
@@ -525,17 +511,17 @@ fn watch(
 ///
 /// Why not, as a snapshot would fail: [`CannotFreeze`](SnapshotError::CannotFreeze),
 /// [`NoKernelFaults`](SnapshotError::NoKernelFaults), [`NoWriteProtect`](SnapshotError::NoWriteProtect).
-pub fn check_can_freeze(machine: &dyn Machine, memory: &Memory) -> Result<(), SnapshotError> {
-    let host = memory.host();
+pub fn check_can_freeze(machine: &dyn Machine) -> Result<(), SnapshotError> {
+    let host = machine.memory().host();
     if host.userfault == Userfault::None {
         // Only the attempt says why.
         let opened = host.open_uffd().map_err(FaultsError::Open);
         opened.map_err(SnapshotError::CannotFreeze)?;
     }
-    check_host(machine, &machine.ram(), &host)
+    check_host(machine, &host)
 }
 
-fn check_host(machine: &dyn Machine, ram: &GuestRam, host: &Host) -> Result<(), SnapshotError> {
+fn check_host(machine: &dyn Machine, host: &Host) -> Result<(), SnapshotError> {
     if host.userfault != Userfault::Full && machine.faults_in_kernel() {
         return Err(SnapshotError::NoKernelFaults);
     }
@@ -547,6 +533,7 @@ fn check_host(machine: &dyn Machine, ram: &GuestRam, host: &Host) -> Result<(), 
     let shared = |block: &Arc<paguro_ram::RamBlock>| {
         block.backing() == Backing::Memfd || block.page_kind() == PageKind::Huge
     };
+    let ram = machine.memory().ram();
     if ram.blocks().iter().any(shared) && !host.can_freeze_shared() {
         return Err(SnapshotError::NoWriteProtect {
             memory: "shared memory",
@@ -555,27 +542,9 @@ fn check_host(machine: &dyn Machine, ram: &GuestRam, host: &Host) -> Result<(), 
     Ok(())
 }
 
-/// Blocks may change their length while arming, but none may come or go.
-fn same_blocks(now: &GuestRam, then: &GuestRam) -> Result<(), SnapshotError> {
-    let same = now.blocks().len() == then.blocks().len()
-        && now
-            .blocks()
-            .iter()
-            .zip(then.blocks())
-            .all(|(now, then)| Arc::ptr_eq(now, then));
-    if same {
-        Ok(())
-    } else {
-        Err(SnapshotError::BlocksChanged)
-    }
-}
-
 fn plan(machine: &dyn Machine, lengths: &[usize]) -> Result<Layout, SnapshotError> {
-    let ram = machine.ram();
-    let blocks: Vec<_> = ram
-        .blocks()
-        .iter()
-        .zip(lengths)
+    let blocks = machine.memory().ram().blocks().iter().zip(lengths);
+    let blocks: Vec<_> = blocks
         .map(|(block, &bytes)| BlockPlan {
             id: block.id().to_owned(),
             used_length_bytes: bytes as u64,

@@ -61,23 +61,22 @@ fn ram(layout: &[BlockConfig]) -> GuestRam {
     )
 }
 
-fn small(host: Host) -> SnapshotOptions {
+fn small() -> SnapshotOptions {
     SnapshotOptions {
         page_buffer_bytes: 8 << 20,
         sync: false,
         check_freeze: true,
-        ..SnapshotOptions::new(host)
+        ..SnapshotOptions::new()
     }
 }
 
 fn take(
     machine: &ThreadMachine,
-    memory: &Arc<Memory>,
     path: &Path,
     options: &SnapshotOptions,
 ) -> Result<SnapshotReport, SnapshotError> {
     let control = Control::default();
-    let result = snapshot(machine, memory, path, options, &control);
+    let result = snapshot(machine, path, options, &control);
     let status = if result.is_ok() {
         Status::Completed
     } else {
@@ -130,16 +129,20 @@ fn wrong(machine: &ThreadMachine, restored: &GuestRam) -> usize {
 }
 
 /// Snapshots one after the other while the machine runs; the pages that were wrong in all.
-fn several(layout: &[BlockConfig], options: &SnapshotOptions, rounds: usize, span: usize) -> usize {
+fn several(
+    layout: &[BlockConfig],
+    host: Host,
+    options: &SnapshotOptions,
+    rounds: usize,
+    span: usize,
+) -> usize {
     let dir = tempfile::tempdir().unwrap();
-    let ram = ram(layout);
-    let memory = Memory::new(options.host, ram.clone());
-    let machine = ThreadMachine::start(ram, 2, span);
+    let machine = ThreadMachine::start(Memory::new(host, ram(layout)), 2, span);
     let mut bad = 0;
     for round in 0..rounds {
         machine.run_on(2_000);
         let path = dir.path().join("snapshot.pgr");
-        let report = take(&machine, &memory, &path, options).unwrap();
+        let report = take(&machine, &path, options).unwrap();
         let once = report.total_pages == report.normal_pages + report.zero_pages;
         bad += usize::from(!once);
         machine.run_on(100);
@@ -153,8 +156,8 @@ fn several(layout: &[BlockConfig], options: &SnapshotOptions, rounds: usize, spa
         } else {
             mode
         };
-        bad += match try_back(&path, layout, options.host, mode) {
-            Ok(restored) => wrong(&machine, &restored.ram),
+        bad += match try_back(&path, layout, host, mode) {
+            Ok(restored) => wrong(&machine, restored.memory.ram()),
             Err(error) => {
                 println!("{error}");
                 1
@@ -185,7 +188,7 @@ fn every_page_is_that_of_the_pause_on_every_kind_of_memory() {
             config(1, 2048 + 77, backing, kind),
         ];
         assert_eq!(
-            several(&layout, &small(host), 4, 3000),
+            several(&layout, host, &small(), 4, 3000),
             0,
             "{backing:?} {kind:?}"
         );
@@ -200,7 +203,11 @@ fn absurd_sizes_are_saved_too() {
     };
     for pages in [1, 3, 511, 513] {
         let layout = [config(0, pages, Backing::Anonymous, PageKind::Small)];
-        assert_eq!(several(&layout, &small(host), 3, pages), 0, "{pages} pages");
+        assert_eq!(
+            several(&layout, host, &small(), 3, pages),
+            0,
+            "{pages} pages"
+        );
     }
 }
 
@@ -212,7 +219,7 @@ fn every_fallback_gives_the_same_picture() {
         assert!(forced.force(name));
         let Some(host) = host(&forced) else { continue };
         let layout = [config(0, 3000, Backing::Anonymous, PageKind::Small)];
-        assert_eq!(several(&layout, &small(host), 3, 2000), 0, "{name}");
+        assert_eq!(several(&layout, host, &small(), 3, 2000), 0, "{name}");
     }
 }
 
@@ -229,10 +236,10 @@ fn chunks_of_every_size_and_a_tiny_buffer_give_the_same_picture() {
                 chunk_bytes,
                 huge,
                 page_buffer_bytes: 4 << 20,
-                ..small(host)
+                ..small()
             };
             assert_eq!(
-                several(&layout, &options, 2, 3000),
+                several(&layout, host, &options, 2, 3000),
                 0,
                 "{chunk_bytes} {huge:?}"
             );
@@ -248,9 +255,8 @@ fn the_default_page_buffer_is_what_the_cgroups_leave() {
     };
     let dir = tempfile::tempdir().unwrap();
     let layout = [config(0, 3000, Backing::Anonymous, PageKind::Small)];
-    let ram = ram(&layout);
-    let memory = Memory::new(host, ram.clone());
-    let machine = ThreadMachine::start(ram, 2, 3000);
+    let memory = Memory::new(host, ram(&layout));
+    let machine = ThreadMachine::start(memory, 2, 3000);
     machine.run_on(1000);
     // Version 2: no limit here, one above. The guest has touched all of its RAM, or nothing.
     let root = dir.path().join("root");
@@ -281,10 +287,10 @@ fn the_default_page_buffer_is_what_the_cgroups_leave() {
         let options = SnapshotOptions {
             page_buffer_bytes: 0,
             limits: paguro_sys::Limits::under(&root),
-            ..small(host)
+            ..small()
         };
         let path = dir.path().join("a");
-        let report = take(&machine, &memory, &path, &options).unwrap();
+        let report = take(&machine, &path, &options).unwrap();
         assert_eq!(report.page_buffer_wanted_bytes, 16 * MIB);
         // Less what is kept of each page, which is not much.
         let bytes = report.page_buffer_bytes;
@@ -293,7 +299,7 @@ fn the_default_page_buffer_is_what_the_cgroups_leave() {
         let bound = (buffer < 16).then(|| "the 100 MiB of cgroup /cg/vms".to_owned());
         assert_eq!(report.page_buffer_bound, bound);
         let restored = back(&path, &layout, host, RestoreMode::Eager);
-        assert_eq!(wrong(&machine, &restored.ram), 0);
+        assert_eq!(wrong(&machine, restored.memory.ram()), 0);
     }
 }
 
@@ -304,11 +310,10 @@ fn a_machine_without_ram_is_refused() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let memory = Memory::new(host, ram(&[]));
-    let machine = ThreadMachine::start(ram(&[]), 0, 0);
+    let machine = ThreadMachine::start(Memory::new(host, ram(&[])), 0, 0);
     let path = dir.path().join("empty");
     // The format has no place for a machine without RAM: refused, and nothing is left.
-    let error = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    let error = take(&machine, &path, &small()).unwrap_err();
     assert!(matches!(error, SnapshotError::Layout(_)), "{error}");
     assert!(!path.exists());
 }
@@ -322,26 +327,25 @@ fn a_stopped_machine_needs_no_userfaultfd() {
     });
     let dir = tempfile::tempdir().unwrap();
     let layout = [config(0, 3000, Backing::Anonymous, PageKind::Small)];
-    let ram = ram(&layout);
-    let memory = Memory::new(host, ram.clone());
-    let machine = ThreadMachine::start(ram, 2, 3000);
+    let memory = Memory::new(host, ram(&layout));
+    let machine = ThreadMachine::start(memory, 2, 3000);
     machine.run_on(1000);
     let path = dir.path().join("stopped");
     let options = SnapshotOptions {
         background: false,
-        ..small(host)
+        ..small()
     };
-    take(&machine, &memory, &path, &options).unwrap();
+    take(&machine, &path, &options).unwrap();
     let before = machine.writes();
     assert_eq!(
         wrong(
             &machine,
-            &back(&path, &layout, host, RestoreMode::Eager).ram
+            back(&path, &layout, host, RestoreMode::Eager).memory.ram()
         ),
         0
     );
     assert_eq!(machine.writes(), before, "it was to stay stopped");
-    let refused = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    let refused = take(&machine, &path, &small()).unwrap_err();
     assert!(
         matches!(refused, SnapshotError::CannotFreeze(_)),
         "{refused}"
@@ -371,11 +375,10 @@ fn what_this_host_cannot_freeze_is_known_before_a_snapshot_begins() {
         ("KVM", user_mode, true, true),
     ] {
         let ram = ram(&[config(0, 1024, Backing::Anonymous, PageKind::Small)]);
-        let memory = Memory::new(host, ram.clone());
-        let mut machine = ThreadMachine::start(ram, 0, 0);
+        let mut machine = ThreadMachine::start(Memory::new(host, ram), 0, 0);
         machine.faults_in_kernel = faults_in_kernel;
-        let checked = check_can_freeze(&machine, &memory);
-        let taken = take(&machine, &memory, &path, &small(host));
+        let checked = check_can_freeze(&machine);
+        let taken = take(&machine, &path, &small());
         assert_eq!(checked.is_err(), cannot, "{what}: {checked:?}");
         let kind = std::mem::discriminant;
         let (checked, taken) = (checked.err(), taken.err());
@@ -405,9 +408,9 @@ fn absent_pages_stay_absent() {
             ram.blocks()[0].mapping().copy_in(page * 4096, &[7]);
         }
         let memory = Memory::new(host, ram.clone());
-        let machine = ThreadMachine::start(ram.clone(), 0, 0);
+        let machine = ThreadMachine::start(memory, 0, 0);
         let before = resident_kib();
-        take(&machine, &memory, &dir.path().join("f"), &small(host)).unwrap();
+        take(&machine, &dir.path().join("f"), &small()).unwrap();
         let grown = resident_kib().saturating_sub(before);
         // 128 MiB of RAM; the page buffer is gone again.
         assert!(
@@ -460,10 +463,10 @@ fn discarded_pages_are_neither_read_nor_saved() {
         let ram = ram(&layout).with_discards(Arc::new(Thirds));
         let memory = Memory::new(host, ram.clone());
         // The guest writes all of it, discarded or not.
-        let machine = ThreadMachine::start(ram, 1, 2000);
+        let machine = ThreadMachine::start(memory, 1, 2000);
         machine.run_on(20_000);
         let path = dir.path().join("f");
-        let report = take(&machine, &memory, &path, &small(host)).unwrap();
+        let report = take(&machine, &path, &small()).unwrap();
         let file = RestoreFile::open(&path).unwrap();
         for page in 0..2000 {
             assert!(
@@ -498,11 +501,10 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         let dir = tempfile::tempdir().unwrap();
         let layout = [config(0, 2048, backing, kind)];
         let first = dir.path().join("first");
-        let ram = ram(&layout);
-        let memory = Memory::new(host, ram.clone());
-        let origin = ThreadMachine::start(ram, 2, 2000);
+        let memory = Memory::new(host, ram(&layout));
+        let origin = ThreadMachine::start(memory, 2, 2000);
         origin.run_on(20_000);
-        take(&origin, &memory, &first, &small(host)).unwrap();
+        take(&origin, &first, &small()).unwrap();
         let file = Arc::new(RestoreFile::open(&first).unwrap());
         let options = RestoreOptions {
             mode: RestoreMode::Lazy,
@@ -524,28 +526,30 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         )
         .unwrap();
         let filler = restored.filler.clone().unwrap();
-        let idle = ThreadMachine::start(restored.ram.clone(), 0, 0);
+        let idle = ThreadMachine::start(restored.memory.clone(), 0, 0);
         let second = dir.path().join("second");
         // One page is here, so that its granule is armed with all that is not.
-        restored.ram.blocks()[0].mapping().touch(0, 4096);
+        restored.memory.ram().blocks()[0].mapping().touch(0, 4096);
         // All of the arming in the pause: there nobody answers faults, so nothing may be touched.
         let options = SnapshotOptions {
             arm_in_pause: !forced.is_empty(),
-            ..small(host)
+            ..small()
         };
-        take(&idle, &restored.memory, &second, &options).unwrap();
+        take(&idle, &second, &options).unwrap();
         assert!(!filler.is_done(), "too fast for the test to mean anything");
         assert_eq!(
             wrong(
                 &origin,
-                &back(&second, &layout, host, RestoreMode::Eager).ram
+                back(&second, &layout, host, RestoreMode::Eager)
+                    .memory
+                    .ram()
             ),
             0
         );
         // And what is placed later is right, writable, and not protected any more.
-        assert_eq!(wrong(&origin, &restored.ram), 0);
+        assert_eq!(wrong(&origin, restored.memory.ram()), 0);
         for page in 0..2048 {
-            restored.ram.blocks()[0]
+            restored.memory.ram().blocks()[0]
                 .mapping()
                 .copy_in(page * 4096 + 8, &[1]);
         }
@@ -561,22 +565,21 @@ fn an_unseen_writer_is_refused_by_name() {
     };
     let dir = tempfile::tempdir().unwrap();
     let layout = [config(0, 16, Backing::Anonymous, PageKind::Small)];
-    let ram = ram(&layout);
-    let memory = Memory::new(host, ram.clone());
-    let mut machine = ThreadMachine::start(ram, 1, 16);
+    let memory = Memory::new(host, ram(&layout));
+    let mut machine = ThreadMachine::start(memory, 1, 16);
     machine.writers.push(Writer {
         name: "vhost-user-net0".into(),
         class: WriterClass::Unseen,
     });
     let path = dir.path().join("f");
-    let error = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    let error = take(&machine, &path, &small()).unwrap_err();
     assert!(error.to_string().contains("vhost-user-net0"), "{error}");
     assert!(!path.exists());
     let stopped = SnapshotOptions {
         background: false,
-        ..small(host)
+        ..small()
     };
-    take(&machine, &memory, &path, &stopped).unwrap();
+    take(&machine, &path, &stopped).unwrap();
 }
 
 #[test]
@@ -595,13 +598,12 @@ fn a_full_disk_costs_neither_the_guest_nor_the_old_file() {
         return;
     }
     let layout = [config(0, 8192, Backing::Anonymous, PageKind::Small)];
-    let ram = ram(&layout);
-    let memory = Memory::new(host, ram.clone());
-    let machine = ThreadMachine::start(ram, 1, 8000);
+    let memory = Memory::new(host, ram(&layout));
+    let machine = ThreadMachine::start(memory, 1, 8000);
     let path = dir.path().join("snapshot");
     std::fs::write(&path, "the old one").unwrap();
     machine.run_on(100_000);
-    let error = take(&machine, &memory, &path, &small(host)).unwrap_err();
+    let error = take(&machine, &path, &small()).unwrap_err();
     machine.run_on(100_000);
     let names: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
@@ -637,9 +639,8 @@ fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
     };
     let dir = tempfile::tempdir().unwrap();
     let layout = [config(0, 16384, Backing::Anonymous, PageKind::Small)];
-    let ram = ram(&layout);
-    let memory = Memory::new(host, ram.clone());
-    let machine = ThreadMachine::start(ram, 1, 16000);
+    let memory = Memory::new(host, ram(&layout));
+    let machine = ThreadMachine::start(memory, 1, 16000);
     machine.run_on(100_000);
     let path = dir.path().join("snapshot");
     let staged = [
@@ -664,7 +665,7 @@ fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
                 When::Saving => 2 << 20,
                 _ => 500 << 20,
             },
-            ..small(host)
+            ..small()
         };
         if let When::Before = when {
             control.cancel();
@@ -681,7 +682,7 @@ fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
                 control.cancel();
                 control.cancel();
             });
-            let result = snapshot(&machine, &memory, &path, &options, &control);
+            let result = snapshot(&machine, &path, &options, &control);
             match (result, when) {
                 (Ok(_), When::After(_)) => assert_eq!(control.status(), Status::Completed),
                 (Err(SnapshotError::Cancelled), _) => {
@@ -719,10 +720,10 @@ fn what_is_broken_on_purpose_is_noticed() {
         let options = SnapshotOptions {
             sabotage,
             check_freeze: false,
-            ..small(host)
+            ..small()
         };
         // One at a time, so that it can end at the first.
-        let noticed = (0..20).any(|_| several(&layout, &options, 1, 8192) > 0);
+        let noticed = (0..20).any(|_| several(&layout, host, &options, 1, 8192) > 0);
         assert!(noticed, "{sabotage:?} went unnoticed");
     }
 }
@@ -742,12 +743,11 @@ fn what_is_given_back_meanwhile_is_still_in_the_picture() {
         }
         let dir = tempfile::tempdir().unwrap();
         let layout = [config(0, 8192, backing, PageKind::Small)];
-        let ram = ram(&layout);
-        let memory = Memory::new(host, ram.clone());
+        let memory = Memory::new(host, ram(&layout));
         // The guest keeps to the first half, the balloon to the second.
-        let machine = ThreadMachine::start(ram.clone(), 1, 4096);
+        let machine = ThreadMachine::start(memory.clone(), 1, 4096);
         machine.run_on(20_000);
-        let block = &ram.blocks()[0];
+        let block = &memory.ram().blocks()[0];
         let fill = |page: usize| {
             block
                 .mapping()
@@ -757,11 +757,11 @@ fn what_is_given_back_meanwhile_is_still_in_the_picture() {
         let path = dir.path().join("f");
         let options = SnapshotOptions {
             max_bandwidth: 100 << 20,
-            ..small(host)
+            ..small()
         };
         let control = Control::default();
         std::thread::scope(|scope| {
-            let saving = scope.spawn(|| snapshot(&machine, &memory, &path, &options, &control));
+            let saving = scope.spawn(|| snapshot(&machine, &path, &options, &control));
             wait_until("RAM to be saved", || {
                 !matches!(control.status(), Status::None | Status::Setup)
             });
@@ -780,7 +780,7 @@ fn what_is_given_back_meanwhile_is_still_in_the_picture() {
         let restored = back(&path, &layout, host, RestoreMode::Eager);
         let mut content = [0; 8];
         for page in 4096..8192 {
-            restored.ram.blocks()[0]
+            restored.memory.ram().blocks()[0]
                 .mapping()
                 .copy_out(page * 4096, &mut content);
             assert_eq!(u64::from_le_bytes(content), page as u64, "{backing:?}");

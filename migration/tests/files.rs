@@ -48,18 +48,17 @@ fn layout() -> Vec<BlockConfig> {
 fn saved(host: Host, path: &Path, value: u8, checksums: bool) {
     let blocks = layout().into_iter().map(|it| RamBlock::new(it).unwrap());
     let ram = GuestRam::new(blocks.collect());
-    let memory = Memory::new(host, ram.clone());
     ram.blocks()[0]
         .mapping()
         .copy_in(0, &vec![value; PAGES * PAGE]);
-    let machine = ThreadMachine::start(ram, 0, 0);
+    let machine = ThreadMachine::start(Memory::new(host, ram), 0, 0);
     let options = SnapshotOptions {
         background: false,
         checksums,
         sync: false,
-        ..SnapshotOptions::new(host)
+        ..SnapshotOptions::new()
     };
-    snapshot(&machine, &memory, path, &options, &Control::default()).unwrap();
+    snapshot(&machine, path, &options, &Control::default()).unwrap();
 }
 
 /// Two of them, of which the first is full of ones.
@@ -174,9 +173,11 @@ fn no_page_of_another_file_is_taken_for_one_of_this() {
             let (_dir, path, other) = two(host, checksums);
             let lazy = options(host, RestoreMode::Lazy, Duration::ZERO);
             let (restored, told) = restored(&path, &lazy);
-            assert_eq!(value(&restored.ram, 100), 1);
+            assert_eq!(value(restored.memory.ram(), 100), 1);
             change(&path, &other);
-            let found: Vec<_> = (0..PAGES).map(|page| value(&restored.ram, page)).collect();
+            let found: Vec<_> = (0..PAGES)
+                .map(|page| value(restored.memory.ram(), page))
+                .collect();
             let wrong = found.iter().filter(|&&value| value > 1).count();
             assert_eq!(
                 wrong, 0,
@@ -216,7 +217,7 @@ fn a_file_may_be_renamed_over_and_unlinked_and_change_its_mode() {
             saved(host, &path, 1, checksums);
             let (restored, told) = restored(&path, &options(host, mode, Duration::ZERO));
             harmless(&path, dir.path());
-            assert!((0..PAGES).all(|page| value(&restored.ram, page) == 1));
+            assert!((0..PAGES).all(|page| value(restored.memory.ram(), page) == 1));
             // Longer than it takes to look at a mapped file.
             let quiet = told.recv_timeout(Duration::from_millis(600));
             assert!(quiet.is_err(), "{mode:?}, checksums {checksums}: {quiet:?}");
@@ -238,7 +239,7 @@ fn a_time_says_nothing_where_checksums_say_all() {
         .open(&path)
         .and_then(|file| file.set_modified(std::time::SystemTime::UNIX_EPOCH))
         .unwrap();
-    assert!((0..PAGES).all(|page| value(&restored.ram, page) == 1));
+    assert!((0..PAGES).all(|page| value(restored.memory.ram(), page) == 1));
     assert!(told.try_recv().is_err());
 }
 
@@ -250,7 +251,7 @@ fn a_mapped_file_that_is_written_to_is_told_of() {
         for (how, change) in ways_to_change() {
             let (_dir, path, other) = two(host, checksums);
             let (restored, told) = restored(&path, &options(host, RestoreMode::Map, IN_VAIN));
-            assert_eq!(value(&restored.ram, 100), 1);
+            assert_eq!(value(restored.memory.ram(), 100), 1);
             change(&path, &other);
             let said = comes(&told);
             assert!(said.starts_with("changed"), "{how}: {said}");
@@ -291,7 +292,7 @@ fn a_file_that_comes_back_costs_nothing() {
         };
         let (restored, told) = restored(&flaky.path(), &options(host, mode, IN_VAIN));
         flaky.fail();
-        let ram = restored.ram.clone();
+        let ram = restored.memory.ram().clone();
         let reader = run(move || (0..PAGES).all(|page| value(&ram, page) == 1));
         until(|| flaky.failed() > 8);
         flaky.mend();
@@ -338,7 +339,7 @@ fn what_is_read_before_the_machine_runs_is_tried_again_too() {
             }
             match (end, comes(&restoring)) {
                 ("mended", Ok(restored)) => {
-                    assert!((0..PAGES).all(|page| value(&restored.ram, page) == 1));
+                    assert!((0..PAGES).all(|page| value(restored.memory.ram(), page) == 1));
                 }
                 ("given up", Err(RestoreError::Page(SourceError::Read { .. }))) => {}
                 ("changed", Err(RestoreError::Page(SourceError::Changed { .. }))) => {}
@@ -360,39 +361,39 @@ fn a_snapshot_of_what_is_still_in_a_file_waits_for_the_file() {
         let lazy = options(host, RestoreMode::Lazy, IN_VAIN);
         let (restored, told) = restored(&flaky.path(), &lazy);
         // Something is here, so that it is frozen.
-        assert_eq!(value(&restored.ram, 0), 1);
+        assert_eq!(value(restored.memory.ram(), 0), 1);
         flaky.fail();
         let (second, control) = (dir.path().join("second"), Arc::new(Control::default()));
         let (its, path) = (control.clone(), second.clone());
-        let (ram, memory) = (restored.ram.clone(), restored.memory.clone());
+        let memory = restored.memory.clone();
         let saving = run(move || {
-            let machine = ThreadMachine::start(ram, 0, 0);
+            let machine = ThreadMachine::start(memory, 0, 0);
             // One thread, which is the one that waits.
             let options = SnapshotOptions {
                 channels: 1,
                 sync: false,
-                ..SnapshotOptions::new(host)
+                ..SnapshotOptions::new()
             };
-            snapshot(&machine, &memory, &path, &options, &its)
+            snapshot(&machine, &path, &options, &its)
         });
         let before = flaky.failed();
         until(|| control.status() == Status::Active && flaky.failed() > before + 4);
         // Who writes what is here does not wait for what is not.
-        let ram = restored.ram.clone();
+        let ram = restored.memory.ram().clone();
         comes(&run(move || ram.blocks()[0].mapping().copy_in(0, &[7])));
         if cancelled {
             control.cancel();
             assert!(matches!(comes(&saving), Err(SnapshotError::Cancelled)));
             assert!(!second.exists());
             flaky.mend();
-            assert_eq!(value(&restored.ram, 300), 1);
+            assert_eq!(value(restored.memory.ram(), 300), 1);
             continue;
         }
         flaky.mend();
         comes(&saving).unwrap();
         let eager = options(host, RestoreMode::Eager, Duration::ZERO);
         let (again, _) = self::restored(&second, &eager);
-        assert!((0..PAGES).all(|page| value(&again.ram, page) == 1));
+        assert!((0..PAGES).all(|page| value(again.memory.ram(), page) == 1));
         assert!(told.try_recv().is_err());
     }
 }
@@ -407,16 +408,16 @@ fn a_snapshot_of_a_mapped_file_that_cannot_be_read_fails() {
     let map = options(host, RestoreMode::Map, Duration::from_millis(50));
     let (restored, _told) = restored(&flaky.path(), &map);
     flaky.fail();
-    let machine = ThreadMachine::start(restored.ram.clone(), 0, 0);
+    let machine = ThreadMachine::start(restored.memory.clone(), 0, 0);
     let second = dir.path().join("second");
     let stopped = SnapshotOptions {
         background: false,
         sync: false,
-        ..SnapshotOptions::new(host)
+        ..SnapshotOptions::new()
     };
     let save = || {
         let control = Control::default();
-        snapshot(&machine, &restored.memory, &second, &stopped, &control)
+        snapshot(&machine, &second, &stopped, &control)
     };
     assert!(matches!(save(), Err(SnapshotError::Freeze(_))));
     assert!(!second.exists());
@@ -425,6 +426,6 @@ fn a_snapshot_of_a_mapped_file_that_cannot_be_read_fails() {
     save().unwrap();
     let eager = options(host, RestoreMode::Eager, Duration::ZERO);
     let (again, _) = self::restored(&second, &eager);
-    assert!((0..PAGES).all(|page| value(&again.ram, page) == 1));
+    assert!((0..PAGES).all(|page| value(again.memory.ram(), page) == 1));
     assert_eq!(restored.watch.unwrap().lost_pages(), 0);
 }

@@ -4,14 +4,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use paguro_migration::machine::{Machine, MachineError, Paused, Writer, WriterClass};
-use paguro_ram::GuestRam;
+use paguro_migration::Memory;
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer, WriterClass};
 use paguro_testkit::{IN_VAIN, wait_until};
 use paguro_wire::device::{DeviceSection, SectionWriter};
 
 /// State that the vCPUs and the control side share.
 struct Shared {
-    ram: GuestRam,
+    memory: Arc<Memory>,
     /// The value of each page, by block.
     shadow: Vec<Box<[AtomicU64]>>,
     pause: AtomicUsize,
@@ -34,14 +34,15 @@ pub struct ThreadMachine {
 
 impl ThreadMachine {
     /// Starts `vcpus` threads that write random pages among the first `span` of each block.
-    pub fn start(ram: GuestRam, vcpus: usize, span: usize) -> Self {
-        let shadow = ram
+    pub fn start(memory: Arc<Memory>, vcpus: usize, span: usize) -> Self {
+        let shadow = memory
+            .ram()
             .blocks()
             .iter()
             .map(|b| (0..b.pages()).map(|_| AtomicU64::new(0)).collect());
         let shared = Arc::new(Shared {
             shadow: shadow.collect(),
-            ram,
+            memory,
             pause: AtomicUsize::new(0),
             parked: Mutex::new(0),
             changed: Condvar::new(),
@@ -107,7 +108,7 @@ impl Shared {
             state = state
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
-            for (number, block) in self.ram.blocks().iter().enumerate() {
+            for (number, block) in self.memory.ram().blocks().iter().enumerate() {
                 let mine = span.min(block.pages()).div_ceil(vcpus);
                 let page = (state >> 33) as usize % mine * vcpus + index;
                 if page >= block.pages() || block.is_read_only() {
@@ -136,15 +137,17 @@ struct Rest<'a> {
     stays: bool,
 }
 
-impl Machine for ThreadMachine {
-    fn ram(&self) -> GuestRam {
-        self.shared.ram.clone()
+impl Board for ThreadMachine {
+    fn memory(&self) -> &Arc<Memory> {
+        &self.shared.memory
     }
 
     fn machine_name(&self) -> &str {
         "paguro-1"
     }
+}
 
+impl Machine for ThreadMachine {
     fn writers(&self) -> Vec<Writer> {
         self.writers.clone()
     }

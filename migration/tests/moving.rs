@@ -11,9 +11,9 @@ use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
-use paguro_migration::machine::{Machine, MachineError, Paused, Recipient, Writer};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Recipient, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
-use paguro_migration::source::{MigrateOptions, Migration, migrate};
+use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
@@ -39,7 +39,7 @@ type Act = Box<dyn Fn(&Guest, Moment) + Send + Sync>;
 
 /// Writes to RAM, and says so.
 struct Guest {
-    ram: GuestRam,
+    memory: Arc<Memory>,
     marks: Marks,
 }
 
@@ -51,12 +51,12 @@ impl Guest {
 
     /// Before the page is protected, which is when what was written so far is forgotten.
     fn put_unseen(&self, page: usize, value: u8) {
-        let mapping = self.ram.blocks()[0].mapping();
+        let mapping = self.memory.ram().blocks()[0].mapping();
         mapping.copy_in(page * PAGE, &[value; PAGE]);
     }
 
     fn give_back(&self, pages: Range<usize>) {
-        let mapping = self.ram.blocks()[0].mapping();
+        let mapping = self.memory.ram().blocks()[0].mapping();
         let (first, bytes) = (pages.start * PAGE, pages.len() * PAGE);
         mapping.advise(first, bytes, Advice::DontNeed).unwrap();
         self.marks.mark(0, pages);
@@ -101,15 +101,17 @@ impl Tracker for Tracks {
 /// The source as the engine sees it.
 struct Moving(Arc<Source>);
 
-impl Machine for Moving {
-    fn ram(&self) -> GuestRam {
-        self.0.guest.ram.clone()
+impl Board for Moving {
+    fn memory(&self) -> &Arc<Memory> {
+        &self.0.guest.memory
     }
 
     fn machine_name(&self) -> &str {
         "moving"
     }
+}
 
+impl Machine for Moving {
     fn writers(&self) -> Vec<Writer> {
         Vec::new()
     }
@@ -139,17 +141,19 @@ impl Paused for AtRest {
 }
 
 /// The other one.
-struct Arriving(GuestRam);
+struct Arriving(Arc<Memory>);
 
-impl Recipient for Arriving {
-    fn ram(&self) -> GuestRam {
-        self.0.clone()
+impl Board for Arriving {
+    fn memory(&self) -> &Arc<Memory> {
+        &self.0
     }
 
     fn machine_name(&self) -> &str {
         "moving"
     }
+}
 
+impl Recipient for Arriving {
     fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
         Ok(())
     }
@@ -159,7 +163,7 @@ impl Recipient for Arriving {
     }
 }
 
-fn ram() -> GuestRam {
+fn memory() -> Arc<Memory> {
     let block = RamBlock::new(BlockConfig {
         id: "ram".into(),
         guest_address: 0,
@@ -167,8 +171,11 @@ fn ram() -> GuestRam {
         backing: Backing::Anonymous,
         pages: PageKind::Small,
     });
-    GuestRam::new(vec![block.unwrap()])
+    let host = Host::probe(&Fallbacks::default());
+    Memory::new(host, GuestRam::new(vec![block.unwrap()]))
 }
+
+type Sent = Result<MigrateReport, MigrateError>;
 
 /// How pages go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,14 +204,20 @@ impl Way {
 
 /// Moves RAM; what it was in the end, here and there.
 fn moved(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam) {
-    let (here, there) = (ram(), ram());
+    let (here, there, sent) = tried(way, before, act);
+    sent.unwrap();
+    (here, there)
+}
+
+/// Tries to move RAM; what it was in the end, here and there, and what the source says. The
+/// destination says the same.
+fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam, Sent) {
+    let (memory, other) = (memory(), memory());
+    let (here, there) = (memory.ram().clone(), other.ram().clone());
     let marks = Marks::default();
     let source = Arc::new(Source {
         tracker: MarkTracker::new(here.clone(), marks.clone()),
-        guest: Guest {
-            ram: here.clone(),
-            marks,
-        },
+        guest: Guest { memory, marks },
         act,
         syncs: AtomicUsize::new(0),
         clears: AtomicUsize::new(0),
@@ -221,16 +234,15 @@ fn moved(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
     let mut options = MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()));
     options.multifd = way.multifd();
     options.xbzrle_cache_bytes = (way == Way::Xbzrle).then_some(1 << 20);
-    let recipient = Arriving(there.clone());
+    let recipient = Arriving(other);
     let received = run(move || receive(&recipient, listener, &Arrival::new(receiving, None)));
-    let memory = Memory::new(Host::probe(&Fallbacks::default()), here.clone());
     let sent = run(move || {
         let migration = Migration::new(&options, None).unwrap();
-        migrate(&Moving(source), &memory, &options, &migration)
+        migrate(&Moving(source), &options, &migration)
     });
-    ends(&sent).unwrap();
-    ends(&received).unwrap();
-    (here, there)
+    let sent = ends(&sent);
+    assert_eq!(ends(&received).is_ok(), sent.is_ok());
+    (here, there, sent)
 }
 
 /// Every page is there what it is here.
@@ -322,5 +334,25 @@ fn what_is_touched_first_when_its_chunk_is_protected_arrives() {
             }),
         );
         assert_same(&here, &there, way);
+    }
+}
+
+/// The other side was told how long it is.
+#[test]
+fn a_block_that_changes_its_length_on_the_way_is_refused() {
+    for way in WAYS {
+        let shrink = |guest: &Guest, moment| {
+            if moment == Moment::SecondSync {
+                guest.memory.ram().blocks()[0]
+                    .resize(PAGES / 2 * PAGE)
+                    .unwrap();
+            }
+        };
+        let (_, _, sent) = tried(way, |guest| guest.put(10, 1), Box::new(shrink));
+        let error = sent.unwrap_err();
+        assert!(
+            error.to_string().contains("blocks changed"),
+            "{way:?}: {error}"
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! A machine together with the engine's side of its memory: what the control socket works on.
+//! A machine together with the file that it came back from: what the control socket works on.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::Result;
 use paguro_dirty::tracker::DirtyRate;
@@ -12,7 +12,7 @@ use paguro_migration::machine::{Machine, WriterClass};
 use paguro_migration::restore::{Filler, MapWatch, RestoreMode, Waiters};
 use paguro_migration::source::{self, MigrateOptions, Migration};
 use paguro_migration::{
-    Control, Memory, SnapshotError, SnapshotOptions, check_can_freeze, snapshot_to_stream,
+    Control, SnapshotError, SnapshotOptions, check_can_freeze, snapshot, snapshot_to_stream,
 };
 use paguro_ram::{Backing, GuestRam};
 use paguro_sys::{Advice, HUGE_PAGE_BYTES};
@@ -24,7 +24,6 @@ use serde_json::{Value, json};
 /// A machine that can be saved.
 pub struct Guest {
     vm: Arc<Vm>,
-    memory: Arc<Memory>,
     restored: Option<Return>,
 }
 
@@ -41,13 +40,9 @@ pub struct Return {
 }
 
 impl Guest {
-    /// A machine on this memory.
-    pub fn new(vm: Arc<Vm>, memory: Arc<Memory>, restored: Option<Return>) -> Self {
-        Self {
-            vm,
-            memory,
-            restored,
-        }
+    /// A machine, and how it came back if it did.
+    pub fn new(vm: Arc<Vm>, restored: Option<Return>) -> Self {
+        Self { vm, restored }
     }
 
     /// The machine.
@@ -62,7 +57,7 @@ impl Guest {
 
     /// Its RAM.
     pub fn ram(&self) -> &GuestRam {
-        self.memory.ram()
+        self.vm.guest_ram()
     }
 
     /// Saves it; blocks until that is done.
@@ -72,8 +67,7 @@ impl Guest {
         options: &SnapshotOptions,
         control: &Control,
     ) -> Result<Value> {
-        let machine: &dyn Machine = &*self.vm;
-        let report = paguro_migration::snapshot(machine, &self.memory, path, options, control)?;
+        let report = snapshot(&*self.vm, path, options, control)?;
         Ok(serde_json::to_value(report)?)
     }
 
@@ -85,15 +79,13 @@ impl Guest {
         options: &SnapshotOptions,
         control: &Control,
     ) -> Result<Value> {
-        let (machine, memory): (&dyn Machine, _) = (&*self.vm, &self.memory);
-        let report = snapshot_to_stream(machine, memory, address, channel, options, control)?;
+        let report = snapshot_to_stream(&*self.vm, address, channel, options, control)?;
         Ok(serde_json::to_value(report)?)
     }
 
     /// Moves it to another process; blocks until it is decided where it runs.
     pub fn migrate(&self, options: &MigrateOptions, migration: &Migration) -> Result<Value> {
-        let machine: &dyn Machine = &*self.vm;
-        let report = source::migrate(machine, &self.memory, options, migration)?;
+        let report = source::migrate(&*self.vm, options, migration)?;
         Ok(serde_json::to_value(report)?)
     }
 
@@ -108,12 +100,12 @@ impl Guest {
         sampling: &Sampling,
         wait: impl FnOnce(),
     ) -> Result<DirtyRate, SamplingError> {
-        self.memory.sample_writes(sampling, wait)
+        self.vm.memory().sample_writes(sampling, wait)
     }
 
     /// Whether its RAM could be frozen on this host; if not, why.
     pub fn check_can_freeze(&self) -> Result<(), SnapshotError> {
-        check_can_freeze(&*self.vm, &self.memory)
+        check_can_freeze(&*self.vm)
     }
 
     /// Why it failed, if it did. What became of its file comes first: whatever else was noticed may
@@ -309,7 +301,8 @@ pub struct Alarm(Mutex<AlarmState>);
 #[derive(Default)]
 struct AlarmState {
     reason: Option<String>,
-    vm: Option<Arc<Vm>>,
+    /// Weak, as the machine keeps its memory, and the memory keeps whoever raises this.
+    vm: Weak<Vm>,
     complete: bool,
 }
 
@@ -317,7 +310,7 @@ impl Alarm {
     /// Something that the machine cannot live with. The first reason counts.
     pub fn raise(&self, reason: String) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(vm) = &state.vm {
+        if let Some(vm) = state.vm.upgrade() {
             vm.fail(&reason);
         }
         state.reason.get_or_insert(reason);
@@ -333,7 +326,7 @@ impl Alarm {
     /// either.
     pub fn halt(&self, reason: String) -> Waiters {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(vm), true) = (&state.vm, state.complete) {
+        if let (Some(vm), true) = (state.vm.upgrade(), state.complete) {
             vm.halt(reason);
             return Waiters::Keep;
         }
@@ -356,6 +349,6 @@ impl Alarm {
         if let Some(reason) = &state.reason {
             vm.fail(reason);
         }
-        state.vm = Some(vm.clone());
+        state.vm = Arc::downgrade(vm);
     }
 }

@@ -79,19 +79,17 @@ pub fn handed(args: &MachineArgs, ram: &GuestRam, host: Host) -> Result<Guest> {
     if let ([low, _], None) = (ram.blocks(), config.ram_split) {
         config.ram_split = Some(low.used_bytes() as u64);
     }
-    let memory = Memory::new(host, ram.clone());
-    let vm = Vm::create(config, ram.clone())?;
+    let vm = Vm::create(config, Memory::new(host, ram.clone()))?;
     vm.set_stopped_state(RunState::InMigrate);
-    Ok(Guest::new(vm, memory, None))
+    Ok(Guest::new(vm, None))
 }
 
 fn blank(args: &MachineArgs, host: Host) -> Result<Guest> {
     let config = config(args, None, &host)?;
     let blocks = config.ram_layout()?.into_iter().map(RamBlock::new);
     let ram = GuestRam::new(blocks.collect::<Result<_, _>>()?);
-    let memory = Memory::new(host, ram.clone());
-    let vm = Vm::create(config, ram)?;
-    Ok(Guest::new(vm, memory, None))
+    let vm = Vm::create(config, Memory::new(host, ram))?;
+    Ok(Guest::new(vm, None))
 }
 
 /// A machine out of a file, and whether it ran when it was saved.
@@ -124,12 +122,11 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
     let alarm = Arc::new(Alarm::default());
     let raise = alarm.clone();
     let options = RestoreOptions {
-        mode: mode(args.restore_mode),
         prefetch: prefetch(args.prefetch),
         threads: RESTORE_THREADS,
         retry: args.read_retry,
-        host,
         faults_in_kernel: config.accel == Accel::Kvm,
+        ..RestoreOptions::new(mode(args.restore_mode), host)
     };
     if options.mode != RestoreMode::Eager {
         // Not zero, which says that nothing comes back.
@@ -144,7 +141,7 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
     });
     // From here on pages are served, or there: KVM may touch them.
     let restored = restore_ram(&file, config.ram_layout()?, &options, on_failure)?;
-    let vm = Vm::create(config, restored.ram)?;
+    let vm = Vm::create(config, restored.memory)?;
     alarm.connect(&vm);
     vm.load_devices(file.devices())
         .with_context(|| format!("{} does not fit this machine", path.display()))?;
@@ -155,10 +152,7 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
         watch: restored.watch,
         alarm,
     };
-    Ok((
-        Guest::new(vm, restored.memory, Some(back)),
-        file.was_running(),
-    ))
+    Ok((Guest::new(vm, Some(back)), file.was_running()))
 }
 
 /// What cannot be a private mapping of a file, refused before anything is made.

@@ -98,7 +98,7 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     let options = SnapshotOptions {
         check_freeze: args.check_freeze,
         sabotage: forced.broken.snapshot,
-        ..SnapshotOptions::new(host)
+        ..SnapshotOptions::new()
     };
     let mut settings = Settings::new(options, forced.broken.migration);
     if let Some(directory) = &args.tls_creds {

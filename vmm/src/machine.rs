@@ -3,21 +3,23 @@
 use std::sync::Arc;
 
 use paguro_dirty::tracker::Tracker;
-use paguro_migration::machine::{Machine, MachineError, Paused, Recipient, Writer};
-use paguro_ram::GuestRam;
+use paguro_migration::Memory;
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Recipient, Writer};
 use paguro_wire::device::DeviceSection;
 
 use crate::{Accel, MACHINE_NAME, RunState, StateError, Vm, VmError};
 
-impl Machine for Vm {
-    fn ram(&self) -> GuestRam {
-        self.guest_ram().clone()
+impl Board for Vm {
+    fn memory(&self) -> &Arc<Memory> {
+        Vm::memory(self)
     }
 
     fn machine_name(&self) -> &str {
         MACHINE_NAME
     }
+}
 
+impl Machine for Vm {
     fn writers(&self) -> Vec<Writer> {
         self.all_writers()
     }
@@ -55,14 +57,6 @@ impl Machine for Vm {
 }
 
 impl Recipient for Vm {
-    fn ram(&self) -> GuestRam {
-        self.guest_ram().clone()
-    }
-
-    fn machine_name(&self) -> &str {
-        MACHINE_NAME
-    }
-
     fn load(&self, devices: &[DeviceSection]) -> Result<(), MachineError> {
         self.load_devices(devices)
             .map_err(|error| MachineError::new("load its devices", error))

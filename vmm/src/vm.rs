@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError, Union};
+use paguro_migration::Memory;
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_ram::GuestRam;
 use paguro_sys::{Spool, SpoolCounts};
@@ -82,8 +83,8 @@ pub struct Vm {
     progress: Arc<ProgressMemory>,
     timings: Timings,
     content: AtomicU8,
-    // Last: what runs above may still use it.
-    ram: GuestRam,
+    // Last: what runs above may still use it, and be served its pages.
+    memory: Arc<Memory>,
 }
 
 impl std::fmt::Debug for Vm {
@@ -93,7 +94,8 @@ impl std::fmt::Debug for Vm {
 }
 
 impl Vm {
-    /// Makes a machine over `ram`, which must have the blocks of [`Config::ram_layout`].
+    /// Makes a machine over RAM, which must have the blocks of [`Config::ram_layout`], and keeps
+    /// `memory` for as long as it lives.
     ///
     /// Guest RAM is not touched; where a pager serves it, the pager must be up before anything
     /// else is called.
@@ -102,9 +104,10 @@ impl Vm {
     ///
     /// [`VmError::Config`] and [`VmError::File`] (the caller's), [`VmError::NoKvm`],
     /// [`VmError::Kvm`], [`VmError::Host`].
-    pub fn create(config: Config, ram: GuestRam) -> Result<Arc<Self>, VmError> {
+    pub fn create(config: Config, memory: Arc<Memory>) -> Result<Arc<Self>, VmError> {
         let start = Instant::now();
-        config.check(&ram)?;
+        let ram = memory.ram();
+        config.check(ram)?;
         let control = Arc::new(Control::new());
         let progress = Arc::new(ProgressMemory::new(
             config.progress.as_deref(),
@@ -115,7 +118,7 @@ impl Vm {
             #[cfg(target_arch = "x86_64")]
             Accel::Kvm => Cpus::Kvm(KvmCpus::new(
                 &config,
-                &ram,
+                ram,
                 &progress,
                 &control,
                 &mut timings,
@@ -128,7 +131,7 @@ impl Vm {
             }
             Accel::Threads => {
                 let cpus = Instant::now();
-                let threads = ThreadCpus::new(&config, &ram, &progress, &control)?;
+                let threads = ThreadCpus::new(&config, ram, &progress, &control)?;
                 timings.vcpus_us = cpus.elapsed().as_micros() as u64;
                 Cpus::Threads(threads)
             }
@@ -137,7 +140,7 @@ impl Vm {
         let waits = !config.memory_retry.is_zero();
         let dma = config
             .dma
-            .map(|dma| Dma::new(dma, &ram, &marks, &control, waits))
+            .map(|dma| Dma::new(dma, ram, &marks, &control, waits))
             .transpose()?;
         control.set_stages(Stages {
             vcpus: cpus.holds(),
@@ -156,7 +159,7 @@ impl Vm {
             progress,
             timings,
             content,
-            ram,
+            memory,
         }))
     }
 
@@ -184,7 +187,7 @@ impl Vm {
     }
 
     fn write_workload(&self, ticks_per_s: u64) -> Result<(), VmError> {
-        let blocks = self.ram.blocks().iter();
+        let blocks = self.guest_ram().blocks().iter();
         let ram: Vec<_> = blocks
             .map(|block| (block.guest_address(), block.used_bytes() as u64))
             .collect();
@@ -201,7 +204,7 @@ impl Vm {
         .map_err(VmError::Workload)?;
         let image = paguro_guest::image(&params)
             .map_err(|error| VmError::Config(format!("the built-in guest: {error}")))?;
-        let Some(low) = self.ram.blocks().first() else {
+        let Some(low) = self.guest_ram().blocks().first() else {
             return Err(VmError::Config("there is no RAM".to_owned()));
         };
         for piece in image {
@@ -279,9 +282,14 @@ impl Vm {
         &self.config
     }
 
+    /// Its RAM and the engine's side of it.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// Its RAM.
     pub fn guest_ram(&self) -> &GuestRam {
-        &self.ram
+        self.memory.ram()
     }
 
     /// How long making it took.
@@ -316,9 +324,9 @@ impl Vm {
         let vcpus: Arc<dyn Tracker> = match &self.cpus {
             #[cfg(target_arch = "x86_64")]
             Cpus::Kvm(cpus) => cpus.tracker()?,
-            Cpus::Threads(cpus) => cpus.tracker(&self.config, &self.ram),
+            Cpus::Threads(cpus) => cpus.tracker(&self.config, self.guest_ram()),
         };
-        let marked = MarkTracker::new(self.ram.clone(), self.marks.clone());
+        let marked = MarkTracker::new(self.guest_ram().clone(), self.marks.clone());
         Ok(Arc::new(Union::new(vec![vcpus, Arc::new(marked)])))
     }
 
@@ -440,7 +448,7 @@ impl Vm {
     /// The workload that RAM says it runs; `None` if there is none (a kernel runs). Reads guest
     /// RAM, so it may wait for a page.
     pub fn params(&self) -> Option<Params> {
-        let block = self.ram.blocks().first()?;
+        let block = self.guest_ram().blocks().first()?;
         let mut bytes = [0; PARAMS_BYTES];
         block.mapping().copy_out(PARAMS_GPA as usize, &mut bytes);
         Params::from_bytes(&bytes).ok()

@@ -28,8 +28,8 @@ pub(super) fn read<R: Read>(
     first: &[u8],
     reader: R,
 ) -> Result<(), ReceiveError> {
-    let ram = recipient.ram();
-    let here = table_of(&ram).map_err(ReceiveError::Blocks)?;
+    let ram = recipient.memory().ram();
+    let here = table_of(ram).map_err(ReceiveError::Blocks)?;
     let mut memory: Option<Arc<Arriving>> = None;
     let mut ahead = Ahead::default();
     let limit = arrival.options.silence.map(|silence: Duration| 3 * silence);
@@ -167,6 +167,7 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+    use paguro_sys::{Fallbacks, Host};
     use paguro_wire::device::DeviceSection;
     use paguro_wire::stream::configuration::Configuration;
     use paguro_wire::stream::header;
@@ -175,20 +176,23 @@ mod tests {
 
     use super::super::ReceiveOptions;
     use super::*;
-    use crate::machine::MachineError;
+    use crate::Memory;
+    use crate::machine::{Board, MachineError};
 
     /// A machine of nothing but RAM.
-    struct Bare(GuestRam);
+    struct Bare(Arc<Memory>);
 
-    impl Recipient for Bare {
-        fn ram(&self) -> GuestRam {
-            self.0.clone()
+    impl Board for Bare {
+        fn memory(&self) -> &Arc<Memory> {
+            &self.0
         }
 
         fn machine_name(&self) -> &str {
             "bare"
         }
+    }
 
+    impl Recipient for Bare {
         fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
             Ok(())
         }
@@ -207,10 +211,11 @@ mod tests {
             backing: Backing::Memfd,
             pages: PageKind::Small,
         });
-        let here = Bare(GuestRam::new(vec![block.unwrap()]));
-        let mapping = here.0.blocks()[0].mapping().clone();
+        let ram = GuestRam::new(vec![block.unwrap()]);
+        let mapping = ram.blocks()[0].mapping().clone();
         mapping.copy_in(0, &[7]);
-        let table = table_of(&here.0).unwrap();
+        let table = table_of(&ram).unwrap();
+        let here = Bare(Memory::new(Host::probe(&Fallbacks::default()), ram));
         let stream = |zero: bool| {
             let mut out = Vec::new();
             header::encode(&mut out);

@@ -53,7 +53,7 @@ pub enum RestoreMode {
     Lazy,
 }
 
-/// How RAM comes back, in detail.
+/// How RAM comes back, in detail. [`RestoreOptions::new`] gives what most want.
 #[derive(Clone, Copy, Debug)]
 pub struct RestoreOptions {
     /// Which way.
@@ -64,20 +64,34 @@ pub struct RestoreOptions {
     pub threads: usize,
     /// How long a read that fails, and may go well the next time, is tried again.
     pub retry: Duration,
-    /// What this host can do.
+    /// What this host can do; the [`Memory`] that is made knows it from here.
     pub host: Host,
     /// Whether faults on this RAM are taken in the kernel (KVM): see
     /// [`Machine::faults_in_kernel`](crate::machine::Machine::faults_in_kernel).
     pub faults_in_kernel: bool,
 }
 
+impl RestoreOptions {
+    /// All of it comes back in the background, by two threads that try a read again for 30 s, and
+    /// faults may be taken in the kernel.
+    pub fn new(mode: RestoreMode, host: Host) -> Self {
+        Self {
+            mode,
+            prefetch: Prefetch::Unlimited,
+            threads: 2,
+            retry: Duration::from_secs(30),
+            host,
+            faults_in_kernel: true,
+        }
+    }
+}
+
 /// RAM that came back, or is coming.
 #[derive(Debug)]
 pub struct Restored {
-    /// The RAM.
-    pub ram: GuestRam,
-    /// The engine's side of it. To be kept as long as the RAM is used: with [`RestoreMode::Lazy`]
-    /// it owns the userfaultfd, and a page that has not arrived when that closes reads as zeros.
+    /// The RAM and the engine's side of it, which the machine keeps
+    /// ([`Board::memory`](crate::machine::Board::memory)): with [`RestoreMode::Lazy`] it owns the
+    /// userfaultfd, and a page that has not arrived when that closes reads as zeros.
     pub memory: Arc<Memory>,
     /// What fills it, with [`RestoreMode::Lazy`].
     pub filler: Option<Arc<Filler>>,
@@ -90,6 +104,8 @@ pub struct Restored {
 /// one: it must stop the machine before it returns. For good if the error stays
 /// ([`SourceError::may_pass`](paguro_pager::SourceError::may_pass)); otherwise it may answer
 /// [`Waiters::Keep`], and let the machine go on later, with [`Filler::renew`] or [`MapWatch::renew`].
+/// The machine keeps the memory, and the memory keeps `on_failure`: give it a
+/// [`Weak`](std::sync::Weak) of the machine, or neither ever goes.
 ///
 /// # Errors
 ///
@@ -104,10 +120,9 @@ pub fn restore_ram(
     file.match_blocks(&layout)?;
     if options.mode == RestoreMode::Map {
         let (ram, watch) = map::map(file, &layout, options, on_failure)?;
-        let memory = Memory::new(options.host, ram.clone());
+        let memory = Memory::new(options.host, ram);
         memory.set_watch(watch.clone(), options.retry);
         return Ok(Restored {
-            ram,
             memory,
             filler: None,
             watch: Some(watch),
@@ -118,16 +133,15 @@ pub fn restore_ram(
         .map(RamBlock::new)
         .collect::<Result<Vec<_>, _>>();
     let ram = GuestRam::new(blocks.map_err(RestoreError::Ram)?);
-    let memory = Memory::new(options.host, ram.clone());
+    let memory = Memory::new(options.host, ram);
     let filler = match options.mode {
         RestoreMode::Lazy => Some(filler::start(file, &memory, options, on_failure)?),
         _ => {
-            eager::read(file, &ram, options.threads, options.retry)?;
+            eager::read(file, memory.ram(), options.threads, options.retry)?;
             None
         }
     };
     Ok(Restored {
-        ram,
         memory,
         filler,
         watch: None,

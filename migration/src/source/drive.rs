@@ -47,10 +47,10 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// [`MigrateError`]; the machine is then as it was before.
 pub fn migrate(
     machine: &dyn Machine,
-    memory: &Arc<Memory>,
     options: &MigrateOptions,
     migration: &Migration,
 ) -> Result<MigrateReport, MigrateError> {
+    let memory = machine.memory();
     let Some(busy) = memory.begin() else {
         migration.fail(MigrateError::Busy);
         let _ = migration.on(SourceEvent::Ended);
@@ -144,7 +144,7 @@ impl<'s, 'e> Driver<'s, 'e> {
     fn try_connect(&mut self) -> Result<(), MigrateError> {
         self.options.check()?;
         let host = self.memory.host();
-        let ram = self.machine.ram();
+        let ram = self.memory.ram().clone();
         let table = table_of(&ram)?;
         let hand_over = self.options.hand_over;
         let (tracker, whose): (Arc<dyn Tracker>, _) = match hand_over {

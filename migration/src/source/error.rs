@@ -85,7 +85,7 @@ pub enum MigrateError {
     /// The machine's: RAM blocks that no stream can have.
     #[error("the machine's RAM does not fit the stream")]
     Blocks(#[source] TableError),
-    /// The machine's: RAM blocks came, went or changed their size meanwhile.
+    /// The machine's: a RAM block changed its length meanwhile.
     #[error("the machine's RAM blocks changed during migration")]
     BlocksChanged,
     /// The machine's: device state that no stream can have.

@@ -777,9 +777,7 @@ impl Sender<'_> {
 
     /// The guest stands still and device state was collected: the last sync comes now.
     fn rest(&mut self, devices: Vec<DeviceSection>) -> Result<(), Stopped> {
-        let now = table_of(&self.machine.ram())?;
-        let then = table_of(&self.ram)?;
-        if now != then {
+        if table_of(&self.ram)? != *self.stream.table() {
             return Err(Stopped::Failed(MigrateError::BlocksChanged));
         }
         self.sync()?;

@@ -118,6 +118,11 @@ impl Stream {
         self.flush()
     }
 
+    /// The blocks as the other side was told of them.
+    pub(super) fn table(&self) -> &Arc<BlockTable> {
+        self.records.table()
+    }
+
     /// Begins a PART, or with `last` the END.
     pub(crate) fn begin_part(&mut self, last: bool) {
         let kind = if last { section::END } else { section::PART };

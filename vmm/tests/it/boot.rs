@@ -202,15 +202,18 @@ fn options_that_do_not_go_together_are_refused() {
             ..threads.clone()
         },
     ] {
-        let ram = ram(&config);
-        assert!(matches!(Vm::create(config, ram), Err(VmError::Config(_))));
+        let memory = memory(ram(&config));
+        assert!(matches!(
+            Vm::create(config, memory),
+            Err(VmError::Config(_))
+        ));
     }
     let other = Config {
         memory_bytes: 20 << 20,
         ..threads.clone()
     };
     assert!(matches!(
-        Vm::create(other, ram(&threads)),
+        Vm::create(other, memory(ram(&threads))),
         Err(VmError::Config(_))
     ));
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use paguro_migration::Memory;
 use paguro_migration::machine::{Machine, Paused};
-use paguro_oracle::{DeviceWriter, Memory, Report};
+use paguro_oracle::{DeviceWriter, Report};
 use paguro_ram::{GuestRam, RamBlock};
 use paguro_stage2::{InitialLog, LogMode, LogOptions, SplitPolicy};
 use paguro_sys::{Fallbacks, Host, Userfault};
@@ -128,8 +129,13 @@ pub fn ram(config: &Config) -> GuestRam {
     )
 }
 
+/// The engine's side of such RAM, on this host.
+pub fn memory(ram: GuestRam) -> Arc<Memory> {
+    Memory::new(Host::probe(&Fallbacks::default()), ram)
+}
+
 pub fn create(config: &Config) -> Arc<Vm> {
-    Vm::create(config.clone(), ram(config)).unwrap()
+    Vm::create(config.clone(), memory(ram(config))).unwrap()
 }
 
 pub fn start(config: &Config) -> Arc<Vm> {
@@ -229,7 +235,7 @@ pub fn take(vm: &Vm) -> Picture {
 pub fn take_paused(vm: &Vm, paused: &mut dyn Paused) -> Picture {
     let devices = paused.save_devices().unwrap();
     let mut ram = Vec::new();
-    for block in vm.ram().blocks() {
+    for block in vm.guest_ram().blocks() {
         let mut bytes = vec![0; block.used_bytes()];
         block.mapping().copy_out(0, &mut bytes);
         ram.push((block.guest_address(), bytes));
@@ -257,7 +263,7 @@ pub fn take_paused(vm: &Vm, paused: &mut dyn Paused) -> Picture {
     }
 }
 
-impl Memory for Picture {
+impl paguro_oracle::Memory for Picture {
     fn ram(&self) -> &[(u64, u64)] {
         &self.segments
     }
@@ -295,7 +301,7 @@ impl Picture {
         for (block, (_, bytes)) in ram.blocks().iter().zip(&self.ram) {
             block.mapping().copy_in(0, bytes);
         }
-        Vm::create(config.clone(), ram).unwrap()
+        Vm::create(config.clone(), memory(ram)).unwrap()
     }
 }
 

@@ -8,13 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use paguro_migration::Memory;
 use paguro_migration::channel::{self, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{MigrateOptions, MigrateReport, Migration, migrate};
 use paguro_migration::switchover::MigrationStatus;
-use paguro_sys::{Fallbacks, Host};
 use paguro_vmm::{Config, RunState};
 
 use crate::common::*;
@@ -102,9 +100,7 @@ fn move_slowly(change: impl Fn(&mut MigrateOptions)) -> (MigrateReport, u64) {
         }
     };
     let migration = Migration::new(&options, Some(Box::new(hook))).unwrap();
-    let host = Host::probe(&Fallbacks::default());
-    let memory = Memory::new(host, source.guest_ram().clone());
-    let report = migrate(&*source, &memory, &options, &migration).unwrap();
+    let report = migrate(&*source, &options, &migration).unwrap();
     ends(&received).unwrap();
     assert_eq!(destination.run_state(), RunState::Running);
     take(&destination).assert_right();

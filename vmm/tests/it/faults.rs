@@ -60,7 +60,7 @@ fn a_vcpu_that_waits_for_a_page_can_be_paused() {
         let config = config(accel, 2);
         let ram = ram(&config);
         let held = Held::new(&ram);
-        let vm = Vm::create(config, ram).unwrap();
+        let vm = Vm::create(config, memory(ram)).unwrap();
         vm.boot().unwrap();
         vm.start().unwrap();
         held.wait_faults(2);
@@ -85,7 +85,7 @@ fn a_machine_can_end_while_its_vcpus_wait_for_pages() {
         let config = config(accel, 2);
         let ram = ram(&config);
         let held = Held::new(&ram);
-        let vm = Vm::create(config, ram).unwrap();
+        let vm = Vm::create(config, memory(ram)).unwrap();
         vm.boot().unwrap();
         vm.start().unwrap();
         held.wait_faults(2);
@@ -113,7 +113,7 @@ fn ram_that_cannot_be_read_is_a_failure_and_no_end() {
     let file = std::os::fd::AsFd::as_fd(&file);
     let block = RamBlock::of_file("paguro.ram", 0, file, 0, bytes).unwrap();
     rustix::fs::ftruncate(file, 4 << 20).unwrap();
-    let vm = Vm::create(Config { ..config }, GuestRam::new(vec![block])).unwrap();
+    let vm = Vm::create(Config { ..config }, memory(GuestRam::new(vec![block]))).unwrap();
     vm.boot().unwrap();
     vm.start().unwrap();
     wait_until("the guest meets a page that is not there", || {
@@ -138,7 +138,7 @@ fn a_device_fills_pages_though_the_kernel_may_not_wait_for_them() {
     let config = with_dma(config(Accel::Threads, 1), true);
     let ram = ram(&config);
     let held = Held::of_mode(&ram, true);
-    let vm = Vm::create(config, ram).unwrap();
+    let vm = Vm::create(config, memory(ram)).unwrap();
     vm.boot().unwrap();
     vm.start().unwrap();
     // The vCPU, the reader, and direct readers: each waits in a copy of its own.

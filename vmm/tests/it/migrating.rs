@@ -15,9 +15,8 @@ use paguro_migration::source::{
     Throttle, migrate,
 };
 use paguro_migration::switchover::{Choice, MigrationId, MigrationStatus};
-use paguro_migration::{Control, Memory, SnapshotOptions, snapshot_to_stream};
+use paguro_migration::{Control, SnapshotOptions, snapshot_to_stream};
 use paguro_ram::{Backing, PageKind};
-use paguro_sys::{Fallbacks, Host};
 use paguro_vmm::{Accel, Config, RunState, Stage2Sabotage, StateError, Vm};
 
 use crate::common::*;
@@ -114,11 +113,9 @@ pub fn relocate_while(
             receive(&*vm, listener, &arrival)
         })
     };
-    let host = Host::probe(&Fallbacks::default());
-    let memory = Memory::new(host, source.guest_ram().clone());
     let watched = migration.clone();
     let watcher = run(move || watch(&watched));
-    let sent = migrate(&**source, &memory, &options, &migration);
+    let sent = migrate(&**source, &options, &migration);
     ends(&watcher);
     Moved {
         vm: destination,
@@ -329,9 +326,7 @@ fn a_machine_of_another_size_is_refused_before_it_is_touched_and_the_source_runs
     });
     let options = options(name.address());
     let migration = Migration::new(&options, None).unwrap();
-    let host = Host::probe(&Fallbacks::default());
-    let memory = Memory::new(host, vm.guest_ram().clone());
-    let sent = migrate(&*vm, &memory, &options, &migration).unwrap_err();
+    let sent = migrate(&*vm, &options, &migration).unwrap_err();
     let received = received.join().unwrap().unwrap_err().to_string();
     assert!(
         received.contains("0x1000000") && received.contains("0x2000000"),
@@ -506,13 +501,11 @@ fn a_background_snapshot_over_a_channel_is_the_machine_at_the_pause() {
                 receive(&*copy, listener, &arrival)
             })
         };
-        let host = Host::probe(&Fallbacks::default());
-        let memory = Memory::new(host, vm.guest_ram().clone());
-        let mut options = SnapshotOptions::new(host);
+        let mut options = SnapshotOptions::new();
         options.check_freeze = true;
         let channel = channel::Options::new(Stop::new().unwrap());
         let control = Control::new(None);
-        snapshot_to_stream(&*vm, &memory, &name.address(), &channel, &options, &control).unwrap();
+        snapshot_to_stream(&*vm, &name.address(), &channel, &options, &control).unwrap();
         received.join().unwrap().unwrap();
         assert_eq!(vm.run_state(), RunState::Running);
         wait_writes(&vm, 100);
@@ -546,7 +539,7 @@ fn shared_ram_is_handed_over_by_descriptor() {
                     let config = config.clone();
                     std::thread::spawn(move || {
                         let taken = handover::take(listener.accept(None).unwrap()).unwrap();
-                        let vm = Vm::create(config, taken.ram().clone()).unwrap();
+                        let vm = Vm::create(config, memory(taken.ram().clone())).unwrap();
                         let whose = taken.id();
                         let way = taken.confirm().unwrap();
                         let mut options = ReceiveOptions::new(true, false);
@@ -563,9 +556,7 @@ fn shared_ram_is_handed_over_by_descriptor() {
                 let mut options = options(name.address());
                 options.hand_over = true;
                 let migration = Migration::new(&options, None).unwrap();
-                let host = Host::probe(&Fallbacks::default());
-                let memory = Memory::new(host, vm.guest_ram().clone());
-                let report = migrate(&*vm, &memory, &options, &migration).unwrap();
+                let report = migrate(&*vm, &options, &migration).unwrap();
                 let moved = received.join().unwrap();
                 assert!(report.transferred_bytes < 1 << 20, "{report:?}");
                 assert_eq!((report.normal_pages, report.zero_pages), (0, 0));
@@ -602,7 +593,7 @@ fn devices_of_one_machine_do_not_come_into_ram_of_another() {
     let listener = Incoming::listen(&name.address(), &channel).unwrap();
     let received = std::thread::spawn(move || {
         let taken = handover::take(listener.accept(None).unwrap()).unwrap();
-        let vm = Vm::create(config, taken.ram().clone()).unwrap();
+        let vm = Vm::create(config, memory(taken.ram().clone())).unwrap();
         let _way = taken.confirm().unwrap();
         let mut options = ReceiveOptions::new(true, false);
         options.hand_over = Some(MigrationId::new([7; 16]));
@@ -613,8 +604,7 @@ fn devices_of_one_machine_do_not_come_into_ram_of_another() {
     options.hand_over = true;
     options.linger = Duration::from_millis(200);
     let migration = Migration::new(&options, None).unwrap();
-    let memory = Memory::new(Host::probe(&Fallbacks::default()), vm.guest_ram().clone());
-    migrate(&*vm, &memory, &options, &migration).unwrap_err();
+    migrate(&*vm, &options, &migration).unwrap_err();
     let error = received.join().unwrap();
     assert!(error.contains("another one handed over"), "{error}");
     assert_eq!(vm.run_state(), RunState::Running);
@@ -632,9 +622,7 @@ fn ram_of_its_own_is_not_handed_over_and_the_guest_runs_on() {
     let mut options = options(name.address());
     options.hand_over = true;
     let migration = Migration::new(&options, None).unwrap();
-    let host = Host::probe(&Fallbacks::default());
-    let memory = Memory::new(host, vm.guest_ram().clone());
-    let error = migrate(&*vm, &memory, &options, &migration).unwrap_err();
+    let error = migrate(&*vm, &options, &migration).unwrap_err();
     assert!(error.to_string().contains("not shared memory"), "{error}");
     wait_writes(&vm, 100);
 }

@@ -28,7 +28,7 @@ fn nothing_is_written_in_a_pause() {
             assert!(paused.was_running());
             assert_eq!(vm.run_state(), RunState::Paused);
             let (before, filled) = (writes(&vm), vm.dma_counters());
-            let ram = vm.ram();
+            let ram = vm.guest_ram();
             let copy = |block: usize| {
                 let block = &ram.blocks()[block];
                 let mut bytes = vec![0; block.used_bytes()];

@@ -8,12 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use paguro_lab::certificates;
-use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop, TlsOptions};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{MigrateError, MigrateOptions, Migration, migrate};
-use paguro_sys::{Fallbacks, Host};
 use paguro_vmm::{Accel, Config, RunState, Vm};
 
 use crate::common::*;
@@ -253,8 +251,7 @@ fn cut(
         receive(&*destination, listener, &arrival).unwrap_err()
     });
     let migration = Migration::new(&options, None).unwrap();
-    let memory = Memory::new(Host::probe(&Fallbacks::default()), vm.guest_ram().clone());
-    let sent = migrate(&**vm, &memory, &options, &migration).unwrap_err();
+    let sent = migrate(&**vm, &options, &migration).unwrap_err();
     assert_eq!(vm.run_state(), RunState::Running, "{sent}");
     (sent.to_string(), received.join().unwrap().to_string())
 }

@@ -248,7 +248,7 @@ fn rings_that_cannot_be_are_refused() {
         if !fallback.is_empty() {
             assert!(config.fallbacks.force(fallback));
         }
-        let made = paguro_vmm::Vm::create(config.clone(), ram(&config));
+        let made = paguro_vmm::Vm::create(config.clone(), memory(ram(&config)));
         made.unwrap_err()
     };
     assert!(matches!(

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paguro_dirty::tracker::measure;
-use paguro_migration::machine::Machine;
 use paguro_ram::{Backing, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Fallbacks, Host};
 use paguro_testkit::HugePages;
@@ -139,7 +138,7 @@ fn so_is_that_of_one_in_any_kind_of_memory() {
                 ..way.clone()
             };
             let ram = ram(&config);
-            let vm = Vm::create(config.clone(), ram.clone()).unwrap();
+            let vm = Vm::create(config.clone(), memory(ram.clone())).unwrap();
             vm.boot().unwrap();
             if pages == PageKind::Thp {
                 join(&ram);
@@ -239,7 +238,7 @@ fn nothing_discarded_is_reported() {
         };
         let config = with_dma(slower, false);
         let ram = ram(&config).with_discards(Arc::new(Unplugged));
-        let vm = Vm::create(config, ram.clone()).unwrap();
+        let vm = Vm::create(config, memory(ram.clone())).unwrap();
         vm.boot().unwrap();
         vm.start().unwrap();
         assert_right(name, &vm, 3, 500);
@@ -315,7 +314,7 @@ fn the_rate_is_that_of_the_guest() {
         wait_writes(&vm, 4000);
         let tracker = vm.tracker().unwrap();
         for _ in 0..2 {
-            let rate = measure(&*tracker, &vm.ram(), || wait_writes(&vm, 1000)).unwrap();
+            let rate = measure(&*tracker, vm.guest_ram(), || wait_writes(&vm, 1000)).unwrap();
             // Each pass writes each page once, and a few pages are the guest's own.
             assert!((900..3600).contains(&rate.pages), "{name}: {rate:?}");
             assert!(rate.pages_per_s() > 0);
@@ -336,7 +335,7 @@ fn rings_tell_who_writes() {
         let tracker = vm.tracker().unwrap();
         assert!(tracker.vcpu_rates().is_empty());
         tracker.start().unwrap();
-        let dirty = super::destination::sets(&vm.ram());
+        let dirty = super::destination::sets(vm.guest_ram());
         wait_writes(&vm, 500);
         tracker.sync(&dirty).unwrap();
         let rates = tracker.vcpu_rates();

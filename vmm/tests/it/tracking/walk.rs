@@ -122,7 +122,7 @@ pub fn walk(
             *begun += MOST_IN_FLIGHT;
         }
     }
-    let mut destination = Destination::new(vm.ram(), order);
+    let mut destination = Destination::new(vm.guest_ram().clone(), order);
     let mut first = true;
     for round in 0..rounds {
         more_writes(vm, writes)?;
