@@ -155,6 +155,21 @@ impl Handle {
         }
     }
 
+    /// Ends it after last words: here as [`Self::shutdown`] does, while the peer reads to the end of
+    /// what was written, whatever it sends meanwhile. Blocks until it has ended its own direction, for
+    /// at most so long.
+    pub fn hang_up(&self, within: Duration) {
+        self.stop.stop();
+        if let Some(link) = self
+            .core
+            .upgrade()
+            .as_ref()
+            .and_then(|core| core.link.as_ref())
+        {
+            link.hang_up(within);
+        }
+    }
+
     /// Changes how long the peer may be silent; none: for ever, as while an operator decides. The
     /// kernel's own look for dead hosts stays as it was set up.
     pub fn set_silence(&self, silence: Option<Duration>) {

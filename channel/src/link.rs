@@ -90,6 +90,40 @@ impl Link {
         }
     }
 
+    /// Ends the sending direction, and takes what the peer still sends until it ends too, for at most so
+    /// long.
+    ///
+    /// A socket that is closed, or that reads no more, while bytes come makes the kernel (or a relay on
+    /// the way) reset the connection, and what was just said to the peer may be lost with it.
+    pub(crate) fn hang_up(&self, within: Duration) {
+        self.stop.stop();
+        if self.kind == LinkKind::Socket {
+            let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Write);
+            self.drain(Instant::now() + within);
+        }
+        self.shutdown();
+    }
+
+    /// Takes bytes until the peer ends, the time is over, or all of the migration is stopped.
+    fn drain(&self, until: Instant) {
+        let mut waste = vec![0; WASTE_BYTES];
+        let stops = [&self.shared_stop; 2];
+        while Instant::now() < until {
+            let read = retry(|| rustix::net::recv(&self.fd, &mut *waste, RecvFlags::DONTWAIT));
+            match read.map(|(_, bytes)| bytes) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(Errno::AGAIN) => {
+                    let waited = wait_for(self.fd.as_fd(), PollFlags::IN, stops, Some(until));
+                    if !matches!(waited, Ok(Waited::Ready)) {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Ends the sending direction: the peer reads to the end.
     pub(crate) fn end_writes(&self) -> io::Result<()> {
         match self.kind {
@@ -296,6 +330,8 @@ impl Link {
 /// Most pieces that the kernel takes at once.
 const MAX_PIECES: usize = 1024;
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Taken at once of what nobody wants any more.
+const WASTE_BYTES: usize = 64 << 10;
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -9,6 +9,7 @@
 //! at once; otherwise the next write takes it along.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -71,6 +72,8 @@ impl Inbox {
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: Mutex<Connection>,
+    /// Somebody reads, and may have bytes in his inbox.
+    is_read: AtomicBool,
 }
 
 impl Session {
@@ -91,7 +94,14 @@ impl Session {
             return Err(error);
         }
         let connection = Mutex::new(connection);
-        Ok((Self { connection }, inbox))
+        let is_read = AtomicBool::new(false);
+        Ok((
+            Self {
+                connection,
+                is_read,
+            },
+            inbox,
+        ))
     }
 
     pub(crate) fn read(
@@ -103,8 +113,10 @@ impl Session {
         if into.is_empty() {
             return Ok(0);
         }
+        self.is_read.store(true, Ordering::Relaxed);
         let started = Instant::now();
         loop {
+            // The first one, under the lock, comes before all that is read of the socket.
             let taken = self.take(link, inbox, into)?;
             if let Some(bytes) = taken {
                 return Ok(bytes);
@@ -196,7 +208,10 @@ impl Session {
         }
         let mut connection = self.lock();
         let mut inbox = Inbox::default();
-        while inbox.fill(link).is_ok() && inbox.end != 0 {
+        // Who reads finds it himself. Bytes that are taken away from him would come out of order, and
+        // the peer's last words be lost.
+        let is_read = self.is_read.load(Ordering::Relaxed);
+        while !is_read && inbox.fill(link).is_ok() && inbox.end != 0 {
             while !inbox.is_empty() {
                 if let Err(refused @ TlsError::Refused { .. }) = inbox.feed(&mut connection) {
                     return failed(link, refused);

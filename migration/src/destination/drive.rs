@@ -16,6 +16,8 @@ use crate::switchover::{
 
 /// How often it is looked whether the time to linger is over.
 const LOOK: Duration = Duration::from_millis(200);
+/// A source that may be silent for ever has so long to take the last words.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Waits at `listener` for a machine, and lets it in. Blocks until it is decided where it runs and
 /// nobody can ask any more; to be called in a thread of its own, while `arrival` is watched and
@@ -112,7 +114,10 @@ fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) 
     tracing::debug!(?action, "destination");
     match action {
         DestinationAction::SendPong(value) => tell(arrival, &Message::Pong(value)),
-        DestinationAction::SendShut(code) => tell(arrival, &Message::Shut(code)),
+        DestinationAction::SendShut(code) => {
+            tell(arrival, &Message::Shut(code));
+            arrival.lock().is_told = true;
+        }
         DestinationAction::LoadDevices => load(recipient, arrival),
         DestinationAction::RunVm => {
             let event = match recipient.start() {
@@ -126,9 +131,14 @@ fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) 
         }
         DestinationAction::CloseChannel => {
             arrival.lanes.end();
-            let channel = arrival.lock().channel.take();
-            if let Some(channel) = channel {
-                channel.shutdown();
+            let (channel, is_told) = {
+                let mut inner = arrival.lock();
+                (inner.channel.take(), inner.is_told)
+            };
+            match (channel, is_told) {
+                (Some(channel), true) => channel.hang_up(last_words(arrival)),
+                (Some(channel), false) => channel.shutdown(),
+                (None, _) => {}
             }
         }
         DestinationAction::Answer(answer) => {
@@ -141,6 +151,11 @@ fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) 
         DestinationAction::Refuse => {}
         DestinationAction::StopListening | DestinationAction::End => {}
     }
+}
+
+/// How long a source that was told the outcome has to end the channel.
+fn last_words(arrival: &Arrival) -> Duration {
+    arrival.options.silence.unwrap_or(LAST_WORDS)
 }
 
 /// On the return path; that it fails is noticed by whoever reads the channel.

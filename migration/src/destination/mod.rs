@@ -104,6 +104,8 @@ struct Inner {
     /// The way back to the source, and what ends its channel.
     back: Option<Writer>,
     channel: Option<Handle>,
+    /// Last words went out on it.
+    is_told: bool,
     /// Where the source asked last, over a connection of its own.
     asker: Option<(Query, Asker)>,
     /// Since when it is as it is.
@@ -134,6 +136,7 @@ impl Arrival {
                 devices: Vec::new(),
                 back: None,
                 channel: None,
+                is_told: false,
                 asker: None,
                 since: Instant::now(),
             }),

@@ -32,8 +32,6 @@ use crate::{Allowance, Memory};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
-/// After a failed write the destination's last words are waited for so long.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Sends `machine` to where `options` say. Blocks until it is decided where it runs; to be called in
 /// a thread of its own, while `migration` is watched and commanded from others. While the outcome
@@ -227,14 +225,14 @@ impl<'s, 'e> Driver<'s, 'e> {
             self.migration.lock().deaf = true;
         }
         self.commands = Some(commands);
-        let migration = self.migration;
+        let (migration, silence) = (self.migration, self.options.channel.silence);
         let send = move || {
             // A panic must not leave the driver waiting.
             let sent = catch_unwind(AssertUnwindSafe(|| sender.run()));
             if let Err(Stopped::Failed(error)) =
                 sent.unwrap_or(Err(Stopped::Failed(MigrateError::Bug)))
             {
-                last_words(migration, &error);
+                last_words(migration, silence, &error);
                 migration.fail(error);
             }
         };
@@ -269,6 +267,7 @@ impl<'s, 'e> Driver<'s, 'e> {
                 table: table.clone(),
                 compression: multifd.compression,
                 migration: self.migration,
+                silence: self.options.channel.silence,
             };
             let thread = self.spawn(&format!("migrate/lane{channel}"), move || lane.run())?;
             self.lanes.push(thread);
@@ -585,15 +584,19 @@ impl<'s, 'e> Driver<'s, 'e> {
 
 /// A destination that fails says so and closes the channel: what it said comes before what the
 /// broken channel means.
-pub(super) fn last_words(migration: &Migration, error: &MigrateError) {
-    if !matches!(error, MigrateError::Broken { .. }) {
+///
+/// How soon its word comes is up to how busy its host is. There will be none when the return path has
+/// ended, and when it was silent for as long as it may be; whoever cancels ends the return path.
+pub(super) fn last_words(migration: &Migration, silence: Option<Duration>, error: &MigrateError) {
+    if !error.is_closed_by_peer() {
         return;
     }
     let inner = migration.lock();
-    let waited = migration
-        .changed
-        .wait_timeout_while(inner, LAST_WORDS, |inner| !inner.deaf);
-    drop(waited);
+    let more = |inner: &mut super::Inner| !inner.deaf;
+    match silence {
+        None => drop(migration.changed.wait_while(inner, more)),
+        Some(silence) => drop(migration.changed.wait_timeout_while(inner, silence, more)),
+    }
 }
 
 fn join(thread: Option<ScopedJoinHandle<'_, ()>>) {

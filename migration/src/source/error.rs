@@ -145,6 +145,21 @@ impl MigrateError {
         Self::Broken { doing, source }
     }
 
+    /// Whether a write failed because nobody is there to read it, of which the return path may say more.
+    pub(super) fn is_closed_by_peer(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+        let Self::Broken { source, .. } = self else {
+            return false;
+        };
+        match ChannelError::inside(source) {
+            Some(inside) => matches!(inside, ChannelError::Tls { .. }),
+            None => matches!(
+                source.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected
+            ),
+        }
+    }
+
     /// Whether a file may have got its name, and may not.
     pub(crate) fn is_file_in_doubt(&self) -> bool {
         match self {

@@ -274,16 +274,18 @@ pub(super) struct Lane<'a> {
     pub(super) table: Arc<BlockTable>,
     pub(super) compression: Compression,
     pub(super) migration: &'a Migration,
+    /// How long the destination may be silent; none: for ever.
+    pub(super) silence: Option<Duration>,
 }
 
 impl Lane<'_> {
     /// Sends what is handed over until all ends. To be called in a thread of its own.
     pub(super) fn run(self) {
-        let (queue, migration) = (self.queue.clone(), self.migration);
+        let (queue, migration, silence) = (self.queue.clone(), self.migration, self.silence);
         let sent = catch_unwind(AssertUnwindSafe(|| self.send()));
         if let Err(error) = sent.unwrap_or(Err(MigrateError::Bug)) {
             queue.end(|inner| inner.broken = true);
-            drive::last_words(migration, &error);
+            drive::last_words(migration, silence, &error);
             migration.fail(error);
         }
     }

@@ -315,7 +315,10 @@ impl Migration {
 
     /// Hands an event to the control side; its actions are queued for the driver.
     fn on(&self, event: SourceEvent) -> Result<(), Unexpected> {
-        let mut inner = self.lock();
+        self.hand_over(&mut self.lock(), event)
+    }
+
+    fn hand_over(&self, inner: &mut Inner, event: SourceEvent) -> Result<(), Unexpected> {
         let before = inner.source.status();
         let actions = inner.source.on(event).inspect_err(|why| {
             tracing::debug!(?event, %why, state = ?inner.source.state(), "not now");
@@ -326,7 +329,6 @@ impl Migration {
         if let Some(hook) = self.hook.as_ref().filter(|_| after != before) {
             hook(after);
         }
-        drop(inner);
         self.changed.notify_all();
         Ok(())
     }
@@ -347,18 +349,15 @@ impl Migration {
 
     /// This side or the channel failed.
     fn fail(&self, error: MigrateError) {
-        let reason = error.reason();
-        let accepted = {
-            let mut inner = self.lock();
-            // What counts is what made the difference.
-            let empty = inner.error.is_none();
-            if empty {
-                inner.error = Some(crate::snapshot::chain(&error));
-            }
-            empty
-        };
-        if self.on(SourceEvent::Failed(reason)).is_err() && accepted {
-            self.lock().error = None;
+        let mut inner = self.lock();
+        let first = inner.error.is_none();
+        if first {
+            inner.error = Some(crate::snapshot::chain(&error));
+        }
+        // What counts is what made the difference.
+        let taken = self.hand_over(&mut inner, SourceEvent::Failed(error.reason()));
+        if taken.is_err() && first {
+            inner.error = None;
         }
     }
 

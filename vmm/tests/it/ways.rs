@@ -4,11 +4,11 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use paguro_lab::certificates;
-use paguro_migration::channel::{self, Address, Incoming, Stop, TlsOptions};
+use paguro_migration::channel::{self, Address, Incoming, Listener, Stop, TlsOptions};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{MigrateError, MigrateOptions, Migration, migrate};
@@ -197,17 +197,39 @@ fn is_over(migration: &Migration) -> bool {
 const SWALLOW: usize = usize::MAX;
 
 /// What becomes of a migration through a relay that cuts its `cut`th connection after so many
-/// bytes.
+/// bytes, and takes its time `back`.
 fn cut(
     vm: &Arc<Vm>,
     way: Way,
     cut: usize,
     after: usize,
     told: Option<Multifd>,
+    back: Duration,
 ) -> (String, String) {
     let destination = create(vm.config());
     let listening = channel::Options::new(Stop::new().unwrap());
     let listener = Incoming::listen(&tcp(), &listening).unwrap();
+    let address = relay(&listener, cut, after, back);
+    let mut options = MigrateOptions::new(
+        address.parse().unwrap(),
+        channel::Options::new(Stop::new().unwrap()),
+    );
+    options.linger = Duration::from_millis(200);
+    let mut receiving = ReceiveOptions::new(true, false);
+    receiving.connect_timeout = Duration::from_secs(3);
+    receiving.linger = options.linger;
+    // So that all channels are met before it is over.
+    options.max_bandwidth = 4 << 20;
+    way.set_up(&mut options, &mut receiving);
+    if told.is_some() {
+        receiving.multifd = told;
+    }
+    both_fail(vm, &destination, listener, &options, receiving)
+}
+
+/// Passes on what comes to it until its `cut`th connection has brought so many bytes, and what goes back
+/// only after a while. What breaks on one side it breaks on the other.
+fn relay(listener: &Listener, cut: usize, after: usize, back: Duration) -> String {
     let to = listener.local_address().to_string()["tcp:".len()..].to_owned();
     let relay = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp:{}", relay.local_addr().unwrap());
@@ -228,42 +250,44 @@ fn cut(
                 source.try_clone().unwrap(),
                 destination.try_clone().unwrap(),
             );
-            std::thread::spawn(move || pump(source, destination, limit));
-            std::thread::spawn(move || pump(b, a, usize::MAX));
+            std::thread::spawn(move || pump(source, destination, limit, Duration::ZERO));
+            std::thread::spawn(move || pump(b, a, usize::MAX, back));
         }
     });
-    let mut options = MigrateOptions::new(
-        address.parse().unwrap(),
-        channel::Options::new(Stop::new().unwrap()),
-    );
-    options.linger = Duration::from_millis(200);
-    let mut receiving = ReceiveOptions::new(true, false);
-    receiving.connect_timeout = Duration::from_secs(3);
-    receiving.linger = options.linger;
-    // So that all channels are met before it is over.
-    options.max_bandwidth = 4 << 20;
-    way.set_up(&mut options, &mut receiving);
-    if told.is_some() {
-        receiving.multifd = told;
-    }
+    address
+}
+
+/// What the two sides say of a migration that comes to nothing.
+fn both_fail(
+    vm: &Arc<Vm>,
+    destination: &Arc<Vm>,
+    listener: Listener,
+    options: &MigrateOptions,
+    receiving: ReceiveOptions,
+) -> (String, String) {
+    let destination = destination.clone();
     let received = std::thread::spawn(move || {
         let arrival = Arrival::new(receiving, None);
         receive(&*destination, listener, &arrival).unwrap_err()
     });
-    let migration = Migration::new(&options, None).unwrap();
-    let sent = migrate(&**vm, &options, &migration).unwrap_err();
+    let migration = Migration::new(options, None).unwrap();
+    let sent = migrate(&**vm, options, &migration).unwrap_err();
     assert_eq!(vm.run_state(), RunState::Running, "{sent}");
     (sent.to_string(), received.join().unwrap().to_string())
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize) {
+fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize, delay: Duration) {
     let mut bytes = [0; 16 << 10];
     while limit > 0 {
         let most = bytes.len().min(limit);
-        match from.read(&mut bytes[..most]) {
-            Ok(count @ 1..) if to.write_all(&bytes[..count]).is_ok() => limit -= count,
-            _ => break,
+        let Ok(count @ 1..) = from.read(&mut bytes[..most]) else {
+            break;
+        };
+        std::thread::sleep(delay);
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
         }
+        limit -= count;
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
@@ -282,7 +306,7 @@ fn a_channel_that_breaks_ends_the_migration_and_the_guest_runs_on() {
     };
     for (number, after) in [(0, main), (1, 64), (1, 70), (2, 2000), (1, 2700)] {
         wait_writes(&vm, 100);
-        let (sent, received) = cut(&vm, Way::Multifd(2), number, after, None);
+        let (sent, received) = cut(&vm, Way::Multifd(2), number, after, None, Duration::ZERO);
         println!("{number} after {after}: {sent}; {received}");
         if number > 0 {
             assert!(received.contains("multifd channel"), "{received}");
@@ -292,6 +316,36 @@ fn a_channel_that_breaks_ends_the_migration_and_the_guest_runs_on() {
     take(&vm).assert_right();
 }
 
+/// Threads that leave nobody a core for long.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn new() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..4 {
+            let over = over.clone();
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(over)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// That a channel broke is known to a source so much sooner than what the destination says of it.
+const SLOW: Duration = Duration::from_millis(700);
+
+/// What a source says of a destination that gave up: not that a pipe broke, which comes of it.
+const GAVE_UP: &str = "the destination failed: it gave up what had come";
+
 #[test]
 fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
     let _turn = turn();
@@ -300,7 +354,8 @@ fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
         channels: 2,
         compression: Compression::Zstd { level: 1 },
     };
-    for (way, told, says) in [
+    let _busy = Busy::new();
+    let wrong = [
         (
             Way::Multifd(2),
             Multifd::new(3),
@@ -308,11 +363,55 @@ fn sides_that_were_told_different_things_do_not_wait_for_each_other() {
         ),
         (Way::Multifd(3), Multifd::new(2), "more multifd channels"),
         (Way::Multifd(2), zstd, "compression"),
-    ] {
-        wait_writes(&vm, 5000);
-        let (sent, received) = cut(&vm, way, usize::MAX, 0, Some(told));
+    ];
+    for (way, told, says) in wrong.into_iter().cycle().take(9) {
+        wait_writes(&vm, 500);
+        let (sent, received) = cut(&vm, way, usize::MAX, 0, Some(told), SLOW);
         println!("{way:?} {told:?}: {sent}; {received}");
         assert!(received.contains(says), "{received}");
+        assert!(sent.contains(GAVE_UP), "{way:?} {told:?}: {sent}");
+    }
+    take(&vm).assert_right();
+}
+
+/// The destination has much unread then, and a kernel resets a connection that is closed like that.
+#[test]
+fn a_source_hears_the_reason_in_the_middle_of_a_write() {
+    let _turn = turn();
+    let vm = start(&config(accels()[0], 1));
+    wait_writes(&vm, 5000);
+    let larger = create(&Config {
+        memory_bytes: 32 << 20,
+        ..vm.config().clone()
+    });
+    let certificates = certificates::make().unwrap();
+    let _busy = Busy::new();
+    for round in 0..9 {
+        let name = Name::new();
+        let (address, tls) = match round % 3 {
+            0 => (name.address(), None),
+            1 => (tcp(), None),
+            _ => (tcp(), Some(tls_in(certificates.path()))),
+        };
+        let channel = || channel::Options {
+            tls: tls.clone(),
+            ..channel::Options::new(Stop::new().unwrap())
+        };
+        let listener = Incoming::listen(&address, &channel()).unwrap();
+        let at = match round % 3 {
+            0 => listener.local_address().clone(),
+            _ => relay(&listener, usize::MAX, 0, SLOW).parse().unwrap(),
+        };
+        let mut options = MigrateOptions::new(at, channel());
+        let mut receiving = ReceiveOptions::new(true, false);
+        options.linger = Duration::from_millis(200);
+        receiving.linger = options.linger;
+        if round % 2 == 0 {
+            Way::Multifd(2).set_up(&mut options, &mut receiving);
+        }
+        let (sent, received) = both_fail(&vm, &larger, listener, &options, receiving);
+        assert!(received.contains("the two sides differ"), "{received}");
+        assert!(sent.contains(GAVE_UP), "{address}, {round}: {sent}");
     }
     take(&vm).assert_right();
 }
@@ -324,7 +423,7 @@ fn pages_on_a_channel_that_nobody_listens_to_are_missed() {
     let vm = start(&config(accels()[0], 1));
     wait_writes(&vm, 5000);
     let told = Some(Multifd::new(2));
-    let (sent, received) = cut(&vm, Way::Multifd(3), 3, SWALLOW, told);
+    let (sent, received) = cut(&vm, Way::Multifd(3), 3, SWALLOW, told, Duration::ZERO);
     assert!(received.contains("multifd packets"), "{received}");
     assert!(sent.contains("destination"), "{sent}");
     take(&vm).assert_right();
