@@ -41,4 +41,5 @@ pub use options::{HugePolicy, Sabotage, SnapshotOptions};
 pub use paguro_channel as channel;
 pub use paguro_newfile::TargetError;
 pub use paguro_switchover as switchover;
+pub use reason::Ended;
 pub use snapshot::{SnapshotReport, check_can_freeze, snapshot, snapshot_to_stream};

@@ -736,12 +736,13 @@ impl Pace {
 }
 
 fn silent(faults: &Faults, block: usize, pages: Range<usize>, time: Duration) -> SourceError {
-    let why = format!("no answer came for {} s", time.as_secs());
-    SourceError::Read {
-        block: faults.block(block).id().to_owned(),
-        first: pages.start,
-        end: pages.end,
-        source: std::io::Error::new(std::io::ErrorKind::TimedOut, why),
+    let id = faults.block(block).id();
+    SourceError::Silent {
+        what: format!(
+            "where pages {}..{} of RAM block {id} are",
+            pages.start, pages.end
+        ),
+        seconds: time.as_secs(),
     }
 }
 

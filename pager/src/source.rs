@@ -23,7 +23,7 @@ pub enum SourceError {
         source: std::io::Error,
     },
     /// Nothing comes of reading: the device or the server neither answers nor refuses.
-    #[error("{what} has not answered for {seconds} s")]
+    #[error("no answer came from {what} for {seconds} s")]
     Silent {
         /// What, for the operator.
         what: String,

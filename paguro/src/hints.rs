@@ -166,46 +166,51 @@ const HAND_OVER: &str = "see what the destination says on its standard error: it
 
 /// The guest runs on where it was: what to do before it is tried again.
 fn of_migration(error: &MigrateError) -> Option<String> {
-    let hint = match error {
-        MigrateError::Busy => "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)",
-        MigrateError::Ended { why, text } => match why {
-            // The engine keeps its first error as text.
-            Reason::Here if text.starts_with("it did not converge") => {
-                "give it more time (`x-paguro-convergence-timeout`, --timeout) or bandwidth, slow \
+    match error {
+        MigrateError::Busy => {
+            Some("wait for its end (`query-migrate`), or stop it (`migrate_cancel`)".to_owned())
+        }
+        MigrateError::Ended(ended) => of_failed_migration(ended.why, &in_words(ended)),
+        _ => None,
+    }
+}
+
+fn of_failed_migration(why: Reason, text: &str) -> Option<String> {
+    let hint = match why {
+        Reason::Here if text.starts_with("it did not converge") => {
+            "give it more time (`x-paguro-convergence-timeout`, --timeout) or bandwidth, slow \
                  the guest down (`auto-converge`, --auto-converge) if nothing does, allow more \
                  `downtime-limit`, or stop it for as long as it takes (`x-paguro-at-timeout` \
                  `switchover`, --at-timeout switchover)"
-            }
-            Reason::Here
-                if text.contains("filled by a restore") || text.contains("still being filled") =>
-            {
-                "wait until `x-paguro-query-restore` says that it is done (`x-paguro-touch` makes \
+        }
+        Reason::Here
+            if text.contains("filled by a restore") || text.contains("still being filled") =>
+        {
+            "wait until `x-paguro-query-restore` says that it is done (`x-paguro-touch` makes \
                  all of RAM come), or until the snapshot is, and try again"
-            }
-            Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
-            _ if text.contains("File too large") => TOO_LARGE,
-            _ if text.starts_with("the channel to the destination failed: cannot create ")
-                || text.starts_with("the channel to the destination failed: cannot sync ")
-                || text.starts_with("cannot write to the destination: cannot write /")
-                || text.starts_with("cannot sync what was written to the destination")
-                || text.starts_with("cannot end the channel to the destination: cannot ") =>
-            {
-                return of_target_text(text).map(str::to_owned);
-            }
-            Reason::Channel if text.starts_with("the channel to the destination failed") => {
-                return of_no_channel(text).map(str::to_owned);
-            }
-            // A TLS alert is read as an answer.
-            Reason::OutOfTurn if text.starts_with("the destination's answer makes no sense") => {
-                "see what the destination says on its standard error; if it speaks TLS, give \
+        }
+        Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
+        _ if text.contains("File too large") => TOO_LARGE,
+        _ if text.starts_with("the channel to the destination failed: cannot create ")
+            || text.starts_with("the channel to the destination failed: cannot sync ")
+            || text.starts_with("cannot write to the destination: cannot write /")
+            || text.starts_with("cannot sync what was written to the destination")
+            || text.starts_with("cannot end the channel to the destination: cannot ") =>
+        {
+            return of_target_text(text).map(str::to_owned);
+        }
+        Reason::Channel if text.starts_with("the channel to the destination failed") => {
+            return of_no_channel(text).map(str::to_owned);
+        }
+        // A TLS alert is read as an answer.
+        Reason::OutOfTurn if text.starts_with("the destination's answer makes no sense") => {
+            "see what the destination says on its standard error; if it speaks TLS, give \
                  --tls-creds here too"
-            }
-            Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned => {
-                "see what the destination says on its standard error; start it again, with the \
+        }
+        Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned => {
+            "see what the destination says on its standard error; start it again, with the \
                  options of this machine and --incoming, and try again"
-            }
-            _ => return None,
-        },
+        }
         _ => return None,
     };
     Some(hint.to_owned())
@@ -312,32 +317,44 @@ const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` 
 
 /// This machine never ran: what to do before it is tried again.
 fn of_arrival(error: &ReceiveError) -> Option<String> {
-    let hint = match error {
-        ReceiveError::Ended { why, text } => match why {
-            _ if is_snapshot(text) => "it is a snapshot, which `paguro restore FILE` brings back",
-            Reason::OutOfTurn | Reason::Here | Reason::Channel | Reason::Silence
-                if text.contains("multifd") =>
-            {
-                "the guest is at its source; start this machine again, with as many \
+    match error {
+        ReceiveError::Ended(ended) => of_failed_arrival(ended.why, &in_words(ended)),
+        _ => None,
+    }
+}
+
+fn of_failed_arrival(why: Reason, text: &str) -> Option<String> {
+    let hint = match why {
+        _ if is_snapshot(text) => "it is a snapshot, which `paguro restore FILE` brings back",
+        Reason::OutOfTurn | Reason::Here | Reason::Channel | Reason::Silence
+            if text.contains("multifd") =>
+        {
+            "the guest is at its source; start this machine again, with as many \
                  --multifd-channels and the --multifd-compression that the source is given, and \
                  try again"
-            }
-            Reason::OutOfTurn | Reason::Here => {
-                "the guest runs on at its source; start this machine with the same options as \
+        }
+        Reason::OutOfTurn | Reason::Here => {
+            "the guest runs on at its source; start this machine with the same options as \
                  the source (--memory, --cpus, --accel, --x-ram-split, --x-dma), and try again"
-            }
-            Reason::Channel | Reason::Silence => {
-                "the guest is at its source, whose `query-migrate` says more; start this machine \
+        }
+        Reason::Channel | Reason::Silence => {
+            "the guest is at its source, whose `query-migrate` says more; start this machine \
                  again, and try again"
-            }
-            Reason::TakenBack | Reason::Cancelled => {
-                "the guest runs on at its source; to move it, start this machine again"
-            }
-            _ => return None,
-        },
+        }
+        Reason::TakenBack | Reason::Cancelled => {
+            "the guest runs on at its source; to move it, start this machine again"
+        }
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// An error with its reasons, in one line.
+fn in_words(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", in_words(source)),
+        None => error.to_string(),
+    }
 }
 
 /// What is read of a snapshot file as of a stream.
@@ -347,7 +364,7 @@ fn is_snapshot(text: &str) -> bool {
 
 /// Of a machine that was to come out of a command or a file: no source is there to be asked.
 pub fn of_stored(error: ReceiveError) -> anyhow::Error {
-    let known = matches!(&error, ReceiveError::Ended { text, .. } if is_snapshot(text));
+    let known = is_snapshot(&in_words(&error));
     let error = anyhow::Error::from(error);
     match known {
         true => error,
@@ -412,7 +429,7 @@ fn of_restore(error: &RestoreError) -> Option<String> {
             "leave out the options that describe RAM: the snapshot file knows it"
         }
         RestoreError::Changed { .. } | RestoreError::Page(SourceError::Changed { .. }) => IN_USE,
-        RestoreError::Page(SourceError::Read { .. }) => {
+        RestoreError::Page(SourceError::Read { .. } | SourceError::Silent { .. }) => {
             "see to the disk or the server where the file is, and try again; --read-retry says how \
              long a read is tried again"
         }
@@ -444,10 +461,7 @@ fn of_ram(error: &RamError) -> Option<String> {
 
 fn of_file(error: &DecodeError) -> Option<String> {
     let hint = match error.fault() {
-        _ if error
-            .to_string()
-            .contains("whose pages have no fixed places") =>
-        {
+        _ if matches!(error, DecodeError::NoFixedPlaces { .. }) => {
             "it is a machine that was migrated to a file: `paguro run --incoming file:FILE`, with \
              the options of that machine, brings it back"
         }
@@ -497,8 +511,7 @@ mod tests {
     }
 
     fn of_source(why: Reason, text: &str) -> Option<String> {
-        let text = text.to_owned();
-        hint(&MigrateError::Ended { why, text }.into())
+        of_failed_migration(why, text)
     }
 
     #[test]
@@ -540,10 +553,7 @@ mod tests {
 
     #[test]
     fn a_destination_is_told_which_options_differ() {
-        let of = |why, text: &str| {
-            let text = text.to_owned();
-            hint(&ReceiveError::Ended { why, text }.into()).unwrap()
-        };
+        let of = |why, text: &str| of_failed_arrival(why, text).unwrap();
         let channels = of(
             Reason::Channel,
             "4 of 6 multifd channels came within 10.0 s",
@@ -554,11 +564,7 @@ mod tests {
         assert!(snapshot.contains("paguro restore"), "{snapshot}");
         let size = of(Reason::OutOfTurn, "the two sides differ: RAM block");
         assert!(size.contains("--memory"), "{size}");
-        let (why, text) = (
-            Reason::OutOfTurn,
-            "the two sides differ: RAM block".to_owned(),
-        );
-        let stored = hint(&of_stored(ReceiveError::Ended { why, text })).unwrap();
+        let stored = hint(&of_stored(ReceiveError::BrokenChannel)).unwrap();
         assert!(!stored.contains("at its source"), "{stored}");
     }
 

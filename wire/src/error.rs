@@ -107,6 +107,29 @@ pub enum DecodeError {
         supported: &'static str,
     },
 
+    /// A migration stream in a file, and no snapshot: its pages stand where they came.
+    #[error(
+        "unsupported: CONFIGURATION at {offset:#x}: a stream whose pages have no fixed places; supported: \
+         files written with the capability mapped-ram"
+    )]
+    NoFixedPlaces {
+        /// Where its configuration begins.
+        offset: u64,
+    },
+
+    /// The stream was written with other capabilities than are expected: both may be right.
+    #[error(
+        "the two sides differ: capabilities at {offset:#x}: here {here:?}, in the stream {there:?}"
+    )]
+    Capabilities {
+        /// Where they stand in the stream.
+        offset: u64,
+        /// Those that this side expects, sorted.
+        here: Vec<String>,
+        /// Those of the stream, sorted.
+        there: Vec<String>,
+    },
+
     /// The stream is of a machine that this side is not: both may be right, each on its own.
     #[error("the two sides differ: {what} at {offset:#x}: here {here}, in the stream {there}")]
     Differs {
@@ -179,10 +202,10 @@ impl DecodeError {
         match self {
             Self::Empty | Self::NotASnapshot { .. } => Fault::NotASnapshot,
             Self::NotAStream { .. } => Fault::NotAStream,
-            Self::Differs { .. } => Fault::Differs,
+            Self::Differs { .. } | Self::Capabilities { .. } => Fault::Differs,
             Self::Truncated { .. } | Self::NoDescription { .. } => Fault::Truncated,
             Self::Corrupt { .. } | Self::Limit { .. } | Self::Json { .. } => Fault::Corrupt,
-            Self::Unsupported { .. } => Fault::Unsupported,
+            Self::Unsupported { .. } | Self::NoFixedPlaces { .. } => Fault::Unsupported,
             Self::Read { .. } => Fault::Host,
         }
     }

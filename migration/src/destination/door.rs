@@ -47,7 +47,7 @@ pub(super) fn keep<'s, 'e>(
                 tracing::warn!(%error, "somebody was not let in");
                 continue;
             }
-            Err(error) => return arrival.fail(&ReceiveError::Channel(error)),
+            Err(error) => return arrival.fail(ReceiveError::Channel(error)),
         };
         let guests = GUESTS + arrival.lanes.count();
         if inside.fetch_add(1, Ordering::AcqRel) >= guests {
@@ -59,13 +59,13 @@ pub(super) fn keep<'s, 'e>(
         let body = move || {
             let guest = AssertUnwindSafe(|| meet(arrival, recipient, channel, only_one));
             if catch_unwind(guest).is_err() {
-                arrival.fail(&ReceiveError::Bug);
+                arrival.fail(ReceiveError::Bug);
             }
             inside.fetch_sub(1, Ordering::AcqRel);
         };
         let spawned = paguro_sys::NewThread::named("receive".to_owned()).spawn_scoped(scope, body);
         if let Err(error) = spawned {
-            arrival.fail(&ReceiveError::Thread(error));
+            arrival.fail(ReceiveError::Thread(error));
         }
         if only_one {
             return;
@@ -94,7 +94,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
             let read = stream::read(arrival, recipient, &first, &mut reader);
             match read {
                 Ok(()) => finish(reader),
-                Err(error) => arrival.fail(&error),
+                Err(error) => arrival.fail(error),
             }
         }
         Ok(MULTIFD_MAGIC) if arrival.lanes.count() > 0 => {
@@ -110,7 +110,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
                 };
             }
         }
-        Ok(found) if only_one => arrival.fail(&ReceiveError::Unsupported {
+        Ok(found) if only_one => arrival.fail(ReceiveError::Unsupported {
             what: format!("a stream that begins with {found:02x?}"),
         }),
         Ok(found) => tracing::warn!(%peer, "what begins with {found:02x?} was not let in"),
@@ -118,7 +118,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
             let what = "the first bytes";
             let offset = 0;
             let source = error;
-            arrival.fail(&ReceiveError::Stream(paguro_wire::DecodeError::Read {
+            arrival.fail(ReceiveError::Stream(paguro_wire::DecodeError::Read {
                 what,
                 offset,
                 source,

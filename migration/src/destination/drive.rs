@@ -10,6 +10,7 @@ use paguro_wire::stream::return_path::Message;
 use super::{Arrival, Asker, ReceiveError, door};
 use crate::channel::{Listener, Stop};
 use crate::machine::Recipient;
+use crate::reason::Ended;
 use crate::switchover::{
     Answer, DestinationAction, DestinationEvent, DestinationState, Query, Reason,
 };
@@ -39,7 +40,7 @@ pub fn receive(
         let one_way = (!arrival.options.return_path)
             .then(|| "multifd at an address that can be connected to once".to_owned());
         if let Some(what) = wrong.or(one_way) {
-            arrival.fail(&ReceiveError::Unsupported { what: what.clone() });
+            arrival.fail(ReceiveError::Unsupported { what: what.clone() });
             return Err(ReceiveError::Unsupported { what });
         }
     }
@@ -53,7 +54,7 @@ pub fn receive(
             },
         );
         if let Err(error) = keeper {
-            arrival.fail(&ReceiveError::Thread(error));
+            arrival.fail(ReceiveError::Thread(error));
         }
         let result = obey(recipient, arrival, &stop);
         stop.stop();
@@ -123,7 +124,7 @@ fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) 
             let event = match recipient.start() {
                 Ok(()) => DestinationEvent::Started,
                 Err(error) => {
-                    arrival.note(&ReceiveError::Machine(error));
+                    arrival.note(ReceiveError::Machine(error));
                     DestinationEvent::NotStarted
                 }
             };
@@ -184,14 +185,14 @@ fn load(recipient: &dyn Recipient, arrival: &Arrival) {
         Ok(state) => state.is_none_or(|state| state == globalstate::RUNNING),
         Err(error) => {
             let error = crate::machine::MachineError::new("read whether it ran", error);
-            return arrival.fail(&ReceiveError::Machine(error));
+            return arrival.fail(ReceiveError::Machine(error));
         }
     };
     match recipient.load(&devices) {
         Ok(()) => {
             let _ = arrival.on(DestinationEvent::Loaded { ran });
         }
-        Err(error) => arrival.fail(&ReceiveError::Machine(error)),
+        Err(error) => arrival.fail(ReceiveError::Machine(error)),
     }
 }
 
@@ -209,6 +210,6 @@ fn ended(arrival: &Arrival) -> ReceiveError {
         DestinationState::Gone { why } | DestinationState::Abandoned { why } => why,
         _ => Reason::Quit,
     };
-    let text = inner.error.clone().unwrap_or_else(|| why.to_string());
-    ReceiveError::Ended { why, text }
+    let cause = inner.error.clone();
+    ReceiveError::Ended(Ended { why, cause })
 }

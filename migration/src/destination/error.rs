@@ -7,7 +7,7 @@ use paguro_wire::DecodeError;
 
 use crate::channel::ChannelError;
 use crate::machine::MachineError;
-use crate::reason;
+use crate::reason::{self, Ended};
 use crate::switchover::Reason;
 
 /// No machine came in: what is here will never run.
@@ -64,6 +64,9 @@ pub enum ReceiveError {
         /// Channels that this side was told of.
         channels: usize,
     },
+    /// The source's, or the network's: a multifd channel broke, which was told as an error of its own.
+    #[error("a multifd channel broke")]
+    BrokenChannel,
     /// The network's: the multifd channels bring nothing.
     #[error("the multifd channels are silent for {:.1} s", .0.as_secs_f64())]
     SilentChannels(Duration),
@@ -77,13 +80,8 @@ pub enum ReceiveError {
     #[error("the source that handed its RAM over is gone, or has given up")]
     SourceGone,
     /// It ended for this reason.
-    #[error("{text}")]
-    Ended {
-        /// What the control side knows of it.
-        why: Reason,
-        /// The first error, with its reasons.
-        text: String,
-    },
+    #[error(transparent)]
+    Ended(Ended<ReceiveError>),
     /// The host's: no thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -96,7 +94,7 @@ impl ReceiveError {
     /// What the control side is told of it.
     pub(super) fn reason(&self) -> Reason {
         match self {
-            Self::Channel(_) | Self::SourceGone => Reason::Channel,
+            Self::Channel(_) | Self::BrokenChannel | Self::SourceGone => Reason::Channel,
             Self::MissingChannels { .. } | Self::SilentChannels(_) => Reason::Silence,
             Self::Stream(source) | Self::Channels { source, .. } => match source {
                 // A source that says next to nothing (`patience`) is silent, too.
@@ -108,7 +106,7 @@ impl ReceiveError {
             Self::Unsupported { .. } | Self::MissingPackets { .. } | Self::MoreChannels { .. } => {
                 Reason::OutOfTurn
             }
-            Self::Ended { why, .. } => *why,
+            Self::Ended(Ended { why, .. }) => *why,
             _ => Reason::Here,
         }
     }

@@ -31,7 +31,6 @@ use super::patience::{Clock, Patience};
 use super::{Arrival, ReceiveError, ReceiveOptions};
 use crate::channel::Handle;
 use crate::multifd::{Compression, Multifd, Unpacker};
-use crate::switchover::Reason;
 
 /// How often a wait is looked into.
 const LOOK: Duration = Duration::from_millis(200);
@@ -128,10 +127,7 @@ impl Lanes {
         let mut inner = self.lock();
         loop {
             if inner.ended || inner.broken {
-                return Err(ReceiveError::Ended {
-                    why: Reason::Channel,
-                    text: "a multifd channel broke".to_owned(),
-                });
+                return Err(ReceiveError::BrokenChannel);
             }
             if inner.excess > 0 {
                 return Err(ReceiveError::MoreChannels {
@@ -330,7 +326,7 @@ pub(super) fn receive<R: Direct>(
         Ok(()) => std::mem::forget(guard),
         Err(_) if lanes.is_over() => std::mem::forget(guard),
         Err(source) => {
-            arrival.fail(&ReceiveError::Channels { channel, source });
+            arrival.fail(ReceiveError::Channels { channel, source });
             drop(guard);
         }
     }

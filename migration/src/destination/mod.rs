@@ -98,7 +98,8 @@ pub struct Arrival {
 struct Inner {
     destination: Destination,
     actions: VecDeque<DestinationAction>,
-    error: Option<String>,
+    /// Why it failed; the first reason.
+    error: Option<Arc<ReceiveError>>,
     /// Device sections that came.
     devices: Vec<DeviceSection>,
     /// The way back to the source, and what ends its channel.
@@ -175,7 +176,7 @@ impl Arrival {
     }
 
     /// Why it failed, or why its outcome is in doubt.
-    pub fn error(&self) -> Option<String> {
+    pub fn error(&self) -> Option<Arc<ReceiveError>> {
         self.lock().error.clone()
     }
 
@@ -199,9 +200,10 @@ impl Arrival {
         let mut inner = self.lock();
         if inner.destination.state() == DestinationState::Listening {
             let error = ReceiveError::SourceGone;
-            inner.error = Some(error.to_string());
+            let reason = error.reason();
+            inner.error = Some(error.into());
             // Whoever listens can fail.
-            let _ = self.hand_over(&mut inner, DestinationEvent::Failed(error.reason()));
+            let _ = self.hand_over(&mut inner, DestinationEvent::Failed(reason));
         }
     }
 
@@ -252,21 +254,21 @@ impl Arrival {
         }
     }
 
-    /// Keeps an error in words, if it is the first.
-    fn note(&self, error: &ReceiveError) {
-        let text = crate::snapshot::chain(error);
-        tracing::debug!(%text, "noted");
-        self.lock().error.get_or_insert(text);
+    /// Keeps an error, if it is the first.
+    fn note(&self, error: ReceiveError) {
+        tracing::debug!(error = crate::snapshot::chain(&error), "noted");
+        self.lock().error.get_or_insert_with(|| error.into());
     }
 
     /// This side or the channel failed.
-    fn fail(&self, error: &ReceiveError) {
+    fn fail(&self, error: ReceiveError) {
+        let reason = error.reason();
         let mut inner = self.lock();
         let first = inner.error.is_none();
         if first {
-            inner.error = Some(crate::snapshot::chain(error));
+            inner.error = Some(error.into());
         }
-        let taken = self.hand_over(&mut inner, DestinationEvent::Failed(error.reason()));
+        let taken = self.hand_over(&mut inner, DestinationEvent::Failed(reason));
         if taken.is_err() && first {
             inner.error = None;
         }

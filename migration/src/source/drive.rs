@@ -25,6 +25,7 @@ use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabota
 use crate::channel::{self, ChannelError, Handle, Outgoing, Stop};
 use crate::handover::{self, HandOverError, Offered};
 use crate::machine::{Machine, Paused};
+use crate::reason::Ended;
 use crate::switchover::{
     MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
 };
@@ -571,10 +572,10 @@ impl<'s, 'e> Driver<'s, 'e> {
                 ..
             } => Err(MigrateError::Cancelled),
             SourceState::Resumed { why, .. } | SourceState::Ending { why, .. } => {
-                Err(MigrateError::Ended {
-                    why,
-                    text: error.unwrap_or_else(|| why.to_string()),
-                })
+                // A destination that gave up is why the channel to it broke.
+                let is_told = matches!(why, Reason::Peer { .. } | Reason::Abandoned);
+                let cause = error.filter(|error| !(is_told && error.is_closed_by_peer()));
+                Err(MigrateError::Ended(Ended { why, cause }))
             }
             SourceState::Gone { permitted: true } => Err(MigrateError::LeftInDoubt),
             _ => Err(MigrateError::GivenUp(Reason::Quit)),

@@ -9,7 +9,7 @@ use paguro_wire::{DecodeError, Fault};
 
 use crate::channel::ChannelError;
 use crate::machine::MachineError;
-use crate::reason;
+use crate::reason::{self, Ended};
 use crate::switchover::Reason;
 
 /// A migration did not come to its end. Unless it says otherwise the guest is as it was before.
@@ -108,13 +108,8 @@ pub enum MigrateError {
     #[error("{0}")]
     GivenUp(Reason),
     /// It was given up, and this is what made it so.
-    #[error("{text}")]
-    Ended {
-        /// What the control side knows of it.
-        why: Reason,
-        /// The first error, with its reasons.
-        text: String,
-    },
+    #[error(transparent)]
+    Ended(Ended<MigrateError>),
     /// The operator's: he ended this side when the destination had been permitted to run. It may
     /// run the guest.
     #[error("this side was ended, and whether the destination runs the guest is not known")]
@@ -141,7 +136,7 @@ fn of_answer(error: &DecodeError) -> &'static str {
 
 impl MigrateError {
     /// An error of a read or write.
-    pub(super) fn broken(doing: &'static str, source: io::Error) -> Self {
+    pub(crate) fn broken(doing: &'static str, source: io::Error) -> Self {
         Self::Broken { doing, source }
     }
 
@@ -178,7 +173,7 @@ impl MigrateError {
             Self::Channel(ChannelError::Silent { .. }) => Reason::Silence,
             Self::Channel(_) => Reason::Channel,
             Self::Answer(source) => reason::of_decoding(source),
-            Self::GivenUp(why) | Self::Ended { why, .. } => *why,
+            Self::GivenUp(why) | Self::Ended(Ended { why, .. }) => *why,
             Self::Cancelled => Reason::Cancelled,
             _ => Reason::Here,
         }

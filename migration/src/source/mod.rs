@@ -36,7 +36,7 @@ mod throttle;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Address, ChannelError, Stop};
@@ -87,8 +87,8 @@ struct Limits {
 struct Inner {
     source: Source,
     actions: VecDeque<SourceAction>,
-    /// Why it failed, in words; the first reason.
-    error: Option<String>,
+    /// Why it failed; the first reason.
+    error: Option<Arc<MigrateError>>,
     /// What could not be confirmed, in words.
     warning: Option<String>,
     /// What PING 1 and PONG 1 say of the destination.
@@ -247,7 +247,7 @@ impl Migration {
     }
 
     /// Why it failed, or why its outcome is in doubt.
-    pub fn error(&self) -> Option<String> {
+    pub fn error(&self) -> Option<Arc<MigrateError>> {
         self.lock().error.clone()
     }
 
@@ -256,7 +256,7 @@ impl Migration {
         self.lock().warning.clone()
     }
 
-    /// Why it was given up, as far as the control side knows; [`Self::error`] has the words.
+    /// Why it was given up, as far as the control side knows; [`Self::error`] says more.
     pub fn reason(&self) -> Option<Reason> {
         match self.lock().source.state() {
             SourceState::Ending { why, .. } | SourceState::Resumed { why, .. } => Some(why),
@@ -333,11 +333,10 @@ impl Migration {
         Ok(())
     }
 
-    /// Keeps an error in words, if it is the first.
+    /// Keeps an error, if it is the first.
     fn note(&self, error: MigrateError) {
-        let text = crate::snapshot::chain(&error);
-        tracing::debug!(%text, "noted");
-        self.lock().error.get_or_insert(text);
+        tracing::debug!(error = crate::snapshot::chain(&error), "noted");
+        self.lock().error.get_or_insert_with(|| error.into());
     }
 
     /// Keeps in words what could not be confirmed of a stream that is whole.
@@ -349,13 +348,14 @@ impl Migration {
 
     /// This side or the channel failed.
     fn fail(&self, error: MigrateError) {
+        let reason = error.reason();
         let mut inner = self.lock();
         let first = inner.error.is_none();
         if first {
-            inner.error = Some(crate::snapshot::chain(&error));
+            inner.error = Some(error.into());
         }
         // What counts is what made the difference.
-        let taken = self.hand_over(&mut inner, SourceEvent::Failed(error.reason()));
+        let taken = self.hand_over(&mut inner, SourceEvent::Failed(reason));
         if taken.is_err() && first {
             inner.error = None;
         }

@@ -212,10 +212,8 @@ impl Entry {
     /// Lets the machine in; why it did not come, unless that was wanted.
     fn wait(&self, guest: &crate::guest::Guest, listener: Listener) -> Option<anyhow::Error> {
         match guest.receive(listener, &self.arrival) {
-            Ok(())
-            | Err(ReceiveError::Ended {
-                why: Reason::Quit, ..
-            }) => None,
+            Ok(()) => None,
+            Err(ReceiveError::Ended(ended)) if ended.why == Reason::Quit => None,
             Err(error) if !self.returns => Some(hints::of_stored(error)),
             Err(error) => Some(error.into()),
         }

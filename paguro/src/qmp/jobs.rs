@@ -88,6 +88,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of what goes on, and has come upon an error.
+    pub fn unfinished(error: Option<impl std::error::Error + Send + Sync + 'static>) -> Self {
+        Self {
+            error: error.map(|error| format!("{:#}", anyhow::Error::new(error))),
+            ..Self::default()
+        }
+    }
+
     /// Of an error.
     pub fn of(error: &anyhow::Error) -> Self {
         Self {

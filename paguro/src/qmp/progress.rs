@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use paguro_migration::Ended;
 use paguro_migration::control::Control;
 use paguro_migration::source::{MigrateError, Migration, Progress};
 use paguro_migration::switchover::Advice;
@@ -72,14 +73,8 @@ fn of_job(job: &Job) -> Value {
 fn unfinished(migration: &Migration) -> Outcome {
     let error = migration.error();
     match migration.reason() {
-        Some(why) => {
-            let text = error.unwrap_or_else(|| why.to_string());
-            Outcome::of(&MigrateError::Ended { why, text }.into())
-        }
-        None => Outcome {
-            error,
-            ..Outcome::default()
-        },
+        Some(why) => Outcome::of(&MigrateError::Ended(Ended { why, cause: error }).into()),
+        None => Outcome::unfinished(error),
     }
 }
 
@@ -181,10 +176,8 @@ fn of_arrival(entry: &Entry) -> Value {
     if let Some(address) = entry.socket_address() {
         all["socket-address"] = address;
     }
-    let failure = entry.outcome().unwrap_or_else(|| Outcome {
-        error: arrival.error(),
-        ..Outcome::default()
-    });
+    let failure = entry.outcome();
+    let failure = failure.unwrap_or_else(|| Outcome::unfinished(arrival.error()));
     tell_failure(&mut all, failure);
     let total_us = arrival.total_time().as_micros() as u64;
     all["total-time"] = millis(total_us).into();

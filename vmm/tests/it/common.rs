@@ -64,6 +64,14 @@ pub fn config(accel: Accel, cpus: u32) -> Config {
     }
 }
 
+/// An error with its reasons, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
 /// One whose guest writes as fast as it can.
 pub fn hurried(config: Config) -> Config {
     Config {

@@ -327,7 +327,7 @@ fn a_machine_of_another_size_is_refused_before_it_is_touched_and_the_source_runs
     let options = options(name.address());
     let migration = Migration::new(&options, None).unwrap();
     let sent = migrate(&*vm, &options, &migration).unwrap_err();
-    let received = received.join().unwrap().unwrap_err().to_string();
+    let received = chain(&received.join().unwrap().unwrap_err());
     assert!(
         received.contains("0x1000000") && received.contains("0x2000000"),
         "{received}"
@@ -416,7 +416,7 @@ fn vcpus_that_write_too_much_are_limited_until_it_converges() {
         slow(options);
         options.convergence.timeout = Some(Duration::from_secs(2));
     });
-    let error = moved.sent.unwrap_err().to_string();
+    let error = chain(&moved.sent.unwrap_err());
     assert!(error.contains("did not converge"), "{error}");
     assert_slowed_down(vm, 50, |options| {
         slow(options);
@@ -444,7 +444,7 @@ fn what_does_not_converge_ends_as_it_was_told_to() {
         options.convergence.timeout = Some(Duration::from_millis(700));
     };
     let moved = relocate(&vm, slow);
-    let error = moved.sent.unwrap_err().to_string();
+    let error = chain(&moved.sent.unwrap_err());
     assert!(error.contains("did not converge"), "{error}");
     assert!(moved.received.is_err());
     assert_eq!(vm.run_state(), RunState::Running);
@@ -598,7 +598,7 @@ fn devices_of_one_machine_do_not_come_into_ram_of_another() {
         let mut options = ReceiveOptions::new(true, false);
         options.hand_over = Some(MigrationId::new([7; 16]));
         let arrival = Arrival::new(options, None);
-        receive(&*vm, listener, &arrival).unwrap_err().to_string()
+        chain(&receive(&*vm, listener, &arrival).unwrap_err())
     });
     let mut options = options(name.address());
     options.hand_over = true;
@@ -623,6 +623,7 @@ fn ram_of_its_own_is_not_handed_over_and_the_guest_runs_on() {
     options.hand_over = true;
     let migration = Migration::new(&options, None).unwrap();
     let error = migrate(&*vm, &options, &migration).unwrap_err();
-    assert!(error.to_string().contains("not shared memory"), "{error}");
+    let error = chain(&error);
+    assert!(error.contains("not shared memory"), "{error}");
     wait_writes(&vm, 100);
 }

@@ -273,7 +273,7 @@ fn both_fail(
     let migration = Migration::new(options, None).unwrap();
     let sent = migrate(&**vm, options, &migration).unwrap_err();
     assert_eq!(vm.run_state(), RunState::Running, "{sent}");
-    (sent.to_string(), received.join().unwrap().to_string())
+    (chain(&sent), chain(&received.join().unwrap()))
 }
 
 fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize, delay: Duration) {

@@ -236,13 +236,20 @@ impl<'a, R: Read> StreamReader<'a, R> {
                 format!("{there:?}"),
             ));
         }
-        let mut here = expected.capabilities.to_vec();
-        let mut there: Vec<_> = found.capabilities.iter().map(String::as_str).collect();
+        let mut here: Vec<_> = expected
+            .capabilities
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let mut there = found.capabilities.clone();
         here.sort_unstable();
         there.sort_unstable();
         if here != there {
-            let (here, there) = (format!("{here:?}"), format!("{there:?}"));
-            return Err(DecodeError::differs("capabilities", at, here, there));
+            return Err(DecodeError::Capabilities {
+                offset: at,
+                here,
+                there,
+            });
         }
         if let (Some(here), Some(there)) = (expected.uuid, found.uuid)
             && here != there

@@ -106,12 +106,7 @@ impl<'r, R: ReadAt + ?Sized> Walk<'r, R> {
         let offset = self.input.offset();
         self.configuration = Configuration::decode(&mut self.input)?;
         if !self.configuration.has(MAPPED_RAM) {
-            return Err(DecodeError::unsupported(
-                "CONFIGURATION",
-                offset,
-                "a stream whose pages have no fixed places",
-                "files written with the capability mapped-ram",
-            ));
+            return Err(DecodeError::NoFixedPlaces { offset });
         }
         let strange = self
             .configuration
