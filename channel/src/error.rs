@@ -107,6 +107,13 @@ pub enum ChannelError {
 }
 
 impl ChannelError {
+    /// What was `doing` when a peer was connected to.
+    pub const CONNECT: &str = "connect to";
+    /// What was `doing` when the host of a peer was looked for.
+    pub const FIND_HOST: &str = "find the host";
+    /// What was `doing` in the handshake of TLS.
+    pub const AGREE_ON_TLS: &str = "agree on TLS with";
+
     /// The reason inside an error of a read or write, if it is one of these.
     pub fn inside(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()

@@ -25,7 +25,7 @@ impl Outgoing {
     /// [`ChannelError`]; nothing is left of the attempt.
     pub fn connect(address: &Address, options: &Options) -> Result<Channel, ChannelError> {
         let text = address.to_string();
-        let failed = |error| ChannelError::of_io("connect to", &text, error);
+        let failed = |error| ChannelError::of_io(ChannelError::CONNECT, &text, error);
         refuse_tls(address, options)?;
         match address {
             Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. } => {
@@ -94,12 +94,12 @@ pub(crate) fn secure(
     Session::start(link, connection, until).map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut if ChannelError::inside(&error).is_none() => {
             ChannelError::Timeout {
-                doing: "agree on TLS with",
+                doing: ChannelError::AGREE_ON_TLS,
                 address: link.peer.clone(),
                 within: options.connect_timeout,
             }
         }
-        _ => ChannelError::of_io("agree on TLS with", &link.peer, error),
+        _ => ChannelError::of_io(ChannelError::AGREE_ON_TLS, &link.peer, error),
     })
 }
 

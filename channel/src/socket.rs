@@ -27,9 +27,9 @@ pub(crate) fn connect(
     let until = Instant::now() + options.connect_timeout;
     let stops = [stop, &options.stop];
     let text = address.to_string();
-    let io = |error| ChannelError::of_io("connect to", &text, error);
+    let io = |error| ChannelError::of_io(ChannelError::CONNECT, &text, error);
     let late = || ChannelError::Timeout {
-        doing: "connect to",
+        doing: ChannelError::CONNECT,
         address: text.clone(),
         within: options.connect_timeout,
     };
@@ -152,7 +152,7 @@ fn resolve(
         return Ok(Some(vec![(ip, port).into()]));
     }
     let failed = |source| ChannelError::Io {
-        doing: "find the host",
+        doing: ChannelError::FIND_HOST,
         address: host.to_owned(),
         source,
     };

@@ -39,7 +39,7 @@ pub use error::SnapshotError;
 pub use memory::Memory;
 pub use options::{HugePolicy, Sabotage, SnapshotOptions};
 pub use paguro_channel as channel;
-pub use paguro_newfile::TargetError;
+pub use paguro_newfile::{FileError, TargetError};
 pub use paguro_switchover as switchover;
 pub use reason::Ended;
 pub use snapshot::{SnapshotReport, check_can_freeze, snapshot, snapshot_to_stream};

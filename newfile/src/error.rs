@@ -17,6 +17,11 @@ pub struct FileError {
     pub source: io::Error,
 }
 
+impl FileError {
+    /// What was `doing` when a name was to outlive a crash of the host.
+    pub const SYNC_DIRECTORY: &str = "sync the directory of";
+}
+
 /// Why a file that was written does not stand under its name.
 #[derive(Debug, thiserror::Error)]
 pub enum NotNamed {

@@ -255,7 +255,7 @@ impl PartialFile {
         });
         Ok(lasts
             .err()
-            .map(|error| self.failed("sync the directory of", error.into())))
+            .map(|error| self.failed(FileError::SYNC_DIRECTORY, error.into())))
     }
 
     fn rename(&self, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
@@ -320,7 +320,7 @@ impl PartialFile {
                 tracing::debug!(%error, %path, "its directory cannot be synced: all is");
                 Ok(Lasting::FileSystem)
             }
-            Err(_) => Err(self.failed("sync the directory of", error.into())),
+            Err(_) => Err(self.failed(FileError::SYNC_DIRECTORY, error.into())),
         }
     }
 

@@ -2,23 +2,33 @@
 //!
 //! Libraries say what went wrong and whose fault it is; what to try next depends on the program's
 //! options, so only the program knows.
+//!
+//! **No error is known by its words.** They are for people and may be put better; what is known of an
+//! error are its variants, the numbers of the kernel, and where to it was. What the host has run out of is
+//! looked for first, in all that an error is made of: whatever failed for that, that is what helps.
 
+use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind};
 
 use paguro_dirty::FreezeError;
-use paguro_migration::channel::ChannelError;
+use paguro_dirty::tracker::TrackerError;
+use paguro_migration::channel::{Address, ChannelError, TlsError};
 use paguro_migration::destination::ReceiveError;
 use paguro_migration::handover::HandOverError;
 use paguro_migration::restore::RestoreError;
 use paguro_migration::source::MigrateError;
 use paguro_migration::switchover::Reason;
-use paguro_migration::{SnapshotError, TargetError};
+use paguro_migration::{FileError, SnapshotError, TargetError};
 use paguro_pager::SourceError;
 use paguro_qmp::ClientError;
 use paguro_ram::RamError;
 use paguro_vmm::VmError;
+use paguro_wire::stream::configuration::MAPPED_RAM;
 use paguro_wire::{DecodeError, Fault};
+use rustix::io::Errno;
+
+use crate::qmp::capabilities::NO_BACKGROUND_SNAPSHOT;
 
 /// An error of the program's own, with what to do about it.
 #[derive(Debug)]
@@ -43,12 +53,108 @@ impl fmt::Display for Advised {
     }
 }
 
-impl std::error::Error for Advised {}
+impl Error for Advised {}
 
 /// What to do about an error, if anybody knows: the first of its causes for which there is advice.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(of_cause)
+    advise(error, None)
 }
+
+/// The same of a migration to there.
+pub fn hint_to(error: &anyhow::Error, to: &Address) -> Option<String> {
+    advise(error, Some(to))
+}
+
+type Cause<'e> = &'e (dyn Error + 'static);
+
+fn advise(error: &anyhow::Error, to: Option<&Address>) -> Option<String> {
+    let causes = causes(error);
+    of_host(&causes)
+        .map(str::to_owned)
+        .or_else(|| causes.iter().find_map(|cause| of_cause(*cause, to)))
+}
+
+/// All that it is made of, the outermost first; also what stands for another error, or lies in one of a
+/// read or write, and is none of the sources.
+fn causes(error: &anyhow::Error) -> Vec<Cause<'_>> {
+    let mut causes: Vec<Cause<'_>> = Vec::new();
+    for cause in error.chain() {
+        causes.push(cause);
+        if let Some(SnapshotError::Stream(error)) = cause.downcast_ref() {
+            causes.push(&**error);
+        }
+        if let Some(MigrateError::Ended(ended)) = cause.downcast_ref()
+            && let Some(first) = &ended.cause
+        {
+            causes.push(&**first);
+        }
+        if let Some(ReceiveError::Ended(ended)) = cause.downcast_ref()
+            && let Some(first) = &ended.cause
+        {
+            causes.push(&**first);
+        }
+        if let Some(inside) = cause.downcast_ref().and_then(ChannelError::inside) {
+            causes.push(inside);
+        }
+    }
+    causes
+}
+
+/// Of what the host has run out of, whatever failed for it.
+fn of_host(causes: &[Cause<'_>]) -> Option<&'static str> {
+    let has = |is: fn(Cause<'_>) -> bool| causes.iter().any(|cause| is(*cause));
+    let is_in_doubt = |cause: Cause<'_>| {
+        matches!(cause.downcast_ref(), Some(ChannelError::FileInDoubt { .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(SnapshotError::FileInDoubt { .. })
+            )
+    };
+    if has(is_in_doubt) {
+        return Some(FILE_IN_DOUBT);
+    }
+    // Who talks to a machine waits in reads that say the same as the host does of threads.
+    let is_of_client = has(|cause| cause.is::<ClientError>());
+    // Of huge pages there may be none left, and of what may be locked.
+    let is_of_memory = has(|cause| cause.is::<RamError>());
+    let is_of_engine = has(|cause| {
+        cause.is::<MigrateError>()
+            || cause.is::<ReceiveError>()
+            || cause.is::<SnapshotError>()
+            || cause.is::<RestoreError>()
+            || cause.is::<FreezeError>()
+            || cause.is::<ChannelError>()
+            || cause.is::<VmError>()
+    });
+    let of_errno = |errno| {
+        Some(match errno {
+            Errno::MFILE => DESCRIPTORS,
+            Errno::NFILE => ALL_DESCRIPTORS,
+            Errno::AGAIN if is_of_engine && !is_of_client && !is_of_memory => THREADS,
+            Errno::NOSPC | Errno::DQUOT if !is_of_memory => ROOM,
+            Errno::FBIG => TOO_LARGE,
+            _ => return None,
+        })
+    };
+    causes
+        .iter()
+        .filter_map(|cause| errno_of(*cause))
+        .find_map(of_errno)
+}
+
+fn errno_of(cause: Cause<'_>) -> Option<Errno> {
+    match cause.downcast_ref::<io::Error>() {
+        Some(error) => Errno::from_io_error(error),
+        None => cause.downcast_ref::<Errno>().copied(),
+    }
+}
+
+const DESCRIPTORS: &str = "raise the machine's limit of descriptors (`ulimit -n`, LimitNOFILE= of a \
+     service)";
+const ALL_DESCRIPTORS: &str = "raise the host's limit of open files (`sysctl fs.file-max`), or end what \
+     holds so many";
+const THREADS: &str = "raise the limit of processes and threads (`ulimit -u`, LimitNPROC= and TasksMax= \
+     of a service, pids.max of the cgroup)";
 
 const KERNEL_FAULTS: &str = "run as root, or as root set /proc/sys/vm/unprivileged_userfaultfd to 1; \
      or take it with the machine stopped (`paguro snapshot --stop`, `background-snapshot` off)";
@@ -65,7 +171,7 @@ pub const GOES_ON: &str = "`query-migrate` says how far it is, `migrate_cancel` 
 pub const HALTED: &str = "see to the disk or the server where the snapshot file is, then `cont`; \
      --read-retry says how long is waited before the machine is stopped";
 
-fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+fn of_cause(error: Cause<'_>, to: Option<&Address>) -> Option<String> {
     if let Some(advised) = error.downcast_ref::<Advised>() {
         return Some(advised.hint.clone());
     }
@@ -79,7 +185,7 @@ fn of_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         return of_snapshot(error);
     }
     if let Some(error) = error.downcast_ref::<MigrateError>() {
-        return of_migration(error);
+        return of_migration(error, to);
     }
     if let Some(error) = error.downcast_ref::<ReceiveError>() {
         return of_arrival(error);
@@ -114,15 +220,13 @@ fn of_client(error: &ClientError) -> Option<String> {
         ClientError::Occupied { .. } => {
             Some("disconnect the other QMP client, or take the snapshot through it".to_owned())
         }
-        // A machine says itself why it refuses; not what to do here.
-        ClientError::Refused { desc, .. } => {
-            let freeze = "Background-snapshot is not supported";
-            desc.starts_with(freeze).then(|| {
-                "save it with the machine stopped: `paguro snapshot --stop`; or run it as root, or \
+        // A machine says itself why it refuses; not what to do here. Over QMP nothing but words comes, of
+        // which these are QEMU's too.
+        ClientError::Refused { desc, .. } => desc.starts_with(NO_BACKGROUND_SNAPSHOT).then(|| {
+            "save it with the machine stopped: `paguro snapshot --stop`; or run it as root, or \
                  as root set /proc/sys/vm/unprivileged_userfaultfd to 1 before"
-                    .to_owned()
-            })
-        }
+                .to_owned()
+        }),
         _ => None,
     }
 }
@@ -150,7 +254,7 @@ fn of_machine(error: &VmError) -> Option<String> {
 
 fn of_snapshot(error: &SnapshotError) -> Option<String> {
     let hint = match error {
-        SnapshotError::Busy => "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)",
+        SnapshotError::Busy => BUSY,
         SnapshotError::NoKernelFaults | SnapshotError::CannotFreeze(_) => KERNEL_FAULTS,
         SnapshotError::UnseenWriter { .. } | SnapshotError::NoWriteProtect { .. } => STOPPED,
         SnapshotError::File { doing, source, .. } => return of_target(doing, source),
@@ -165,76 +269,93 @@ const HAND_OVER: &str = "see what the destination says on its standard error: it
      with the other options of this machine";
 
 /// The guest runs on where it was: what to do before it is tried again.
-fn of_migration(error: &MigrateError) -> Option<String> {
+fn of_migration(error: &MigrateError, to: Option<&Address>) -> Option<String> {
     match error {
-        MigrateError::Busy => {
-            Some("wait for its end (`query-migrate`), or stop it (`migrate_cancel`)".to_owned())
-        }
-        MigrateError::Ended(ended) => of_failed_migration(ended.why, &in_words(ended)),
+        MigrateError::Busy => Some(BUSY.to_owned()),
+        MigrateError::Ended(ended) => of_ended(ended.why, ended.cause.as_deref(), to),
         _ => None,
     }
 }
 
-fn of_failed_migration(why: Reason, text: &str) -> Option<String> {
-    let hint = match why {
-        Reason::Here if text.starts_with("it did not converge") => {
+const BUSY: &str = "wait for its end (`query-migrate`), or stop it (`migrate_cancel`)";
+
+fn of_ended(why: Reason, cause: Option<&MigrateError>, to: Option<&Address>) -> Option<String> {
+    let hint = match cause {
+        Some(MigrateError::NotConverging { .. }) => {
             "give it more time (`x-paguro-convergence-timeout`, --timeout) or bandwidth, slow \
-                 the guest down (`auto-converge`, --auto-converge) if nothing does, allow more \
-                 `downtime-limit`, or stop it for as long as it takes (`x-paguro-at-timeout` \
-                 `switchover`, --at-timeout switchover)"
+             the guest down (`auto-converge`, --auto-converge) if nothing does, allow more \
+             `downtime-limit`, or stop it for as long as it takes (`x-paguro-at-timeout` \
+             `switchover`, --at-timeout switchover)"
         }
-        Reason::Here
-            if text.contains("filled by a restore") || text.contains("still being filled") =>
-        {
+        Some(
+            MigrateError::HandOver(HandOverError::Unarrived)
+            | MigrateError::Tracker(TrackerError::Watched { .. }),
+        ) => {
             "wait until `x-paguro-query-restore` says that it is done (`x-paguro-touch` makes \
-                 all of RAM come), or until the snapshot is, and try again"
+             all of RAM come), or until the snapshot is, and try again"
         }
-        Reason::Here if text.starts_with("RAM could not be handed over") => HAND_OVER,
-        _ if text.contains("File too large") => TOO_LARGE,
-        _ if text.starts_with("the channel to the destination failed: cannot create ")
-            || text.starts_with("the channel to the destination failed: cannot sync ")
-            || text.starts_with("cannot write to the destination: cannot write /")
-            || text.starts_with("cannot sync what was written to the destination")
-            || text.starts_with("cannot end the channel to the destination: cannot ") =>
-        {
-            return of_target_text(text).map(str::to_owned);
-        }
-        Reason::Channel if text.starts_with("the channel to the destination failed") => {
-            return of_no_channel(text).map(str::to_owned);
+        Some(MigrateError::HandOver(_)) => HAND_OVER,
+        Some(MigrateError::Channel(error)) if why == Reason::Channel => {
+            return of_no_channel(error);
         }
         // A TLS alert is read as an answer.
-        Reason::OutOfTurn if text.starts_with("the destination's answer makes no sense") => {
+        Some(MigrateError::Answer(_)) if why == Reason::OutOfTurn => {
             "see what the destination says on its standard error; if it speaks TLS, give \
-                 --tls-creds here too"
+             --tls-creds here too"
         }
-        Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned => {
-            "see what the destination says on its standard error; start it again, with the \
-                 options of this machine and --incoming, and try again"
-        }
-        _ => return None,
+        Some(MigrateError::Broken { source, .. }) if is_of_file(source) => return None,
+        _ => match (why, to) {
+            (Reason::Channel | Reason::Silence | Reason::Peer { .. } | Reason::Abandoned, to) => {
+                of_other_side(to)?
+            }
+            _ => return None,
+        },
     };
     Some(hint.to_owned())
 }
 
+/// A file that is written says itself what is wrong.
+fn is_of_file(error: &io::Error) -> bool {
+    matches!(
+        ChannelError::inside(error),
+        Some(ChannelError::File { .. } | ChannelError::FileInDoubt { .. })
+    )
+}
+
+/// Of who takes what is sent, and did not.
+fn of_other_side(to: Option<&Address>) -> Option<&'static str> {
+    match to {
+        Some(Address::File { .. }) => None,
+        Some(Address::Exec(_)) => Some(COMMAND),
+        _ => Some(
+            "see what the destination says on its standard error; start it again, with the \
+             options of this machine and --incoming, and try again",
+        ),
+    }
+}
+
+const COMMAND: &str = "see what the command says on the standard error of this machine, whether it \
+     has room where it writes, and try again";
+
 /// There was no channel yet, and the destination waits as before if it ever did.
-fn of_no_channel(text: &str) -> Option<&'static str> {
-    let has = |part: &str| text.contains(part);
-    if has("the peer has a certificate for other names") {
-        Some("name what its certificate is for: `tls-hostname`, --tls-hostname")
-    } else if has("cannot agree on TLS") {
-        Some(
-            "see what the destination says on its standard error: both sides must be given \
-             --tls-creds, or neither",
-        )
-    } else if has("TLS with") {
-        Some(CERTIFICATES)
-    } else if has(": cannot connect to") || has(": cannot find") || has(": could not connect to") {
-        Some(
-            "start the destination first, with the options of this machine and --incoming, and \
-             give the address where it waits",
-        )
-    } else {
-        None
+fn of_no_channel(error: &ChannelError) -> Option<String> {
+    match error {
+        ChannelError::Tls { .. } => of_channel(error),
+        ChannelError::Io { doing, .. } | ChannelError::Timeout { doing, .. } => {
+            let hint = match *doing {
+                ChannelError::AGREE_ON_TLS => {
+                    "see what the destination says on its standard error: both sides must be given \
+                     --tls-creds, or neither"
+                }
+                ChannelError::CONNECT | ChannelError::FIND_HOST => {
+                    "start the destination first, with the options of this machine and --incoming, \
+                     and give the address where it waits"
+                }
+                _ => return None,
+            };
+            Some(hint.to_owned())
+        }
+        _ => of_channel(error),
     }
 }
 
@@ -251,23 +372,6 @@ fn of_target(doing: &str, source: &io::Error) -> Option<String> {
     };
     hint.map(str::to_owned)
 }
-
-/// The same of an error that the engine keeps as text.
-fn of_target_text(text: &str) -> Option<&'static str> {
-    let mut all = TargetError::ALL.iter();
-    if let Some(target) = all.find(|target| text.ends_with(&target.to_string())) {
-        return of_target_kind(target);
-    }
-    let (_, errno) = text.rsplit_once("(os error ")?;
-    let errno = errno.trim_end_matches(')').parse().ok()?;
-    let doing = match text.contains("cannot sync the directory") {
-        true => SYNC_DIRECTORY,
-        false => "create",
-    };
-    of_target_errno(doing, errno)
-}
-
-const SYNC_DIRECTORY: &str = "sync the directory of";
 
 fn of_target_kind(target: &TargetError) -> Option<&'static str> {
     Some(match target {
@@ -291,10 +395,9 @@ fn of_target_kind(target: &TargetError) -> Option<&'static str> {
 }
 
 fn of_target_errno(doing: &str, errno: i32) -> Option<&'static str> {
-    use rustix::io::Errno;
     Some(match Errno::from_raw_os_error(errno) {
         Errno::NOSPC | Errno::DQUOT => ROOM,
-        _ if doing == SYNC_DIRECTORY => {
+        _ if doing == FileError::SYNC_DIRECTORY => {
             "name a file on another file system: there nothing can be made to outlive a crash"
         }
         Errno::ACCESS | Errno::PERM => {
@@ -308,8 +411,8 @@ fn of_target_errno(doing: &str, errno: i32) -> Option<&'static str> {
     })
 }
 
-const ROOM: &str =
-    "make room, or write to another file system; the older file of that name is untouched";
+const ROOM: &str = "make room on the file system where it is written, or write to another one; an older \
+     file of that name is untouched";
 
 const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` says more; start \
      this machine again, and move the guest with the source's `mode` set to cpr-transfer \
@@ -317,31 +420,38 @@ const HANDED_NOTHING: &str = "the guest is at its source, whose `query-migrate` 
 
 /// This machine never ran: what to do before it is tried again.
 fn of_arrival(error: &ReceiveError) -> Option<String> {
-    match error {
-        ReceiveError::Ended(ended) => of_failed_arrival(ended.why, &in_words(ended)),
-        _ => None,
-    }
-}
-
-fn of_failed_arrival(why: Reason, text: &str) -> Option<String> {
-    let hint = match why {
-        _ if is_snapshot(text) => "it is a snapshot, which `paguro restore FILE` brings back",
-        Reason::OutOfTurn | Reason::Here | Reason::Channel | Reason::Silence
-            if text.contains("multifd") =>
-        {
+    let ReceiveError::Ended(ended) = error else {
+        return None;
+    };
+    let hint = match (ended.cause.as_deref(), ended.why) {
+        (Some(cause), _) if is_snapshot(cause) => {
+            "it is a snapshot, which `paguro restore FILE` brings back"
+        }
+        (
+            Some(
+                ReceiveError::NoMultifd
+                | ReceiveError::MissingChannels { .. }
+                | ReceiveError::Channels { .. }
+                | ReceiveError::MissingPackets { .. }
+                | ReceiveError::MoreChannels { .. }
+                | ReceiveError::BrokenChannel
+                | ReceiveError::SilentChannels(_),
+            ),
+            Reason::OutOfTurn | Reason::Here | Reason::Channel | Reason::Silence,
+        ) => {
             "the guest is at its source; start this machine again, with as many \
-                 --multifd-channels and the --multifd-compression that the source is given, and \
-                 try again"
+             --multifd-channels and the --multifd-compression that the source is given, and \
+             try again"
         }
-        Reason::OutOfTurn | Reason::Here => {
+        (_, Reason::OutOfTurn | Reason::Here) => {
             "the guest runs on at its source; start this machine with the same options as \
-                 the source (--memory, --cpus, --accel, --x-ram-split, --x-dma), and try again"
+             the source (--memory, --cpus, --accel, --x-ram-split, --x-dma), and try again"
         }
-        Reason::Channel | Reason::Silence => {
+        (_, Reason::Channel | Reason::Silence) => {
             "the guest is at its source, whose `query-migrate` says more; start this machine \
-                 again, and try again"
+             again, and try again"
         }
-        Reason::TakenBack | Reason::Cancelled => {
+        (_, Reason::TakenBack | Reason::Cancelled) => {
             "the guest runs on at its source; to move it, start this machine again"
         }
         _ => return None,
@@ -349,24 +459,22 @@ fn of_failed_arrival(why: Reason, text: &str) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// An error with its reasons, in one line.
-fn in_words(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", in_words(source)),
-        None => error.to_string(),
-    }
-}
-
 /// What is read of a snapshot file as of a stream.
-fn is_snapshot(text: &str) -> bool {
-    text.contains("in the stream [\"mapped-ram\"]")
+fn is_snapshot(error: &ReceiveError) -> bool {
+    match error {
+        ReceiveError::Stream(DecodeError::Capabilities { there, .. }) => {
+            there.iter().any(|name| name == MAPPED_RAM)
+        }
+        ReceiveError::Ended(ended) => ended.cause.as_deref().is_some_and(is_snapshot),
+        _ => false,
+    }
 }
 
 /// Of a machine that was to come out of a command or a file: no source is there to be asked.
 pub fn of_stored(error: ReceiveError) -> anyhow::Error {
-    let known = is_snapshot(&in_words(&error));
+    let is_known = is_snapshot(&error);
     let error = anyhow::Error::from(error);
-    match known {
+    match is_known || of_host(&causes(&error)).is_some() {
         true => error,
         false => Advised::error(format!("{error:#}"), STORED),
     }
@@ -386,7 +494,21 @@ fn of_channel(error: &ChannelError) -> Option<String> {
             "name another port (0 lets the kernel choose one) or path, or end who listens there; a \
              machine that came in listens for a minute more"
         }
-        ChannelError::Tls { .. } => CERTIFICATES,
+        ChannelError::Io {
+            doing: ChannelError::CONNECT,
+            ..
+        } => "start who is to take it first, and give the address where it waits",
+        ChannelError::Tls { source, .. } => match source {
+            TlsError::OtherNames(_) => {
+                "name what its certificate is for: `tls-hostname`, --tls-hostname"
+            }
+            TlsError::NoNames(_) => {
+                "issue the certificate of the side that is connected to anew, with its name or IP \
+                 address as subjectAltName: a common name (CN) is not looked at"
+            }
+            _ => CERTIFICATES,
+        },
+        ChannelError::Command { .. } => COMMAND,
         ChannelError::File { doing, source, .. } => return of_target(doing, source),
         ChannelError::FileInDoubt { .. } => FILE_IN_DOUBT,
         ChannelError::Silent { .. } => {
@@ -460,11 +582,12 @@ fn of_ram(error: &RamError) -> Option<String> {
 }
 
 fn of_file(error: &DecodeError) -> Option<String> {
+    if let DecodeError::NoFixedPlaces { .. } = error {
+        let stream = "it is a machine that was migrated to a file: `paguro run --incoming file:FILE`, \
+                      with the options of that machine, brings it back";
+        return Some(stream.to_owned());
+    }
     let hint = match error.fault() {
-        _ if matches!(error, DecodeError::NoFixedPlaces { .. }) => {
-            "it is a machine that was migrated to a file: `paguro run --incoming file:FILE`, with \
-             the options of that machine, brings it back"
-        }
         Fault::NotASnapshot => "name a file that `paguro snapshot` or QEMU (mapped-ram) wrote",
         Fault::Truncated => "copy the file again, or take a new snapshot: its end is missing",
         Fault::Corrupt => "copy the file again; `paguro inspect --verify` checks all of it",
@@ -494,8 +617,12 @@ fn of_io(error: &io::Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
     use anyhow::Context;
+    use paguro_migration::Ended;
+
+    use super::*;
 
     #[test]
     fn the_first_cause_with_advice_gives_it() {
@@ -510,62 +637,205 @@ mod tests {
         assert_eq!(hint(&anyhow::anyhow!("no idea")), None);
     }
 
-    fn of_source(why: Reason, text: &str) -> Option<String> {
-        of_failed_migration(why, text)
+    fn at(text: &str) -> Address {
+        text.parse().unwrap()
+    }
+
+    /// Of a migration to there that was given up for this.
+    fn of_source(cause: MigrateError, why: Reason, to: &str) -> Option<String> {
+        let cause = Some(Arc::new(cause));
+        hint_to(&MigrateError::Ended(Ended { why, cause }).into(), &at(to))
+    }
+
+    fn channel(doing: &'static str, source: io::Error) -> MigrateError {
+        let address = "h".to_owned();
+        MigrateError::Channel(ChannelError::Io {
+            doing,
+            address,
+            source,
+        })
+    }
+
+    fn file(source: io::Error) -> MigrateError {
+        let (doing, path) = ("create", "/x/y".into());
+        MigrateError::Channel(ChannelError::File {
+            doing,
+            path,
+            source,
+        })
+    }
+
+    fn write(source: io::Error) -> MigrateError {
+        let doing = "write to";
+        MigrateError::Broken { doing, source }
+    }
+
+    /// What failed, with which number of the kernel, on the way to where: what helps.
+    #[test]
+    fn a_hint_is_of_the_cause_whatever_it_is_wrapped_in() {
+        type Failed = fn(io::Error) -> MigrateError;
+        type Row<'a> = (Errno, &'a [&'a str], &'a [Failed], Option<&'a str>);
+        let connect: Failed = |source| channel(ChannelError::CONNECT, source);
+        let find: Failed = |source| channel(ChannelError::FIND_HOST, source);
+        let run: Failed = |source| channel("run", source);
+        let thread: Failed = MigrateError::Thread;
+        let (sockets, file_at, exec) = (
+            &["tcp:h:1", "unix:/x/y", "vsock:2:1"][..],
+            &["file:/x/y"][..],
+            &["exec:cat"][..],
+        );
+        let all = &[sockets, file_at, exec].concat()[..];
+        let destination = Some("see what the destination says");
+        let command = Some("see what the command says");
+        let first = Some("start the destination first");
+        let rows: [Row<'_>; 18] = [
+            (
+                Errno::MFILE,
+                all,
+                &[connect, find, run, file, write, thread],
+                Some("ulimit -n"),
+            ),
+            (
+                Errno::NFILE,
+                all,
+                &[connect, find, run, file, write, thread],
+                Some("fs.file-max"),
+            ),
+            (
+                Errno::AGAIN,
+                all,
+                &[connect, find, run, thread],
+                Some("pids.max"),
+            ),
+            (Errno::NOSPC, all, &[file, write], Some("make room")),
+            (Errno::DQUOT, all, &[file, write], Some("make room")),
+            (Errno::FBIG, all, &[file, write], Some("ulimit -f")),
+            (Errno::CONNREFUSED, sockets, &[connect], first),
+            (Errno::NOENT, &["unix:/x/y"], &[connect], first),
+            (Errno::HOSTUNREACH, sockets, &[connect, find], first),
+            (Errno::PIPE, sockets, &[write], destination),
+            (Errno::CONNRESET, sockets, &[write], destination),
+            (Errno::PIPE, exec, &[write], command),
+            (Errno::NOENT, exec, &[run], None),
+            (Errno::NOENT, file_at, &[file], Some("make the directory")),
+            (Errno::ACCESS, file_at, &[file], Some("let the user")),
+            (Errno::ROFS, file_at, &[file], Some("can be written")),
+            (Errno::IO, file_at, &[file, write], None),
+            (Errno::NOMEM, all, &[thread], None),
+        ];
+        for (errno, addresses, operations, expected) in rows {
+            for (number, to) in operations
+                .iter()
+                .flat_map(|failed| addresses.iter().map(move |to| (failed, to)))
+            {
+                let cause = number(errno.into());
+                let why = match cause {
+                    MigrateError::Thread(_) => Reason::Here,
+                    _ => Reason::Channel,
+                };
+                let what = format!("{errno:?}, {cause:?}, {to}");
+                assert_advice(&what, of_source(cause, why, to).as_deref(), expected);
+            }
+        }
+    }
+
+    fn assert_advice(what: &str, hint: Option<&str>, expected: Option<&str>) {
+        let is_right = match (hint, expected) {
+            (Some(hint), Some(part)) => hint.find(part).is_some(),
+            (None, None) => true,
+            _ => false,
+        };
+        assert!(is_right, "{what}: {hint:?}, not {expected:?}");
     }
 
     #[test]
     fn what_failed_here_is_not_looked_for_at_the_destination() {
-        let failed = "the channel to the destination failed: ";
-        for (text, expected) in [
+        let tls = |source| {
+            let peer = "tcp:h:1".to_owned();
+            MigrateError::Channel(ChannelError::Tls { peer, source })
+        };
+        let no_file = TlsError::File {
+            path: "/x/ca-cert.pem".into(),
+            source: ErrorKind::NotFound.into(),
+        };
+        let device = io::Error::other(TargetError::Device);
+        for (cause, expected) in [
+            (tls(no_file), Some("ca-cert.pem")),
             (
-                "cannot connect to tcp:h:1: refused",
-                Some("start the destination first"),
-            ),
-            (
-                "TLS with tcp:h:1 failed: cannot read /x/ca-cert.pem: no",
-                Some("ca-cert.pem"),
-            ),
-            (
-                "TLS with tcp:h:1 failed: the peer has a certificate for other names: x",
-                Some("--tls-hostname"),
-            ),
-            (
-                "cannot agree on TLS with tcp:h:1: reset",
+                channel(
+                    ChannelError::AGREE_ON_TLS,
+                    ErrorKind::ConnectionReset.into(),
+                ),
                 Some("or neither"),
             ),
-            (
-                "cannot create /nosuch/x: No such file or directory (os error 2)",
-                Some("make the directory"),
-            ),
-            ("cannot create /dev/null: it is a device", Some("exec:cat")),
-            ("cannot create /x: no", None),
+            (file(device), Some("exec:cat")),
+            (file(io::Error::other("no")), None),
         ] {
-            let hint = of_source(Reason::Channel, &format!("{failed}{text}"));
-            let right = match (&hint, expected) {
-                (Some(hint), Some(part)) => hint.contains(part),
-                (None, None) => true,
-                _ => false,
-            };
-            assert!(right, "{text}: {hint:?}");
+            let what = format!("{cause:?}");
+            assert_advice(
+                &what,
+                of_source(cause, Reason::Channel, "tcp:h:1").as_deref(),
+                expected,
+            );
         }
+        let lost = of_source(MigrateError::LostPages, Reason::Here, "tcp:h:1");
+        assert_advice("lost pages", lost.as_deref(), None);
+        let ended = MigrateError::Ended(Ended {
+            why: Reason::Abandoned,
+            cause: None,
+        });
+        assert_advice(
+            "nothing",
+            hint(&ended.into()).as_deref(),
+            Some("destination says"),
+        );
     }
 
     #[test]
     fn a_destination_is_told_which_options_differ() {
-        let of = |why, text: &str| of_failed_arrival(why, text).unwrap();
-        let channels = of(
-            Reason::Channel,
-            "4 of 6 multifd channels came within 10.0 s",
-        );
-        assert!(channels.contains("--multifd-channels"), "{channels}");
-        let there = "capabilities at 0x8: here [], in the stream [\"mapped-ram\"]";
-        let snapshot = of(Reason::OutOfTurn, there);
-        assert!(snapshot.contains("paguro restore"), "{snapshot}");
-        let size = of(Reason::OutOfTurn, "the two sides differ: RAM block");
-        assert!(size.contains("--memory"), "{size}");
-        let stored = hint(&of_stored(ReceiveError::BrokenChannel)).unwrap();
-        assert!(!stored.contains("at its source"), "{stored}");
+        let of = |cause, why| {
+            let cause = Some(Arc::new(cause));
+            ReceiveError::Ended(Ended { why, cause })
+        };
+        let missing = || ReceiveError::MissingChannels {
+            came: 4,
+            of: 6,
+            within: std::time::Duration::from_secs(10),
+        };
+        let snapshot = || {
+            ReceiveError::Stream(DecodeError::Capabilities {
+                offset: 8,
+                here: Vec::new(),
+                there: vec![MAPPED_RAM.to_owned()],
+            })
+        };
+        let differs = || ReceiveError::Stream(DecodeError::differs("RAM blocks", 0, 1, 2));
+        for (cause, why, expected) in [
+            (missing(), Reason::Silence, "--multifd-channels"),
+            (snapshot(), Reason::OutOfTurn, "paguro restore"),
+            (differs(), Reason::OutOfTurn, "--memory"),
+            (
+                ReceiveError::Thread(Errno::AGAIN.into()),
+                Reason::Here,
+                "ulimit -u",
+            ),
+        ] {
+            let what = format!("{cause:?}");
+            assert_advice(
+                &what,
+                hint(&of(cause, why).into()).as_deref(),
+                Some(expected),
+            );
+        }
+        for (cause, expected) in [
+            (snapshot(), "paguro restore"),
+            (differs(), "look at the command or the file"),
+            (ReceiveError::Thread(Errno::MFILE.into()), "ulimit -n"),
+        ] {
+            let what = format!("{cause:?}, stored");
+            let stored = of_stored(of(cause, Reason::OutOfTurn));
+            assert_advice(&what, hint(&stored).as_deref(), Some(expected));
+        }
     }
 
     #[test]

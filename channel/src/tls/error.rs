@@ -44,6 +44,12 @@ pub enum TlsError {
         #[source]
         source: Error,
     },
+    /// The caller's, or the peer's: it is somebody else, or is known by a name that was not given.
+    #[error("the peer has a certificate for other names")]
+    OtherNames(#[source] Error),
+    /// The peer's: its certificate has no names (no subjectAltName); a common name is none.
+    #[error("the peer has a certificate without names")]
+    NoNames(#[source] Error),
     /// This side failed a check of the peer's.
     #[error("the peer refused: {reason}")]
     Refused {
@@ -65,6 +71,13 @@ impl From<Error> for TlsError {
                 reason: refusal(*alert),
                 source,
             },
+            Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+                presented,
+                ..
+            }) if presented.is_empty() => Self::NoNames(source),
+            Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ) => Self::OtherNames(source),
             other => Self::Check {
                 check: failed_check(other),
                 source,
@@ -102,9 +115,6 @@ fn failed_check(error: &Error) -> &'static str {
             }
             Certificate::UnknownIssuer | Certificate::BadSignature => {
                 "has a certificate that nobody in ca-cert.pem has signed"
-            }
-            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
-                "has a certificate for other names"
             }
             Certificate::Revoked => "has a certificate that ca-crl.pem revokes",
             Certificate::ExpiredRevocationList

@@ -223,6 +223,20 @@ fn a_server_by_another_name_is_refused_unless_that_is_expected() {
     );
 }
 
+/// Its common name is the very one: that is not looked at.
+#[test]
+fn a_server_with_a_common_name_only_is_refused() {
+    let _ends = must_end();
+    let all = Certificates::new();
+    all.issue("server", &[], 2100);
+    let named = TlsOptions {
+        hostname: Some("server".into()),
+        ..all.options()
+    };
+    let (source, _) = fail(named, all.options());
+    assert_says(&source, "the peer has a certificate without names");
+}
+
 /// One that speaks TLS well but has no certificate.
 #[test]
 fn a_client_without_a_certificate_is_refused() {

@@ -26,6 +26,9 @@ pub enum ReceiveError {
         /// What.
         what: String,
     },
+    /// The caller's, on one of the sides: there is multifd of which this side was not told.
+    #[error("the source asks for multifd channels, which this side does not do")]
+    NoMultifd,
     /// The source's, or the network's: not all multifd channels came.
     #[error("{came} of {of} multifd channels came within {:.1} s", within.as_secs_f64())]
     MissingChannels {
@@ -103,9 +106,10 @@ impl ReceiveError {
                 }
                 source => reason::of_decoding(source),
             },
-            Self::Unsupported { .. } | Self::MissingPackets { .. } | Self::MoreChannels { .. } => {
-                Reason::OutOfTurn
-            }
+            Self::Unsupported { .. }
+            | Self::NoMultifd
+            | Self::MissingPackets { .. }
+            | Self::MoreChannels { .. } => Reason::OutOfTurn,
             Self::Ended(Ended { why, .. }) => *why,
             _ => Reason::Here,
         }

@@ -59,7 +59,7 @@ pub(super) fn read<R: Read>(
             Event::Ram(record) => {
                 if record == RamRecord::MultifdFlush {
                     match arrival.lanes.count() {
-                        0 => return Err(unsupported("multifd channels")),
+                        0 => return Err(ReceiveError::NoMultifd),
                         _ => arrival.lanes.flush(arrival)?,
                     }
                 }

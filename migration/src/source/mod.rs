@@ -69,6 +69,7 @@ pub struct Migration {
     connecting: Stop,
     /// There is one RAM for both sides.
     hand_over: bool,
+    address: Address,
     hook: Option<StatusHook>,
     pass_hook: Option<PassHook>,
     limits: Limits,
@@ -145,6 +146,7 @@ impl Migration {
             progress: Progress::default(),
             connecting: Stop::new()?,
             hand_over: options.hand_over,
+            address: options.address.clone(),
             hook,
             pass_hook: None,
             limits: Limits {
@@ -208,6 +210,11 @@ impl Migration {
             0 => self.began.elapsed(),
             us => Duration::from_micros(us),
         }
+    }
+
+    /// Where to.
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// For `query-migrate`.

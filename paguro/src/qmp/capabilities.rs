@@ -20,6 +20,9 @@ const OFFERED: [(&str, Place); 9] = [
 
 type Place = fn(&mut Capabilities) -> &mut bool;
 
+/// How it is said that a running machine cannot be saved here, to a client that may know what to do.
+pub const NO_BACKGROUND_SNAPSHOT: &str = "Background-snapshot is not supported";
+
 const AUTO_CONVERGE: &str = "auto-converge";
 const BACKGROUND_SNAPSHOT: &str = "background-snapshot";
 const DIRTY_LIMIT: &str = "dirty-limit";
@@ -165,7 +168,7 @@ pub fn after(
     if new.background_snapshot && !before.background_snapshot {
         monitor.guest.check_can_freeze().map_err(|why| {
             QmpError::generic(format!(
-                "Background-snapshot is not supported by this host: {}",
+                "{NO_BACKGROUND_SNAPSHOT} by this host: {}",
                 with_causes(&why)
             ))
         })?;

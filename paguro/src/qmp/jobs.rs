@@ -104,6 +104,14 @@ impl Outcome {
             hint: hints::hint(error),
         }
     }
+
+    /// Of the error of a migration to there.
+    pub fn of_migration(error: &anyhow::Error, to: &Address) -> Self {
+        Self {
+            hint: hints::hint_to(error, to),
+            ..Self::of(error)
+        }
+    }
 }
 
 impl Migrations {
@@ -275,7 +283,10 @@ impl Job {
                 report: Some(report),
                 ..Outcome::default()
             },
-            Err(error) => Outcome::of(&error),
+            Err(error) => match &self.work {
+                Work::Snapshot { .. } => Outcome::of(&error),
+                Work::Migration(migration) => Outcome::of_migration(&error, migration.address()),
+            },
         };
         let told = self.is_over();
         *self.lock() = Some(outcome);

@@ -73,7 +73,10 @@ fn of_job(job: &Job) -> Value {
 fn unfinished(migration: &Migration) -> Outcome {
     let error = migration.error();
     match migration.reason() {
-        Some(why) => Outcome::of(&MigrateError::Ended(Ended { why, cause: error }).into()),
+        Some(why) => {
+            let error = MigrateError::Ended(Ended { why, cause: error });
+            Outcome::of_migration(&error.into(), migration.address())
+        }
         None => Outcome::unfinished(error),
     }
 }
