@@ -13,8 +13,8 @@ use paguro_wire::PAGE_BYTES;
 use paguro_wire::stream::xbzrle::{self, Encoded};
 
 use super::MigrateError;
-use super::progress::Progress;
 use super::stream::Stream;
+use super::tally::Tally;
 use crate::Allowance;
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -98,22 +98,21 @@ impl Deltas {
     }
 
     /// A pass begins. Before the second nothing is cached.
-    pub(super) fn begin_pass(&mut self, progress: &Progress) {
+    pub(super) fn begin_pass(&mut self, tally: &mut Tally) {
         self.pass += 1;
+        let of = &mut tally.differences;
         let now = Period {
-            pages: Progress::get(&progress.xbzrle_pages),
-            bytes: Progress::get(&progress.xbzrle_bytes),
-            misses: Progress::get(&progress.xbzrle_cache_misses),
-            sent: Progress::get(&progress.normal_pages),
+            pages: of.pages,
+            bytes: of.bytes,
+            misses: of.misses,
+            sent: tally.normal_pages,
         };
         let before = std::mem::replace(&mut self.passed, now);
         let permille = |part: u64, of: u64| (part * 1000).checked_div(of).unwrap_or(0);
         let tried = now.pages - before.pages + (now.sent - before.sent);
-        let rate = permille(now.misses - before.misses, tried);
-        Progress::set(&progress.xbzrle_cache_miss_permille, rate);
+        of.miss_permille = permille(now.misses - before.misses, tried);
         let plain = (now.pages - before.pages) * PAGE_BYTES;
-        let rate = permille(plain, now.bytes - before.bytes);
-        Progress::set(&progress.xbzrle_encoding_rate_permille, rate);
+        of.encoding_rate_permille = permille(plain, now.bytes - before.bytes);
     }
 
     fn is_active(&self) -> bool {
@@ -126,32 +125,30 @@ impl Deltas {
         stream: &mut Stream,
         ram: &GuestRam,
         (block, page): (usize, usize),
-        progress: &Progress,
+        tally: &mut Tally,
     ) -> Result<(), MigrateError> {
         if !self.is_active() {
             let content = stream.page(block, page)?;
-            let count = if content {
-                &progress.normal_pages
-            } else {
-                &progress.zero_pages
-            };
-            Progress::add(count, 1);
+            match content {
+                true => tally.normal_pages += 1,
+                false => tally.zero_pages += 1,
+            }
             return Ok(());
         }
         let mapping = ram.blocks()[block].mapping();
         mapping.copy_out(page * page_size(), &mut self.scratch[..]);
         if self.scratch.iter().all(|byte| *byte == 0) {
-            return self.zero(stream, (block, page), progress);
+            return self.zero(stream, (block, page), tally);
         }
         let (place, tag) = self.place_of(block, page);
         if self.tags[place].0 != tag {
-            Progress::add(&progress.xbzrle_cache_misses, 1);
+            tally.differences.misses += 1;
             let (holds, used) = self.tags[place];
             if holds == EMPTY || used + LIFETIME <= self.pass {
                 self.tags[place] = (tag, self.pass);
                 self.pages[place * PAGE..][..PAGE].copy_from_slice(&self.scratch[..]);
             }
-            Progress::add(&progress.normal_pages, 1);
+            tally.normal_pages += 1;
             return stream.content(block, page, &self.scratch[..]);
         }
         self.tags[place].1 = self.pass;
@@ -164,18 +161,18 @@ impl Deltas {
         match encoded {
             _ if hoarded => {}
             Encoded::Unchanged => {
-                Progress::add(&progress.xbzrle_pages, 1);
+                tally.differences.pages += 1;
                 return Ok(());
             }
             Encoded::Delta => {
                 stream.delta(block, page, &self.delta)?;
-                Progress::add(&progress.xbzrle_pages, 1);
+                tally.differences.pages += 1;
                 let bytes = self.delta.len() + xbzrle::HEADER_BYTES;
-                Progress::add(&progress.xbzrle_bytes, bytes);
+                tally.differences.bytes += bytes as u64;
             }
             Encoded::Overflow => {
-                Progress::add(&progress.xbzrle_overflows, 1);
-                Progress::add(&progress.normal_pages, 1);
+                tally.differences.overflows += 1;
+                tally.normal_pages += 1;
                 stream.content(block, page, &self.scratch[..])?;
             }
         }
@@ -188,13 +185,13 @@ impl Deltas {
         &mut self,
         stream: &mut Stream,
         (block, page): (usize, usize),
-        progress: &Progress,
+        tally: &mut Tally,
     ) -> Result<(), MigrateError> {
         let (place, tag) = self.place_of(block, page);
         if self.tags[place].0 == tag {
             self.pages[place * PAGE..][..PAGE].fill(0);
         }
-        Progress::add(&progress.zero_pages, 1);
+        tally.zero_pages += 1;
         stream.zero(block, page)
     }
 

@@ -20,6 +20,7 @@ use super::outstanding::Outstanding;
 use super::progress::Progress;
 use super::sender::{Command, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
+use super::tally::Tally;
 use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
 use crate::channel::{self, ChannelError, Handle, Outgoing, Stop};
@@ -214,6 +215,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             lanes,
             batch: Box::new(Batch::new()),
             labour: Labour::default(),
+            tally: Tally::default(),
             asked_to: 0,
             multifd_sync: false,
         };

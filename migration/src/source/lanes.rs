@@ -23,7 +23,7 @@ use paguro_sys::{Places, page_size};
 use paguro_wire::stream::multifd::{self, PACKET_BYTES, PAGES_MAX, Packet};
 use paguro_wire::stream::ram::BlockTable;
 
-use super::progress::Progress;
+use super::tally::LaneCounts;
 use super::{MigrateError, Migration, drive};
 use crate::channel::Writer;
 use crate::multifd::{Compression, Packer};
@@ -95,6 +95,7 @@ pub(super) struct Queue {
     /// There is room, or a channel has come to SYNC.
     room: Condvar,
     channels: usize,
+    counts: LaneCounts,
     /// Leave out every SYNC but the last, and let a page be overtaken.
     unordered: bool,
 }
@@ -133,6 +134,7 @@ impl Queue {
             work: Condvar::new(),
             room: Condvar::new(),
             channels,
+            counts: LaneCounts::default(),
             unordered,
         }
     }
@@ -223,6 +225,11 @@ impl Lanes {
         (Self(queue.clone()), queue)
     }
 
+    /// What the channels did so far.
+    pub(super) fn counts(&self) -> &LaneCounts {
+        &self.0.counts
+    }
+
     /// Hands a batch over, if there is room for it within `time`.
     pub(super) fn push(&self, batch: &Batch, time: Duration) -> Tried {
         let limit = WAITING * self.0.channels;
@@ -306,9 +313,9 @@ impl Lane<'_> {
             match self.queue.next(synced) {
                 Work::Batch(batch, number) => {
                     packet.sort(&batch, &self.ram);
-                    let progress = self.migration.progress();
-                    Progress::add(&progress.normal_pages, packet.normal);
-                    Progress::add(&progress.zero_pages, packet.zero);
+                    let counts = &self.queue.counts;
+                    LaneCounts::add(&counts.normal_pages, packet.normal);
+                    LaneCounts::add(&counts.zero_pages, packet.zero);
                     let late = holds && number >= HELD;
                     if packer.is_none() && self.writer.is_direct() && !late {
                         self.send_pages(&mut head, (batch.block, number), &packet)
@@ -371,7 +378,7 @@ impl Lane<'_> {
             if sent == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            Progress::add(&self.migration.progress().multifd_bytes, sent);
+            LaneCounts::add(&self.queue.counts.bytes, sent);
         }
         Ok(())
     }
@@ -389,7 +396,7 @@ impl Lane<'_> {
             match self.writer.write_vectored(pieces) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    Progress::add(&self.migration.progress().multifd_bytes, count);
+                    LaneCounts::add(&self.queue.counts.bytes, count);
                     IoSlice::advance_slices(&mut pieces, count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

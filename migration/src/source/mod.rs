@@ -5,6 +5,7 @@
 //! | [`Migration`] | one migration as its operator sees it |
 //! | `drive` | obeys the control side: stops the machine, lets it run on, asks for the outcome |
 //! | `sender` | the thread that sends |
+//! | `tally` | what it has done so far |
 //! | `answers` | the thread that hears what the destination says |
 //! | `outstanding` | which pages are still to be sent |
 //! | `stream` | the main channel |
@@ -32,6 +33,7 @@ mod outstanding;
 mod progress;
 mod sender;
 mod stream;
+mod tally;
 mod throttle;
 
 use std::collections::VecDeque;

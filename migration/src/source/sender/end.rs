@@ -1,0 +1,180 @@
+//! What comes after the passes: the rest, devices, the permission to run.
+
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use paguro_wire::device::DeviceSection;
+use paguro_wire::stream::order::Order;
+
+use super::{Command, Sender, Slowed, Stopped};
+use crate::channel::Address;
+use crate::source::MigrateError;
+use crate::source::options::SourceSabotage;
+use crate::source::outstanding::Due;
+use crate::source::progress::Progress;
+use crate::source::stream::{EofError, table_of};
+use crate::switchover::SourceEvent;
+
+impl Sender<'_> {
+    /// Does what the control side commands, until it lets go of the channel.
+    pub(super) fn obey(mut self, slowed: Slowed<'_>) -> Result<(), Stopped> {
+        let mut slowed = Some(slowed);
+        // The destination hears from us even while an operator decides, and so do we from it.
+        let silence = self.options.channel.silence.filter(|_| self.returns);
+        let patience = silence.map_or(Duration::from_secs(3600), |silence| silence / 3);
+        // What is sent from here on is little and lies in buffers: that it can be written does not
+        // show that anybody takes it. So an answer is waited for, to the PINGs at least.
+        let mut asked = Instant::now();
+        loop {
+            let command = self.commands.recv_timeout(patience);
+            if command.is_ok() {
+                asked = Instant::now();
+            }
+            match command {
+                Ok(Command::Rest(devices)) => {
+                    drop(slowed.take());
+                    self.stopped(devices)?;
+                    asked = Instant::now();
+                    self.hand_over(SourceEvent::Sent)?;
+                }
+                Ok(Command::Ping(value)) => self.stream.order(&Order::Ping(value))?,
+                Ok(Command::Eof) if self.options.sabotage == SourceSabotage::SilentSender => {
+                    return Err(Stopped::Told);
+                }
+                Ok(Command::Eof) if self.returns => {
+                    let sound = self.check_ram().map_err(EofError::Withheld);
+                    let event = match sound.and_then(|()| self.stream.eof(&self.devices)) {
+                        Ok(()) => SourceEvent::EofWritten,
+                        Err(EofError::Torn(error)) => {
+                            self.migration.note(error);
+                            SourceEvent::EofTorn
+                        }
+                        Err(EofError::Withheld(error)) => {
+                            self.migration.note(error);
+                            SourceEvent::EofWithheld
+                        }
+                    };
+                    self.hand_over(event)?;
+                }
+                Ok(Command::Eof) => return self.last_way(),
+                Ok(Command::Forget) => {
+                    if self.stream.is_whole() {
+                        self.stream.order(&Order::Forget)?;
+                    }
+                }
+                Ok(Command::Finish) => {
+                    if let Some(lanes) = &self.lanes {
+                        lanes.finish();
+                    }
+                    // All was confirmed: how the channel ends changes nothing any more.
+                    if let Err(error) = self.stream.finish() {
+                        tracing::debug!(%error, "the channel did not end well");
+                    }
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) if self.returns => {
+                    let heard = self.migration.lock().heard;
+                    self.check_silence(asked.max(heard))?;
+                    self.ask(Instant::now())?;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Told),
+            }
+        }
+    }
+
+    /// The guest stands still: sends what is left.
+    fn stopped(&mut self, devices: Vec<DeviceSection>) -> Result<(), Stopped> {
+        let before = self.written_bytes();
+        let progress = self.migration.progress();
+        Progress::set(&progress.precopy_bytes, before);
+        self.is_stopped = true;
+        self.rest(devices)?;
+        // Where nobody will say that it has all: a disk fails, and takes its time, while a
+        // cancel lets the guest run on.
+        if !self.returns {
+            self.stream.settle()?;
+        }
+        let downtime_bytes = self.written_bytes() - before;
+        Progress::set(&progress.downtime_bytes, downtime_bytes);
+        self.publish();
+        Ok(())
+    }
+
+    /// Without a return path the end of the channel is the only confirmation there is.
+    fn last_way(mut self) -> Result<(), Stopped> {
+        let is_file = matches!(self.options.address, Address::File { .. });
+        let sound = self.check_ram().map_err(EofError::Withheld);
+        let sent = sound.and_then(|()| self.stream.eof(&self.devices));
+        let migration = self.migration;
+        let event = match sent.map(|()| self.stream.finish()) {
+            Ok(Ok(unconfirmed)) => {
+                if let Some(what) = unconfirmed {
+                    migration.warn(&what);
+                }
+                SourceEvent::EofWritten
+            }
+            Ok(Err(error)) if error.is_file_in_doubt() => {
+                migration.note(error);
+                SourceEvent::EofTorn
+            }
+            // A file that never got its name is none.
+            Ok(Err(error)) | Err(EofError::Torn(error) | EofError::Withheld(error)) if is_file => {
+                migration.note(error);
+                SourceEvent::EofWithheld
+            }
+            Err(EofError::Withheld(error)) => {
+                migration.note(error);
+                SourceEvent::EofWithheld
+            }
+            Ok(Err(error)) | Err(EofError::Torn(error)) => {
+                migration.note(error);
+                SourceEvent::EofTorn
+            }
+        };
+        match migration.on(event) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Stopped::Told),
+        }
+    }
+
+    /// The guest stands still and device state was collected: the last sync comes now.
+    fn rest(&mut self, devices: Vec<DeviceSection>) -> Result<(), Stopped> {
+        if table_of(&self.ram)? != *self.stream.table() {
+            return Err(Stopped::Failed(MigrateError::BlocksChanged));
+        }
+        self.sync()?;
+        if let Some(deltas) = &mut self.deltas {
+            deltas.begin_pass(&mut self.tally);
+        }
+        let skip = self.options.sabotage == SourceSabotage::SkipPage;
+        let mut due = Due::default();
+        let chunks: Vec<_> = self.pages.chunks().collect();
+        // In END nothing can be said while the multifd channels are waited for.
+        self.stream.begin_part(self.lanes.is_none());
+        let count = chunks.len();
+        for (index, (block, mut chunk)) in chunks.into_iter().enumerate() {
+            if self.is_told_to_stop() {
+                return Err(Stopped::Told);
+            }
+            if skip && index + 1 == count {
+                // Half of the last one, so that there is something to miss.
+                chunk.end -= chunk.len() / 2;
+            }
+            self.send(block, chunk, &mut due)?;
+        }
+        if self.lanes.is_some() {
+            self.sync_lanes(true)?;
+            self.stream.end_part()?;
+            self.stream.begin_part(true);
+            if std::mem::take(&mut self.multifd_sync) {
+                self.stream.multifd_flush();
+            }
+        }
+        self.stream.end_part()?;
+        self.check_ram()?;
+        self.stream.devices(&devices)?;
+        self.devices = devices;
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! Whether the guest may be stopped, and whether the time for that is over.
+
+use std::time::{Duration, Instant};
+
+use paguro_sys::page_size;
+
+use super::{Sender, Stopped, micros};
+use crate::source::MigrateError;
+use crate::source::forecast::Outlook;
+use crate::source::options::AtTimeout;
+use crate::source::progress::Progress;
+
+impl Sender<'_> {
+    /// Whether the guest may be stopped.
+    pub(super) fn is_enough(&self, outlook: &Outlook) -> bool {
+        outlook.downtime() <= self.migration.downtime_limit() || self.pages.pages() == 0
+    }
+
+    pub(super) fn is_time_over(&self) -> bool {
+        let timeout = self.options.convergence.timeout;
+        timeout.is_some_and(|time| self.began.elapsed() >= time)
+    }
+
+    /// Whether the time to converge is over and the guest is to be stopped all the same.
+    pub(super) fn is_out_of_time(&self, forecast: Duration) -> Result<bool, Stopped> {
+        let convergence = &self.options.convergence;
+        let over = |time: &Duration| self.began.elapsed() >= *time;
+        match (convergence.timeout.filter(over), convergence.at_timeout) {
+            (None, _) => Ok(false),
+            (Some(_), AtTimeout::Switchover) => Ok(true),
+            (Some(time), AtTimeout::Cancel) => Err(Stopped::Failed(MigrateError::NotConverging {
+                after_s: time.as_secs(),
+                forecast_ms: u64::try_from(forecast.as_millis()).unwrap_or(u64::MAX),
+            })),
+        }
+    }
+
+    /// How things stand.
+    pub(super) fn outlook(&self) -> Outlook {
+        let measured = self.stream.bandwidth.bytes_per_s();
+        let given = self.options.avail_switchover_bandwidth;
+        let inner = self.migration.lock();
+        let digestion = &inner.digestion;
+        let digested = digestion.bytes_per_s().map_or(0, |rate| rate as u64);
+        let bytes_per_s = match (given, measured, digested) {
+            (0, 0, one) | (0, one, 0) => one,
+            (0, measured, digested) => measured.min(digested),
+            (given, _, _) => given,
+        };
+        let backlog = match self.can_tell() {
+            true => {
+                let (sent_to, stays) = (self.sent_to(), !self.returns);
+                digestion.backlog(sent_to, stays, bytes_per_s, Instant::now())
+            }
+            false => self.stream.held(bytes_per_s),
+        };
+        let (pages, work) = self.labour.expect(self.pages.pages() as u64);
+        Outlook {
+            backlog: backlog.unwrap_or_default(),
+            dirty_bytes: pages * page_size() as u64,
+            work,
+            bytes_per_s,
+            round_trip: digestion.round_trip(),
+            sync: self.tally.sync,
+        }
+    }
+
+    /// What is to be expected, for all to see.
+    pub(super) fn forecast(&self, outlook: &Outlook) -> Duration {
+        let forecast = outlook.downtime();
+        let progress = self.migration.progress();
+        Progress::set(&progress.bandwidth, self.stream.bandwidth.bytes_per_s());
+        // Nothing was sent yet from which to tell: then there is next to nothing to send.
+        let known = match forecast {
+            Duration::MAX => 0,
+            forecast => micros(forecast),
+        };
+        Progress::set(&progress.expected_downtime_us, known);
+        Progress::set(&progress.forecast_us, known);
+        Progress::set(&progress.last_dirty_bytes, outlook.dirty_bytes);
+        forecast
+    }
+}

@@ -1,0 +1,184 @@
+//! RAM in passes, while the guest runs.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use paguro_sys::page_size;
+
+use super::{LOOK, Sender, Stopped, micros};
+use crate::source::forecast::is_worth_a_pass;
+use crate::source::outstanding::{CHUNK, Due};
+use crate::source::progress::Progress;
+use crate::source::stream::{BREATH, Pace};
+
+/// A PART takes about that long.
+const PART: Duration = Duration::from_millis(50);
+/// And is no longer, so that what it takes the destination is known soon.
+const PART_BYTES: u64 = 4 << 20;
+
+/// Pages of a block.
+type Chunk = (usize, Range<usize>);
+
+impl Sender<'_> {
+    /// Pass after pass, until the rest can be sent within the limit.
+    pub(super) fn precopy(&mut self) -> Result<(), Stopped> {
+        let mut pace = Pace::new(self.written_bytes(), self.migration.max_bandwidth());
+        let mut since = (Instant::now(), self.written_bytes());
+        self.labour.unlooked = self.pages.pages() as u64;
+        // What was sent at first is by far the most of it.
+        let mut is_first = true;
+        loop {
+            let pass = Instant::now();
+            self.pass(&mut pace)?;
+            // The rest would be sent in vain.
+            self.check_ram()?;
+            let sent_to = self.sent_to();
+            let mut new_pages = self.sync()?;
+            let mut outlook = self.outlook();
+            if self.awaits(&outlook, sent_to, is_first) {
+                is_first = false;
+                self.await_digestion(sent_to, pass)?;
+                new_pages += self.collect()?;
+                outlook = self.outlook();
+            }
+            let new_bytes = (new_pages * page_size()) as u64;
+            let took = since.0.elapsed().as_secs_f64().max(1e-6);
+            let progress = self.migration.progress();
+            Progress::set(&progress.dirty_pages_rate, (new_pages as f64 / took) as u64);
+            let sent_bytes = self.written_bytes() - since.1;
+            since = (Instant::now(), self.written_bytes());
+
+            let forecast = self.forecast(&outlook);
+            if self.is_enough(&outlook) {
+                if self.is_time_over() || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes())
+                {
+                    return Ok(());
+                }
+                continue;
+            }
+            if self.is_out_of_time(forecast)? {
+                tracing::warn!(
+                    forecast_us = micros(forecast),
+                    "it does not converge in time, and the guest is stopped all the same"
+                );
+                Progress::set(&progress.forced, 1);
+                return Ok(());
+            }
+            let percent = self.brake.sync(self.machine, new_bytes, sent_bytes);
+            self.slowed(percent);
+            self.look_at_vcpus();
+        }
+    }
+
+    /// Everything that is dirty now, in PARTs; less when the time to converge is over.
+    fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
+        let chunks: Vec<_> = self.pages.chunks().collect();
+        if let Some(deltas) = &mut self.deltas {
+            deltas.begin_pass(&mut self.tally);
+        }
+        let mut due = Due::default();
+        let mut chunks = chunks.into_iter().peekable();
+        let pass = Instant::now();
+        while chunks.peek().is_some() {
+            let part = Instant::now();
+            self.part(&mut chunks, pace, &mut due)?;
+            self.publish();
+            self.look_at_vcpus();
+            let outlook = self.outlook();
+            let over = self.is_out_of_time(self.forecast(&outlook))?;
+            let is_last = over || chunks.peek().is_none();
+            if is_last {
+                self.end_multifd_pass(false)?;
+            }
+            self.stream.end_part()?;
+            // What goes over multifd channels is known to be there at the end of a pass only.
+            match (self.lanes.is_some(), is_last) {
+                (false, _) => self.ask(part)?,
+                (true, true) => self.ask(pass)?,
+                (true, false) => {}
+            }
+            if over {
+                break;
+            }
+            if self.lanes.is_some() {
+                // There is little in it, but it says that this side is well.
+                self.stream.flush()?;
+            }
+            self.keep(pace)?;
+        }
+        self.stream.flush()?;
+        self.labour.fade();
+        Ok(())
+    }
+
+    /// Begins a PART, and sends chunk after chunk in it for as long as it takes.
+    fn part(
+        &mut self,
+        chunks: &mut impl Iterator<Item = Chunk>,
+        pace: &Pace,
+        due: &mut Due,
+    ) -> Result<(), Stopped> {
+        let (part, at) = (Instant::now(), self.written_bytes());
+        let most = pace.bytes_in(PART).unwrap_or(u64::MAX).min(PART_BYTES);
+        self.stream.begin_part(false);
+        while part.elapsed() < PART
+            && self.written_bytes() - at < most
+            && let Some((block, chunk)) = chunks.next()
+        {
+            if self.is_told_to_stop() {
+                return Err(Stopped::Told);
+            }
+            let (start, before) = (Instant::now(), self.written_bytes());
+            let differences = self.tally.differences.pages;
+            self.send(block, chunk.clone(), due)?;
+            let bytes = self.written_bytes() - before;
+            let sent = due.content.len() + due.gone.len();
+            // What is in doubt is looked at and turns out to be zero. Lanes tell only later what they
+            // wrote.
+            let found = match self.lanes {
+                Some(_) => sent as u64,
+                None => bytes.div_ceil(page_size() as u64),
+            };
+            let pages = chunk.len() as u64;
+            self.labour
+                .count(pages, found, sent as u64, start.elapsed());
+            // A chunk of zeros says nothing about the channel, nor does one of which next to
+            // nothing is sent.
+            let whole = due.content.len() as u64 - (self.tally.differences.pages - differences);
+            if whole > CHUNK as u64 / 4 {
+                self.stream.bandwidth.count(bytes, start.elapsed());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until so much may have been sent, as the limit of bandwidth has it.
+    fn keep(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
+        while let Some(rest) = pace.due(self.written_bytes(), self.migration.max_bandwidth()) {
+            if self.is_told_to_stop() {
+                return Err(Stopped::Told);
+            }
+            std::thread::sleep(rest.min(LOOK));
+            self.stream.idle(BREATH)?;
+            self.look_at_vcpus();
+            if self.is_time_over() {
+                // What happens now is decided behind the next PART.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn look_at_vcpus(&mut self) {
+        let percent = self.brake.look(self.machine, &*self.tracker);
+        self.slowed(percent);
+    }
+
+    fn slowed(&self, percent: Option<u8>) {
+        if let Some(percent) = percent {
+            tracing::info!(percent, "the guest is slowed down");
+            let progress = self.migration.progress();
+            Progress::set(&progress.throttle_percent, u64::from(percent));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What a sender has done so far: its own count, by which it decides. [`Progress`] shows it.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::progress::Progress;
+
+/// Counts of one migration. Pages are of the host.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Pages sent with content, by the main channel.
+    pub(super) normal_pages: u64,
+    /// Pages sent as zero, by the main channel.
+    pub(super) zero_pages: u64,
+    /// What became of pages that were sent as differences, or might have been.
+    pub(super) differences: Differences,
+    /// Dirty syncs.
+    pub(super) syncs: u64,
+    /// How long the last one took.
+    pub(super) sync: Duration,
+}
+
+/// Of XBZRLE.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Differences {
+    /// Pages sent as differences, unchanged ones included.
+    pub(super) pages: u64,
+    /// Bytes of those differences.
+    pub(super) bytes: u64,
+    /// Pages that the cache did not know.
+    pub(super) misses: u64,
+    /// Pages whose difference was as long as a page.
+    pub(super) overflows: u64,
+    /// Misses of a thousand pages, in the last pass.
+    pub(super) miss_permille: u64,
+    /// A thousand times the bytes of pages for each byte of their differences, in the last pass.
+    pub(super) encoding_rate_permille: u64,
+}
+
+/// What the multifd channels have done; each of their threads adds to it.
+#[derive(Debug, Default)]
+pub(super) struct LaneCounts {
+    pub(super) bytes: AtomicU64,
+    pub(super) normal_pages: AtomicU64,
+    pub(super) zero_pages: AtomicU64,
+}
+
+impl LaneCounts {
+    pub(super) fn add(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+}
+
+impl Tally {
+    /// Shows it, with what the multifd channels did.
+    pub(super) fn mirror(&self, lanes: Option<&LaneCounts>, progress: &Progress) {
+        let count = |of: fn(&LaneCounts) -> &AtomicU64| lanes.map_or(0, |it| of(it).load(Relaxed));
+        let normal = self.normal_pages + count(|lanes| &lanes.normal_pages);
+        Progress::set(&progress.normal_pages, normal);
+        let zero = self.zero_pages + count(|lanes| &lanes.zero_pages);
+        Progress::set(&progress.zero_pages, zero);
+        Progress::set(&progress.multifd_bytes, count(|lanes| &lanes.bytes));
+        Progress::set(&progress.dirty_syncs, self.syncs);
+        Progress::set(&progress.sync_us, super::micros(self.sync));
+        let of = &self.differences;
+        Progress::set(&progress.xbzrle_pages, of.pages);
+        Progress::set(&progress.xbzrle_bytes, of.bytes);
+        Progress::set(&progress.xbzrle_cache_misses, of.misses);
+        Progress::set(&progress.xbzrle_overflows, of.overflows);
+        Progress::set(&progress.xbzrle_cache_miss_permille, of.miss_permille);
+        let rate = of.encoding_rate_permille;
+        Progress::set(&progress.xbzrle_encoding_rate_permille, rate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_what_both_kinds_of_channels_did() {
+        let mut tally = Tally {
+            normal_pages: 3,
+            syncs: 2,
+            ..Tally::default()
+        };
+        let (lanes, progress) = (LaneCounts::default(), Progress::default());
+        LaneCounts::add(&lanes.normal_pages, 4);
+        LaneCounts::add(&lanes.bytes, 4 * 4096);
+        // What an operator's display says is nobody's working state.
+        Progress::set(&progress.normal_pages, 1000);
+        tally.mirror(Some(&lanes), &progress);
+        assert_eq!(Progress::get(&progress.normal_pages), 7);
+        assert_eq!(Progress::get(&progress.multifd_bytes), 4 * 4096);
+        tally.normal_pages += 1;
+        tally.mirror(None, &progress);
+        assert_eq!(Progress::get(&progress.normal_pages), 4);
+        assert_eq!(Progress::get(&progress.dirty_syncs), 2);
+    }
+}
