@@ -20,17 +20,24 @@
 //! says what it can do. What counts is what was measured last: a host that stood still for a moment is
 //! forgotten after a few parts, and the fastest PONG is not made slower by it.
 //!
+//! Where the source takes its time to find something to send, the destination waits for it, and is not slow:
+//! what comes in time is set against the time that was spent in writing it. A few bytes say nothing; they
+//! are gathered until there are more.
+//!
 //! A file has no destination that answers. Syncing it is the question and the answer.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::bandwidth::Gathered;
 use super::forecast::Rate;
 
 /// Of a destination that does not answer, not everything is kept.
 const UNANSWERED: usize = 64;
 /// Syncing so much takes about as long as syncing nothing.
 const FEW_BYTES: u64 = 256 << 10;
+/// So late an answer may be because nobody had a core for it.
+const LATE: Duration = Duration::from_millis(5);
 
 /// What was sent, what was digested of it, and how fast.
 #[derive(Debug, Default)]
@@ -43,6 +50,9 @@ pub(super) struct Digestion {
     fastest: Option<Duration>,
     /// Bytes.
     rate: Rate,
+    /// What was digested since that was counted last, and whether any of it was late.
+    gathered: Gathered,
+    was_late: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +61,8 @@ struct Asked {
     bytes: u64,
     /// When the first of those behind the PING before it was.
     began: Instant,
+    /// How long they took to be written.
+    writing: Duration,
     at: Instant,
 }
 
@@ -61,13 +73,19 @@ struct Answered {
 }
 
 impl Digestion {
-    /// A PING goes now, behind so many bytes, the last of which began to be written at `began`. Whether
-    /// it does: not if many were never answered.
-    pub(super) fn ask(&mut self, bytes: u64, began: Instant) -> bool {
+    /// A PING goes now, behind so many bytes. The last of them began to be looked for at `began`, and
+    /// writing them took `writing` of the time since then. Whether it does: not if many were never
+    /// answered.
+    pub(super) fn ask(&mut self, bytes: u64, began: Instant, writing: Duration) -> bool {
         let asks = self.asked.len() < UNANSWERED;
         if asks {
             let at = Instant::now();
-            self.asked.push_back(Asked { bytes, began, at });
+            self.asked.push_back(Asked {
+                bytes,
+                began,
+                writing,
+                at,
+            });
         }
         asks
     }
@@ -86,31 +104,36 @@ impl Digestion {
             before = answered.bytes;
         }
         let bytes = asked.bytes.saturating_sub(before);
-        let busy = now.saturating_duration_since(free);
-        self.count(bytes, busy, (took - fastest) * 4 >= busy);
+        let late = took - fastest;
+        let busy = now
+            .saturating_duration_since(free)
+            .min(asked.writing + late);
+        self.count(bytes, busy, late * 4 >= busy);
         self.answered = Some(Answered {
             bytes: asked.bytes,
             at: now,
         });
     }
 
-    /// A file was synced up to so many bytes. The last of them began to be written at `began`, and the
-    /// sync at `at`.
-    pub(super) fn settle(&mut self, bytes: u64, began: Instant, at: Instant, now: Instant) {
+    /// A file was synced up to so many bytes. Writing the last of them took `writing`, and the sync
+    /// began at `at`.
+    pub(super) fn settle(&mut self, bytes: u64, writing: Duration, at: Instant, now: Instant) {
         let new = bytes - self.answered.map_or(0, |answered| answered.bytes);
         if new < FEW_BYTES {
             let took = now.saturating_duration_since(at);
             self.fastest = Some(self.fastest.map_or(took, |fastest| fastest.min(took)));
         } else {
-            self.count(new, now.saturating_duration_since(began), true);
+            self.count(new, writing + now.saturating_duration_since(at), true);
         }
         self.answered = Some(Answered { bytes, at: now });
     }
 
     fn count(&mut self, bytes: u64, busy: Duration, is_late: bool) {
-        if bytes == 0 || busy.is_zero() {
+        self.was_late |= is_late;
+        let Some((bytes, busy)) = self.gathered.add(bytes, busy, LATE) else {
             return;
-        }
+        };
+        let is_late = std::mem::take(&mut self.was_late);
         let faster = bytes as f64 / busy.as_secs_f64();
         if is_late || self.rate.per_s().is_none_or(|rate| rate < faster) {
             self.rate.count(bytes as f64, busy);
@@ -183,7 +206,7 @@ mod tests {
 
     /// A PING at `at` milliseconds behind so many MiB that were begun `wrote` milliseconds before.
     fn ask(digestion: &mut Digestion, start: Instant, at: u64, mib: u64, wrote: u64) {
-        assert!(digestion.ask(mib * MIB, start + ms(at - wrote)));
+        assert!(digestion.ask(mib * MIB, start + ms(at - wrote), ms(wrote)));
         digestion.asked.back_mut().unwrap().at = start + ms(at);
     }
 
@@ -245,7 +268,7 @@ mod tests {
     fn what_stays_until_it_is_asked_for_does_not_get_less() {
         let mut digestion = Digestion::default();
         let start = Instant::now();
-        digestion.settle(100 * MIB, start, start + ms(900), start + ms(1000));
+        digestion.settle(100 * MIB, ms(900), start + ms(900), start + ms(1000));
         assert_eq!(digestion.round_trip(), ms(0));
         let rate = digestion.bytes_per_s().unwrap() / MIB as f64;
         assert!((99.0..101.0).contains(&rate), "{rate}");
@@ -254,12 +277,7 @@ mod tests {
             .unwrap();
         assert!((ms(99)..ms(101)).contains(&left), "{left:?}");
         // Next to nothing was written: what remains is what a sync takes anyhow.
-        digestion.settle(
-            100 * MIB + 4096,
-            start + ms(1000),
-            start + ms(1000),
-            start + ms(1020),
-        );
+        digestion.settle(100 * MIB + 4096, ms(0), start + ms(1000), start + ms(1020));
         assert_eq!(digestion.round_trip(), ms(20));
         let rate = digestion.bytes_per_s().unwrap() / MIB as f64;
         assert!((99.0..101.0).contains(&rate), "{rate}");
@@ -292,6 +310,57 @@ mod tests {
         assert_eq!(digestion.round_trip(), ms(2));
     }
 
+    /// Asks after `looked` milliseconds of looking and 0.1 of writing so many KiB more.
+    fn ask_after_a_search(digestion: &mut Digestion, start: Instant, bytes: u64, looked: u64) {
+        let writing = Duration::from_micros(100);
+        assert!(digestion.ask(bytes, start, writing));
+        digestion.asked.back_mut().unwrap().at = start + ms(looked);
+    }
+
+    #[test]
+    fn who_waits_for_a_source_that_searches_is_not_slow() {
+        let mut digestion = Digestion::default();
+        let mut start = Instant::now();
+        ask(&mut digestion, start, 0, 0, 0);
+        digestion.answer(start + ms(1));
+        // 100 KiB each, between which much is looked at that is absent or zero.
+        for pass in 1..=100 {
+            start += ms(50);
+            ask_after_a_search(&mut digestion, start, pass * (100 << 10), 45);
+            digestion.answer(start + ms(46));
+        }
+        let rate = digestion.bytes_per_s().unwrap();
+        assert!(rate > 500e6, "{rate}");
+        // It was held up once, and it was not this that it is slow.
+        start += ms(50);
+        ask_after_a_search(&mut digestion, start, 101 * (100 << 10), 45);
+        digestion.answer(start + ms(95));
+        assert!(digestion.bytes_per_s().unwrap() < 100e6);
+        for pass in 102..=150 {
+            start += ms(100);
+            ask_after_a_search(&mut digestion, start, pass * (100 << 10), 45);
+            digestion.answer(start + ms(46));
+        }
+        let rate = digestion.bytes_per_s().unwrap();
+        assert!(rate > 500e6, "{rate}");
+    }
+
+    #[test]
+    fn a_few_bytes_say_nothing_of_who_digests_them() {
+        let mut digestion = Digestion::default();
+        let start = Instant::now();
+        ask(&mut digestion, start, 0, 0, 0);
+        digestion.answer(start + ms(1));
+        // A PING by itself, for which there is no core for a while.
+        for count in 1..=5000 {
+            let at = start + ms(10 * count);
+            assert!(digestion.ask(13 * count, at, Duration::from_micros(10)));
+            digestion.asked.back_mut().unwrap().at = at;
+            digestion.answer(at + ms(4));
+        }
+        assert!(digestion.bytes_per_s().is_none_or(|rate| rate > 1e9));
+    }
+
     #[test]
     fn the_fastest_answer_says_how_long_a_round_trip_takes() {
         let mut digestion = Digestion::default();
@@ -308,7 +377,7 @@ mod tests {
     #[test]
     fn of_a_destination_that_never_answers_not_everything_is_kept() {
         let mut digestion = Digestion::default();
-        let asks = |_: &usize| digestion.ask(0, Instant::now());
+        let asks = |_: &usize| digestion.ask(0, Instant::now(), ms(0));
         assert_eq!((0..1000).filter(asks).count(), UNANSWERED);
     }
 }

@@ -12,13 +12,14 @@ use paguro_ram::GuestRam;
 use paguro_wire::globalstate;
 use paguro_wire::stream::ram::BlockTable;
 
+use super::bandwidth::Packing;
 use super::delta::{self, Deltas};
 use super::forecast::Labour;
 use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
 use super::progress::Progress;
-use super::sender::{Command, Nothing, Sender, Stopped, micros};
+use super::sender::{Command, Measured, Nothing, Sender, Stopped, micros};
 use super::stream::{Stream, table_of};
 use super::tally::Tally;
 use super::throttle::Brake;
@@ -216,7 +217,10 @@ impl<'s, 'e> Driver<'s, 'e> {
             batch: Box::new(Batch::new()),
             labour: Labour::default(),
             tally: Tally::default(),
+            measured: Measured::default(),
+            packing: Packing::default(),
             asked_to: 0,
+            asked_spent: Duration::ZERO,
             multifd_sync: false,
         };
         if returns {

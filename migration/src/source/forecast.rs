@@ -8,13 +8,13 @@
 //!          + two round trips: PING to PONG, EOF to SHUT
 //! ```
 //!
-//! The bandwidth is that of the last windows of at least 100 ms in which there was something to
-//! send; what the limit of bandwidth slept away does not count, as it does not apply to a guest
-//! that stands still. If the destination [digests](super::digestion) less than that, this counts.
+//! The [bandwidth](super::bandwidth) is that of the time that was spent in writing. If the
+//! destination [digests](super::digestion) less than that, this counts. Dirty pages count as whole ones,
+//! though they may turn out to be zero or little different; but for what compression is seen to save.
 //! QEMU counts only the second line of it, and one window.
 //!
 //! What it takes to find and read pages was measured, too: of pages that lie far apart this may be most
-//! of it. In the first pass, as long as it is not over, most pages may be absent: how many are not is
+//! of it, and on the main channel it adds to what it takes to write them. In the first pass, as long as it is not over, most pages may be absent: how many are not is
 //! concluded from those that were looked at.
 
 use std::time::Duration;
@@ -25,46 +25,6 @@ const WINDOW: Duration = Duration::from_millis(100);
 const DEVICE_BYTES: u64 = 64 << 10;
 /// Until something is known, for collecting and loading it.
 const DEVICE_TIME: Duration = Duration::from_millis(2);
-
-/// Measures what the channel takes.
-#[derive(Debug, Default)]
-pub struct Bandwidth {
-    window_bytes: u64,
-    window_time: Duration,
-    total_bytes: u64,
-    total_time: Duration,
-    /// Bytes a second, smoothed over windows; none before the first is full.
-    smoothed: Option<f64>,
-}
-
-impl Bandwidth {
-    /// So many bytes went out in `time`, sleeping left out.
-    pub fn count(&mut self, bytes: u64, time: Duration) {
-        self.window_bytes += bytes;
-        self.window_time += time;
-        self.total_bytes += bytes;
-        self.total_time += time;
-        if self.window_time < WINDOW {
-            return;
-        }
-        let now = self.window_bytes as f64 / self.window_time.as_secs_f64();
-        // The newest window counts most: bandwidth may have changed for good.
-        self.smoothed = Some(self.smoothed.map_or(now, |before| before * 0.3 + now * 0.7));
-        self.window_bytes = 0;
-        self.window_time = Duration::ZERO;
-    }
-
-    /// Bytes a second; 0 before anything was sent.
-    pub fn bytes_per_s(&self) -> u64 {
-        let total = self.total_time.as_secs_f64();
-        let average = if total > 0.0 {
-            self.total_bytes as f64 / total
-        } else {
-            0.0
-        };
-        self.smoothed.unwrap_or(average) as u64
-    }
-}
 
 /// How fast something went of late: over about 100 ms, or the last ten times that something was
 /// counted and [faded](Self::fade), if that is longer ago.
@@ -97,7 +57,7 @@ impl Rate {
     }
 }
 
-/// How long the sender took to find, read and write pages.
+/// How long the sender took to find and read pages; with multifd, to have them written, too.
 #[derive(Debug, Default)]
 pub struct Labour {
     /// Pages that were looked at for the first time, as how many of them what was sent is, and how long
@@ -243,30 +203,6 @@ mod tests {
             labour.count(5, 5, 5, Duration::from_micros(50));
         }
         assert!(labour.expect(7).1 < Duration::from_millis(200));
-    }
-
-    #[test]
-    fn nothing_is_promised_before_something_was_sent() {
-        let outlook = Outlook {
-            bytes_per_s: Bandwidth::default().bytes_per_s(),
-            ..Outlook::default()
-        };
-        assert_eq!(outlook.downtime(), Duration::MAX);
-    }
-
-    #[test]
-    fn bandwidth_follows_a_change_within_a_few_windows() {
-        let mut bandwidth = Bandwidth::default();
-        bandwidth.count(1 << 20, Duration::from_millis(10));
-        assert_eq!(bandwidth.bytes_per_s(), 100 << 20);
-        for _ in 0..10 {
-            bandwidth.count(100 << 20, Duration::from_millis(100));
-        }
-        for _ in 0..4 {
-            bandwidth.count(10 << 20, Duration::from_millis(100));
-        }
-        let now = bandwidth.bytes_per_s() >> 20;
-        assert!((100..115).contains(&now), "{now} MiB/s");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paguro_ram::GuestRam;
 use paguro_sys::{Places, page_size};
@@ -96,8 +96,48 @@ pub(super) struct Queue {
     room: Condvar,
     channels: usize,
     counts: LaneCounts,
+    writing: Mutex<Writing>,
     /// Leave out every SYNC but the last, and let a page be overtaken.
     unordered: bool,
+}
+
+/// For how long any of the channels was writing. What several do at a time is one time: the way that they
+/// share is as fast as all of them together.
+#[derive(Default)]
+struct Writing {
+    channels: usize,
+    since: Option<Instant>,
+    before: Duration,
+}
+
+impl Writing {
+    fn spent(&self) -> Duration {
+        self.before + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// Held by a channel while it writes.
+struct Writes<'a>(&'a Queue);
+
+impl<'a> Writes<'a> {
+    fn begin(queue: &'a Queue) -> Self {
+        let mut writing = queue.writing();
+        writing.channels += 1;
+        writing.since.get_or_insert_with(Instant::now);
+        drop(writing);
+        Self(queue)
+    }
+}
+
+impl Drop for Writes<'_> {
+    fn drop(&mut self) {
+        let mut writing = self.0.writing();
+        writing.channels -= 1;
+        if writing.channels == 0 {
+            writing.before = writing.spent();
+            writing.since = None;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -135,12 +175,17 @@ impl Queue {
             room: Condvar::new(),
             channels,
             counts: LaneCounts::default(),
+            writing: Mutex::default(),
             unordered,
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, change: impl FnOnce(&mut Inner)) {
@@ -228,6 +273,11 @@ impl Lanes {
     /// What the channels did so far.
     pub(super) fn counts(&self) -> &LaneCounts {
         &self.0.counts
+    }
+
+    /// For how long any of them was writing.
+    pub(super) fn spent(&self) -> Duration {
+        self.0.writing().spent()
     }
 
     /// Hands a batch over, if there is room for it within `time`.
@@ -373,6 +423,7 @@ impl Lane<'_> {
             places.push(offset as usize, page_size());
         }
         let mut head = &head[..];
+        let _writes = Writes::begin(&self.queue);
         while !head.is_empty() || places.left_bytes() > 0 {
             let sent = self.writer.send(&mut places, &mut head)?;
             if sent == 0 {
@@ -392,6 +443,7 @@ impl Lane<'_> {
             [] => &mut pieces[..1],
             _ => &mut pieces[..],
         };
+        let _writes = Writes::begin(&self.queue);
         while !pieces.is_empty() {
             match self.writer.write_vectored(pieces) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

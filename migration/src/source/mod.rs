@@ -12,6 +12,7 @@
 //! | `delta` | only what changed of a page is sent (XBZRLE) |
 //! | `lanes` | the multifd channels |
 //! | `digestion` | what the destination has still to digest |
+//! | `bandwidth` | how fast the channels take what is written |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
 //!
 //! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
@@ -21,6 +22,7 @@
 //! else.
 
 mod answers;
+mod bandwidth;
 mod delta;
 mod digestion;
 mod drive;

@@ -14,7 +14,7 @@ use paguro_wire::stream::section::{self, SectionHeader};
 use paguro_wire::stream::{devices, header};
 
 use super::MigrateError;
-use super::forecast::Bandwidth;
+use super::bandwidth::Bandwidth;
 use crate::channel::{ChannelError, Writer};
 
 /// The number of the RAM section; devices follow.
@@ -35,6 +35,7 @@ pub(crate) struct Stream {
     written_bytes: u64,
     /// Whether a write failed: nothing more of the stream may follow then.
     broken: bool,
+    /// Of all channels.
     pub(crate) bandwidth: Bandwidth,
     /// When it was written to last.
     written_at: Instant,
@@ -298,11 +299,14 @@ impl Stream {
         if self.out.is_empty() {
             return Ok(());
         }
+        let start = Instant::now();
         let written = self.writer.write_all(&self.out);
         self.broken |= written.is_err();
         written.map_err(|error| MigrateError::broken("write to", error))?;
-        self.written_bytes += self.out.len() as u64;
+        let bytes = self.out.len() as u64;
+        self.written_bytes += bytes;
         self.written_at = Instant::now();
+        self.bandwidth.count(bytes, self.written_at - start);
         self.out.clear();
         Ok(())
     }

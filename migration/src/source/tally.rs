@@ -53,6 +53,10 @@ impl LaneCounts {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
+
+    pub(super) fn normal_pages(&self) -> u64 {
+        self.normal_pages.load(Relaxed)
+    }
 }
 
 impl Tally {

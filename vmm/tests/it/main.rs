@@ -5,6 +5,7 @@ mod common;
 mod digesting;
 mod ends;
 mod faults;
+mod forecasting;
 mod loading;
 mod migrating;
 mod pausing;

@@ -52,8 +52,9 @@ impl Sender<'_> {
             self.stream.flush()?;
             let at = Instant::now();
             self.stream.settle()?;
+            let writing = self.writing();
             let digestion = &mut self.migration.lock().digestion;
-            digestion.settle(sent_to, began, at, Instant::now());
+            digestion.settle(sent_to, writing, at, Instant::now());
             return Ok(());
         }
         let start = Instant::now();
@@ -100,10 +101,19 @@ impl Sender<'_> {
             // Before it goes: what is not written yet is not waited for.
             self.stream.flush()?;
             self.asked_to = self.written_bytes();
-            if self.migration.lock().digestion.ask(self.asked_to, began) {
+            let writing = self.writing();
+            let digestion = &mut self.migration.lock().digestion;
+            if digestion.ask(self.asked_to, began, writing) {
                 self.stream.order(&Order::Ping(PING_OPEN))?;
             }
         }
         Ok(())
+    }
+
+    /// Time spent in writing since this was asked last.
+    fn writing(&mut self) -> Duration {
+        self.measure_lanes();
+        let spent = self.stream.bandwidth.spent();
+        spent - std::mem::replace(&mut self.asked_spent, spent)
     }
 }

@@ -14,6 +14,7 @@ use paguro_dirty::tracker::Tracker;
 use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 
+use super::bandwidth::Packing;
 use super::delta::Deltas;
 use super::forecast::Labour;
 use super::lanes::{Batch, Lanes};
@@ -28,6 +29,8 @@ use crate::Memory;
 use crate::machine::Machine;
 use crate::switchover::outcome::PING_OPEN;
 use crate::switchover::{SourceEvent, Unexpected};
+
+pub(super) use pages::Measured;
 
 /// Waits are looked into that often.
 const LOOK: Duration = Duration::from_millis(20);
@@ -86,8 +89,13 @@ pub(super) struct Sender<'a> {
     /// What sending was, so far.
     pub(super) labour: Labour,
     pub(super) tally: Tally,
-    /// Bytes before the last PING.
+    /// What the lanes had done when they were looked at last, and what compression saves there.
+    pub(super) measured: Measured,
+    pub(super) packing: Packing,
+    /// Bytes before the last PING, and the time that was spent in writing up to then, or up to the last
+    /// sync of a file.
     pub(super) asked_to: u64,
+    pub(super) asked_spent: Duration,
     /// Every channel writes SYNC, and the mark on the main channel is due.
     pub(super) multifd_sync: bool,
 }
@@ -119,7 +127,8 @@ impl Sender<'_> {
         };
         self.ask_multifd_sync(false);
         if self.returns {
-            self.migration.lock().digestion.ask(0, Instant::now());
+            let digestion = &mut self.migration.lock().digestion;
+            digestion.ask(0, Instant::now(), Duration::ZERO);
         }
         self.stream
             .begin(&pings, std::mem::take(&mut self.multifd_sync))?;

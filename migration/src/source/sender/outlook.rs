@@ -42,10 +42,10 @@ impl Sender<'_> {
         let inner = self.migration.lock();
         let digestion = &inner.digestion;
         let digested = digestion.bytes_per_s().map_or(0, |rate| rate as u64);
-        let bytes_per_s = match (given, measured, digested) {
-            (0, 0, one) | (0, one, 0) => one,
-            (0, measured, digested) => measured.min(digested),
-            (given, _, _) => given,
+        let bytes_per_s = match (given, digested) {
+            (0, 0) => measured,
+            (0, digested) => measured.min(digested),
+            (given, _) => given,
         };
         let backlog = match self.can_tell() {
             true => {
@@ -55,11 +55,17 @@ impl Sender<'_> {
             false => self.stream.held(bytes_per_s),
         };
         let (pages, work) = self.labour.expect(self.pages.pages() as u64);
+        let dirty_bytes = pages * page_size() as u64;
+        // Lanes write while pages are looked for; the main channel does one after the other.
+        let writing = match self.lanes {
+            Some(_) => Duration::ZERO,
+            None => Duration::from_secs_f64(dirty_bytes as f64 / measured as f64),
+        };
         Outlook {
             backlog: backlog.unwrap_or_default(),
-            dirty_bytes: pages * page_size() as u64,
-            work,
-            bytes_per_s,
+            dirty_bytes,
+            work: work.saturating_add(writing),
+            bytes_per_s: (bytes_per_s as f64 / self.packing.share()) as u64,
             round_trip: digestion.round_trip(),
             sync: self.tally.sync,
         }

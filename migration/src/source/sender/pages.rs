@@ -1,9 +1,10 @@
 //! The ways that pages go: the main channel, as differences, or the multifd channels.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::Duration;
 
 use paguro_dirty::tracker::Tracker;
+use paguro_sys::page_size;
 
 use super::{LOOK, Nothing, Sender, Stopped, is_told_to_stop};
 use crate::source::MigrateError;
@@ -12,8 +13,13 @@ use crate::source::options::SourceSabotage;
 use crate::source::outstanding::{Due, TakeError};
 use crate::source::stream::BREATH;
 
-/// Fewer bytes say nothing about the channels.
-const MEASURED_BYTES: u64 = 64 << 10;
+/// What the multifd channels had done when that was counted last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::source) struct Measured {
+    spent: Duration,
+    bytes: u64,
+    page_bytes: u64,
+}
 
 impl Sender<'_> {
     pub(super) fn send(
@@ -130,16 +136,31 @@ impl Sender<'_> {
         if self.lanes.is_none() {
             return Ok(());
         }
-        let (start, before) = (Instant::now(), self.written_bytes());
         self.sync_lanes(last)?;
-        let bytes = self.written_bytes() - before;
-        if bytes > MEASURED_BYTES {
-            self.stream.bandwidth.count(bytes, start.elapsed());
-        }
+        self.measure_lanes();
         if std::mem::take(&mut self.multifd_sync) {
             self.stream.multifd_flush();
         }
         Ok(())
+    }
+
+    /// Counts what the channels wrote since this was called last.
+    pub(super) fn measure_lanes(&mut self) {
+        let Some(lanes) = &self.lanes else {
+            return;
+        };
+        let counts = lanes.counts();
+        let now = Measured {
+            // Time first: what is written meanwhile counts next time as a little more, not as no time.
+            spent: lanes.spent(),
+            bytes: counts.bytes(),
+            page_bytes: counts.normal_pages() * page_size() as u64,
+        };
+        let before = std::mem::replace(&mut self.measured, now);
+        let bytes = now.bytes - before.bytes;
+        self.stream.bandwidth.count(bytes, now.spent - before.spent);
+        self.packing
+            .count(bytes, now.page_bytes - before.page_bytes);
     }
 
     /// Tries until the channels could, within a PART.

@@ -7,7 +7,7 @@ use paguro_sys::page_size;
 
 use super::{LOOK, Sender, Stopped, micros};
 use crate::source::forecast::is_worth_a_pass;
-use crate::source::outstanding::{CHUNK, Due};
+use crate::source::outstanding::Due;
 use crate::source::progress::Progress;
 use crate::source::stream::{BREATH, Pace};
 
@@ -82,6 +82,7 @@ impl Sender<'_> {
         while chunks.peek().is_some() {
             let part = Instant::now();
             self.part(&mut chunks, pace, &mut due)?;
+            self.measure_lanes();
             self.publish();
             self.look_at_vcpus();
             let outlook = self.outlook();
@@ -108,6 +109,7 @@ impl Sender<'_> {
         }
         self.stream.flush()?;
         self.labour.fade();
+        self.stream.bandwidth.fade();
         Ok(())
     }
 
@@ -129,8 +131,11 @@ impl Sender<'_> {
                 return Err(Stopped::Told);
             }
             let (start, before) = (Instant::now(), self.written_bytes());
-            let differences = self.tally.differences.pages;
+            let writing = self.stream.bandwidth.spent();
             self.send(block, chunk.clone(), due)?;
+            // What is written here is counted as that.
+            let written = self.stream.bandwidth.spent() - writing;
+            let took = start.elapsed().saturating_sub(written);
             let bytes = self.written_bytes() - before;
             let sent = due.content.len() + due.gone.len();
             // What is in doubt is looked at and turns out to be zero. Lanes tell only later what they
@@ -139,15 +144,8 @@ impl Sender<'_> {
                 Some(_) => sent as u64,
                 None => bytes.div_ceil(page_size() as u64),
             };
-            let pages = chunk.len() as u64;
             self.labour
-                .count(pages, found, sent as u64, start.elapsed());
-            // A chunk of zeros says nothing about the channel, nor does one of which next to
-            // nothing is sent.
-            let whole = due.content.len() as u64 - (self.tally.differences.pages - differences);
-            if whole > CHUNK as u64 / 4 {
-                self.stream.bandwidth.count(bytes, start.elapsed());
-            }
+                .count(chunk.len() as u64, found, sent as u64, took);
         }
         Ok(())
     }

@@ -1,0 +1,85 @@
+//! What is expected of the moment in which a machine stands still.
+
+use std::time::Duration;
+
+use paguro_migration::Memory;
+use paguro_migration::channel::{self, Stop};
+use paguro_migration::multifd::{Compression, Multifd};
+use paguro_migration::source::{AtTimeout, MigrateOptions, Migration, migrate};
+use paguro_sys::{Fallbacks, Host};
+use paguro_vmm::Config;
+
+use crate::common::*;
+use crate::migrating::{Name, assert_moved, relocate_over};
+
+/// A large machine of which so little is ever written that no chunk of it says much.
+fn sparse() -> Config {
+    Config {
+        memory_bytes: 256 << 20,
+        workload: "set=256K,rate=25000".parse().unwrap(),
+        ..config(accels()[0], 1)
+    }
+}
+
+/// Passes go on only while there is something to gain; that next to nothing is sent in them is no
+/// reason for another.
+#[test]
+fn a_guest_of_which_little_was_ever_touched_is_moved_in_a_few_passes() {
+    let _turn = turn();
+    let ways: [fn(&mut MigrateOptions); 4] = [
+        |_| {},
+        |options| options.xbzrle_cache_bytes = Some(1 << 20),
+        |options| options.multifd = Some(Multifd::new(2)),
+        |options| {
+            options.multifd = Some(Multifd {
+                compression: Compression::Zstd { level: 1 },
+                ..Multifd::new(2)
+            });
+        },
+    ];
+    for (index, way) in ways.iter().enumerate() {
+        let vm = start(&sparse());
+        wait_writes(&vm, 1000);
+        let name = Name::new();
+        let moved = relocate_over(&vm, &name.address(), |options, receiving| {
+            way(options);
+            receiving.multifd = options.multifd;
+            options.convergence.timeout = Some(Duration::from_secs(20));
+            options.convergence.at_timeout = AtTimeout::Switchover;
+        });
+        assert_moved(&moved);
+        let report = moved.sent.unwrap();
+        let seen = format!("way {index}: {report:#?}");
+        assert!(!report.forced && report.dirty_sync_count <= 20, "{seen}");
+        // 10 Mbit/s is less than any host does, and 1 Tbit/s more.
+        assert!(
+            (1_250_000..125_000_000_000).contains(&report.bandwidth),
+            "{seen}"
+        );
+        assert!((1..300_000).contains(&report.forecast_us), "{seen}");
+        take(&moved.vm).assert_right();
+    }
+}
+
+/// One way nobody answers: only what is written tells of the channel.
+#[test]
+fn a_guest_of_which_little_was_ever_touched_goes_to_a_file_in_a_few_passes() {
+    let _turn = turn();
+    let vm = start(&sparse());
+    wait_writes(&vm, 1000);
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("file:{}", dir.path().join("stream").display());
+    let channel = channel::Options::new(Stop::new().unwrap());
+    let mut options = MigrateOptions::new(address.parse().unwrap(), channel);
+    options.convergence.timeout = Some(Duration::from_secs(10));
+    options.convergence.at_timeout = AtTimeout::Switchover;
+    let migration = Migration::new(&options, None).unwrap();
+    let host = Host::probe(&Fallbacks::default());
+    let memory = Memory::new(host, vm.guest_ram().clone());
+    let report = migrate(&*vm, &memory, &options, &migration).unwrap();
+    assert!(
+        !report.forced && report.dirty_sync_count <= 20,
+        "{report:#?}"
+    );
+    assert!((1..300_000).contains(&report.forecast_us), "{report:#?}");
+}
