@@ -5,6 +5,7 @@
 //! and dropping it, on whatever path, lets the guest run on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use paguro_dirty::tracker::Tracker;
 use paguro_wire::device::DeviceSection;
@@ -53,6 +54,15 @@ pub struct Writer {
     pub name: String,
     /// How it behaves.
     pub class: WriterClass,
+}
+
+/// What the state of vCPUs and devices costs a machine that moves, while it stands still for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceCost {
+    /// Bytes of it.
+    pub bytes: u64,
+    /// How long it takes to stop all that runs, to save the state here, and to load and start it there.
+    pub time: Duration,
 }
 
 /// What is known of a machine whether it leaves or comes in. Called from any thread of the engine;
@@ -109,6 +119,14 @@ pub trait Machine: Board {
     ///
     /// The machine's; it then runs on as before.
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError>;
+
+    /// What the state of vCPUs and devices will cost, as far as the machine knows: by how many vCPUs it
+    /// has, by when it was saved or loaded last. The guest is stopped when this and all else is within
+    /// the limit. Asked when a migration begins; never waits. For a machine that does not say, the engine
+    /// goes by how fast it ever saved it, for any reason, and before that by a machine of a few vCPUs.
+    fn device_cost(&self) -> Option<DeviceCost> {
+        None
+    }
 }
 
 /// A machine that another one's state is moved into.

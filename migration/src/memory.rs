@@ -10,7 +10,9 @@ use paguro_dirty::{Freeze, FreezeError, Sampling, SamplingError, Unarrived};
 use paguro_faults::{Faults, FaultsError};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::Host;
+use paguro_wire::device::DeviceSection;
 
+use crate::machine::DeviceCost;
 use crate::restore::{Filler, MapWatch};
 
 /// Threads that read faults. Two, so that a writer of one chunk need not wait for the copy of
@@ -31,6 +33,8 @@ pub struct Memory {
     watch: OnceLock<(Arc<MapWatch>, Duration)>,
     written: Mutex<Vec<PageSet>>,
     freeze: Mutex<Weak<Freeze>>,
+    /// What stopping and saving the machine cost, the fastest of all times.
+    saving: Mutex<Option<DeviceCost>>,
     busy: AtomicBool,
 }
 
@@ -45,8 +49,24 @@ impl Memory {
             watch: OnceLock::new(),
             written: Mutex::default(),
             freeze: Mutex::default(),
+            saving: Mutex::default(),
             busy: AtomicBool::new(false),
         })
+    }
+
+    /// The machine was stopped and its devices were saved, which took so long.
+    pub(crate) fn was_saved(&self, devices: &[DeviceSection], time: Duration) {
+        let bytes = devices.iter().map(|section| section.body.len() as u64);
+        let bytes = bytes.sum();
+        let mut saving = lock(&self.saving);
+        // A host that stood still meanwhile would keep the machine from ever being stopped again.
+        let time = saving.map_or(time, |before| before.time.min(time));
+        *saving = Some(DeviceCost { bytes, time });
+    }
+
+    /// What that cost, if it was ever done.
+    pub(crate) fn last_saving(&self) -> Option<DeviceCost> {
+        *lock(&self.saving)
     }
 
     /// What this host can do. Its kernel stays the same, but the right to use userfaultfd may come and

@@ -272,6 +272,8 @@ fn run(
     // All vCPUs wait for this thread now.
     let raised = Raised::begin();
     let (paused, devices) = pause(machine, &freeze, options, &mut report)?;
+    let saving_us = report.pause_stop_us + report.pause_devices_us;
+    memory.was_saved(&devices, Duration::from_micros(saving_us));
     let state = if paused.was_running() {
         globalstate::RUNNING
     } else {

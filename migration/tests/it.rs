@@ -2,5 +2,6 @@
 
 mod cases;
 mod files;
+mod forecast;
 mod machine;
 mod moving;

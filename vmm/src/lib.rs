@@ -37,6 +37,7 @@
 mod caught;
 pub mod config;
 mod control;
+mod costs;
 mod devices;
 mod dma;
 mod error;

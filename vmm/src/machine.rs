@@ -1,10 +1,13 @@
 //! The machine as the engine sees it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::Tracker;
 use paguro_migration::Memory;
-use paguro_migration::machine::{Board, Machine, MachineError, Paused, Recipient, Writer};
+use paguro_migration::machine::{
+    Board, DeviceCost, Machine, MachineError, Paused, Recipient, Writer,
+};
 use paguro_wire::device::DeviceSection;
 
 use crate::{Accel, MACHINE_NAME, RunState, StateError, Vm, VmError};
@@ -42,7 +45,13 @@ impl Machine for Vm {
         self.slow_down(|vcpu| percents.get(vcpu).copied().unwrap_or(0));
     }
 
+    fn device_cost(&self) -> Option<DeviceCost> {
+        let config = self.config();
+        Some(self.costs().expect(config.accel, config.cpus))
+    }
+
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
+        let start = Instant::now();
         let was_running = self
             .control()
             .hold()
@@ -50,6 +59,7 @@ impl Machine for Vm {
         Ok(Box::new(Pause {
             vm: self,
             was_running,
+            stopped_in: start.elapsed(),
             stay: None,
             gone: false,
         }))
@@ -58,8 +68,11 @@ impl Machine for Vm {
 
 impl Recipient for Vm {
     fn load(&self, devices: &[DeviceSection]) -> Result<(), MachineError> {
+        let start = Instant::now();
         self.load_devices(devices)
-            .map_err(|error| MachineError::new("load its devices", error))
+            .map_err(|error| MachineError::new("load its devices", error))?;
+        self.costs().loaded(start.elapsed());
+        Ok(())
     }
 
     fn start(&self) -> Result<(), MachineError> {
@@ -71,6 +84,7 @@ impl Recipient for Vm {
 struct Pause<'a> {
     vm: &'a Vm,
     was_running: bool,
+    stopped_in: Duration,
     stay: Option<RunState>,
     gone: bool,
 }
@@ -82,10 +96,14 @@ impl Paused for Pause<'_> {
 
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
         // It may fail while it rests, for what somebody learns of its RAM.
+        let start = Instant::now();
         let failed = self.vm.failure().map(StateError::Failed).map(VmError::from);
-        failed
+        let sections = failed
             .map_or_else(|| self.vm.save(), Err)
-            .map_err(|error| MachineError::new("save its devices", error))
+            .map_err(|error| MachineError::new("save its devices", error))?;
+        let took = self.stopped_in + start.elapsed();
+        self.vm.costs().saved(&sections, took);
+        Ok(sections)
     }
 
     fn stay(&mut self, stay: bool) {

@@ -17,6 +17,7 @@ use paguro_workload::progress::Progress;
 use paguro_workload::{Params, Setup};
 
 use crate::control::{Control, Stages};
+use crate::costs::Costs;
 use crate::devices::{self, Sections};
 use crate::dma::Dma;
 use crate::progress::ProgressMemory;
@@ -83,6 +84,7 @@ pub struct Vm {
     progress: Arc<ProgressMemory>,
     timings: Timings,
     content: AtomicU8,
+    costs: Costs,
     // Last: what runs above may still use it, and be served its pages.
     memory: Arc<Memory>,
 }
@@ -151,6 +153,7 @@ impl Vm {
         let throttle = Throttle::new(cpus.holds());
         Ok(Arc::new(Self {
             throttle,
+            costs: Costs::default(),
             config,
             control,
             cpus,
@@ -275,6 +278,11 @@ impl Vm {
 
     pub(crate) fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// What its state costs it.
+    pub(crate) fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// What it is made of.

@@ -14,7 +14,7 @@ use paguro_wire::stream::ram::BlockTable;
 
 use super::bandwidth::Packing;
 use super::delta::{self, Deltas};
-use super::forecast::Labour;
+use super::forecast::{Labour, device_cost};
 use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
@@ -70,6 +70,7 @@ pub fn migrate(
             began: Instant::now(),
             paused: None,
             stopped_at: None,
+            stopped_in: Duration::ZERO,
             ending_since: None,
             sending: None,
             hearing: None,
@@ -110,6 +111,8 @@ struct Driver<'s, 'e> {
     began: Instant,
     paused: Option<Box<dyn Paused + 'e>>,
     stopped_at: Option<Instant>,
+    /// How long it took to stop it.
+    stopped_in: Duration,
     /// One way only: when EOF was given to the sender, until that is looked at no longer.
     ending_since: Option<Instant>,
     sending: Option<ScopedJoinHandle<'s, ()>>,
@@ -219,6 +222,7 @@ impl<'s, 'e> Driver<'s, 'e> {
             tally: Tally::default(),
             measured: Measured::default(),
             packing: Packing::default(),
+            device_cost: device_cost(self.machine.device_cost(), self.memory.last_saving()),
             asked_to: 0,
             asked_spent: Duration::ZERO,
             multifd_sync: false,
@@ -431,10 +435,12 @@ impl<'s, 'e> Driver<'s, 'e> {
     }
 
     fn pause(&mut self) {
-        self.stopped_at = Some(Instant::now());
+        let start = Instant::now();
+        self.stopped_at = Some(start);
         self.guest_waits(true);
         match self.machine.pause() {
             Ok(paused) => {
+                self.stopped_in = start.elapsed();
                 self.paused = Some(paused);
                 let _ = self.migration.on(SourceEvent::Stopped);
             }
@@ -452,6 +458,7 @@ impl<'s, 'e> Driver<'s, 'e> {
         let Some(paused) = &mut self.paused else {
             return;
         };
+        let start = Instant::now();
         let state = match paused.was_running() {
             true => globalstate::RUNNING,
             false => globalstate::PAUSED,
@@ -465,6 +472,8 @@ impl<'s, 'e> Driver<'s, 'e> {
             });
         match collected {
             Ok(sections) => {
+                let took = self.stopped_in + start.elapsed();
+                self.memory.was_saved(&sections, took);
                 self.command(Command::Rest(sections));
             }
             Err(error) => self.migration.fail(MigrateError::Machine(error)),

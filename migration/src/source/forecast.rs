@@ -3,7 +3,7 @@
 //! ```text
 //! downtime = what the destination has still to digest of all that was sent
 //!          + bytes of dirty pages / bandwidth, or what it takes to find and read them
-//!          + device state: bytes / bandwidth, and the time to collect it
+//!          + device state: bytes / bandwidth, and the time to stop, to collect and to load it
 //!          + the last sync of dirty pages
 //!          + two round trips: PING to PONG, EOF to SHUT
 //! ```
@@ -13,18 +13,33 @@
 //! though they may turn out to be zero or little different; but for what compression is seen to save.
 //! QEMU counts only the second line of it, and one window.
 //!
+//! What device state costs says the machine, which knows its vCPUs, or how long it ever took to
+//! save it: loading it is taken to be as long.
+//!
 //! What it takes to find and read pages was measured, too: of pages that lie far apart this may be most
 //! of it, and on the main channel it adds to what it takes to write them. In the first pass, as long as it is not over, most pages may be absent: how many are not is
 //! concluded from those that were looked at.
 
 use std::time::Duration;
 
+use crate::machine::DeviceCost;
+
 /// A window is at least that long.
 const WINDOW: Duration = Duration::from_millis(100);
-/// Until something is known: a collected machine of a few vCPUs.
-const DEVICE_BYTES: u64 = 64 << 10;
-/// Until something is known, for collecting and loading it.
-const DEVICE_TIME: Duration = Duration::from_millis(2);
+/// Of a machine that says nothing, before it was ever saved: one of a few vCPUs.
+const A_FEW_VCPUS: DeviceCost = DeviceCost {
+    bytes: 64 << 10,
+    time: Duration::from_millis(2),
+};
+
+/// What device state will cost: by the word of the machine, or else by how it was saved before.
+pub fn device_cost(said: Option<DeviceCost>, saved: Option<DeviceCost>) -> DeviceCost {
+    let twice = saved.map(|saved| DeviceCost {
+        time: saved.time * 2,
+        ..saved
+    });
+    said.or(twice).unwrap_or(A_FEW_VCPUS)
+}
 
 /// How fast something went of late: over about 100 ms, or the last ten times that something was
 /// counted and [faded](Self::fade), if that is longer ago.
@@ -107,7 +122,7 @@ impl Labour {
 }
 
 /// What a forecast is made of.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Outlook {
     /// For how long the destination is busy with what was sent.
     pub backlog: Duration,
@@ -121,6 +136,8 @@ pub struct Outlook {
     pub round_trip: Duration,
     /// How long the last sync took.
     pub sync: Duration,
+    /// What device state costs.
+    pub devices: DeviceCost,
 }
 
 impl Outlook {
@@ -129,10 +146,23 @@ impl Outlook {
         if self.bytes_per_s == 0 {
             return Duration::MAX;
         }
-        let bytes = self.dirty_bytes.saturating_add(DEVICE_BYTES);
-        let sending = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-        let rest = sending.max(self.work) + DEVICE_TIME + self.sync + 2 * self.round_trip;
+        let pages = self.takes(self.dirty_bytes).max(self.work);
+        let rest = self.sync + 2 * self.round_trip;
+        let rest = pages
+            .saturating_add(self.device_time())
+            .saturating_add(rest);
         self.backlog.saturating_add(rest)
+    }
+
+    /// What device state takes of it: no pass makes that less.
+    pub fn device_time(&self) -> Duration {
+        let sending = self.takes(self.devices.bytes);
+        sending.saturating_add(self.devices.time)
+    }
+
+    fn takes(&self, bytes: u64) -> Duration {
+        let seconds = bytes as f64 / self.bytes_per_s.max(1) as f64;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 }
 
@@ -214,6 +244,7 @@ mod tests {
             bytes_per_s: 1000 << 20,
             round_trip: Duration::from_millis(10),
             sync: Duration::from_millis(3),
+            devices: A_FEW_VCPUS,
         };
         let ms = outlook.downtime().as_millis();
         assert!((175..177).contains(&ms), "{ms} ms");
@@ -222,5 +253,26 @@ mod tests {
             ..outlook
         };
         assert_eq!(slow.downtime().as_millis(), 14_075);
+        let many_vcpus = Outlook {
+            devices: DeviceCost {
+                bytes: 10 << 20,
+                time: Duration::from_millis(60),
+            },
+            ..outlook
+        };
+        let ms = many_vcpus.downtime().as_millis();
+        assert!((243..245).contains(&ms), "{ms} ms");
+    }
+
+    #[test]
+    fn the_machine_knows_best_what_its_devices_cost() {
+        let ms = |bytes, time| DeviceCost {
+            bytes,
+            time: Duration::from_millis(time),
+        };
+        let (said, saved) = (Some(ms(1 << 20, 60)), Some(ms(2 << 20, 20)));
+        assert_eq!(device_cost(said, saved), ms(1 << 20, 60));
+        assert_eq!(device_cost(None, saved), ms(2 << 20, 40));
+        assert_eq!(device_cost(None, None), A_FEW_VCPUS);
     }
 }

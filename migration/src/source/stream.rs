@@ -31,6 +31,8 @@ pub(crate) struct Stream {
     ram: GuestRam,
     records: RamWriter,
     configuration: Configuration,
+    /// What goes behind EOF, if it was made already.
+    description: Option<Vec<u8>>,
     /// Bytes written so far.
     written_bytes: u64,
     /// Whether a write failed: nothing more of the stream may follow then.
@@ -71,6 +73,7 @@ impl Stream {
                 machine: machine.to_owned(),
                 ..Configuration::default()
             },
+            description: None,
             written_bytes: 0,
             broken: false,
             bandwidth: Bandwidth::default(),
@@ -222,18 +225,30 @@ impl Stream {
         self.flush()
     }
 
+    /// Makes what goes behind EOF: of many vCPUs it is long. Whoever does so while the destination loads
+    /// has it at hand when it is wanted.
+    pub(crate) fn describe(&mut self, devices: &[DeviceSection]) {
+        if self.description.is_some() {
+            return;
+        }
+        let mut description = Vec::new();
+        let made = devices::encode_description(&self.configuration, devices, &mut description);
+        // One that cannot be made is no reason to stop here; whoever reads can do without.
+        if let Err(error) = made {
+            tracing::warn!(%error, "the stream has no description");
+            description.clear();
+        }
+        self.description = Some(description);
+    }
+
     /// The permission to run, and the description. Says in the error whether a byte may have left.
     pub(crate) fn eof(&mut self, devices: &[DeviceSection]) -> Result<(), EofError> {
         if self.broken || !self.out.is_empty() {
             return Err(EofError::Withheld(MigrateError::Bug));
         }
+        self.describe(devices);
         self.out.push(section::EOF);
-        // A description that cannot be made is no reason to stop here; whoever reads can do without.
-        let described = devices::encode_description(&self.configuration, devices, &mut self.out);
-        if let Err(error) = described {
-            tracing::warn!(%error, "the stream has no description");
-            self.out.truncate(1);
-        }
+        self.out.extend(self.description.take().unwrap_or_default());
         let plain = self.writer.plain_fd().is_some();
         // The first write either takes a byte or, on a plain descriptor, certainly none.
         let first = self.writer.write(&self.out);

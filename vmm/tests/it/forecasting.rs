@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use paguro_migration::Memory;
 use paguro_migration::channel::{self, Stop};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{AtTimeout, MigrateOptions, Migration, migrate};
-use paguro_sys::{Fallbacks, Host};
-use paguro_vmm::Config;
+use paguro_vmm::{Accel, Config, RunState};
 
 use crate::common::*;
 use crate::migrating::{Name, assert_moved, relocate_over};
@@ -74,12 +72,52 @@ fn a_guest_of_which_little_was_ever_touched_goes_to_a_file_in_a_few_passes() {
     options.convergence.timeout = Some(Duration::from_secs(10));
     options.convergence.at_timeout = AtTimeout::Switchover;
     let migration = Migration::new(&options, None).unwrap();
-    let host = Host::probe(&Fallbacks::default());
-    let memory = Memory::new(host, vm.guest_ram().clone());
-    let report = migrate(&*vm, &memory, &options, &migration).unwrap();
+    let report = migrate(&*vm, &options, &migration).unwrap();
     assert!(
         !report.forced && report.dirty_sync_count <= 20,
         "{report:#?}"
     );
     assert!((1..300_000).contains(&report.forecast_us), "{report:#?}");
+}
+
+/// As many vCPUs as are cheap: what it takes to save and load them is most of the stop.
+#[test]
+fn a_machine_of_many_vcpus_is_stopped_for_about_as_long_as_it_was_expected() {
+    let _turn = turn();
+    if !kvm() {
+        return;
+    }
+    let mut vm = start(&Config {
+        workload: "set=4M,rate=1000".parse().unwrap(),
+        ..config(Accel::Kvm, 12)
+    });
+    // Neither saved nor loaded before it is assumed to cost something, then it is known. A neighbour may
+    // need the cores in any one move, but not in all.
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        wait_unless_failed(&vm, "the guest writes", || writes(&vm)[0] > 100).unwrap();
+        let name = Name::new();
+        let moved = relocate_over(&vm, &name.address(), |options, _| {
+            options.downtime_limit = Duration::from_secs(10);
+        });
+        assert_moved(&moved);
+        let report = moved.sent.unwrap();
+        seen.push((report.forecast_us, report.downtime_us));
+        vm = moved.vm;
+    }
+    let is_near = |&(expected, was): &(u64, u64)| was <= 2 * expected && expected <= 2 * was;
+    assert!(
+        seen[1..].iter().any(is_near),
+        "expected, and came: {seen:?}"
+    );
+    take(&vm).assert_right();
+    // Less than they take.
+    let name = Name::new();
+    let moved = relocate_over(&vm, &name.address(), |options, _| {
+        options.downtime_limit = Duration::from_millis(2);
+        options.convergence.timeout = Some(Duration::from_secs(1));
+        options.convergence.at_timeout = AtTimeout::Cancel;
+    });
+    moved.sent.unwrap_err();
+    assert_eq!(vm.run_state(), RunState::Running);
 }

@@ -37,7 +37,10 @@ impl Sender<'_> {
                     asked = Instant::now();
                     self.hand_over(SourceEvent::Sent)?;
                 }
-                Ok(Command::Ping(value)) => self.stream.order(&Order::Ping(value))?,
+                Ok(Command::Ping(value)) => {
+                    self.stream.order(&Order::Ping(value))?;
+                    self.stream.describe(&self.devices);
+                }
                 Ok(Command::Eof) if self.options.sabotage == SourceSabotage::SilentSender => {
                     return Err(Stopped::Told);
                 }

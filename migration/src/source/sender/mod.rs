@@ -26,7 +26,7 @@ use super::tally::Tally;
 use super::throttle::Brake;
 use super::{MigrateError, Migration};
 use crate::Memory;
-use crate::machine::Machine;
+use crate::machine::{DeviceCost, Machine};
 use crate::switchover::outcome::PING_OPEN;
 use crate::switchover::{SourceEvent, Unexpected};
 
@@ -92,6 +92,8 @@ pub(super) struct Sender<'a> {
     /// What the lanes had done when they were looked at last, and what compression saves there.
     pub(super) measured: Measured,
     pub(super) packing: Packing,
+    /// What device state is expected to cost.
+    pub(super) device_cost: DeviceCost,
     /// Bytes before the last PING, and the time that was spent in writing up to then, or up to the last
     /// sync of a file.
     pub(super) asked_to: u64,

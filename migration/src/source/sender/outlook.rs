@@ -11,9 +11,11 @@ use crate::source::options::AtTimeout;
 use crate::source::progress::Progress;
 
 impl Sender<'_> {
-    /// Whether the guest may be stopped.
+    /// Whether the guest may be stopped. Where nothing is left another pass makes it no shorter, and how
+    /// long the way is nobody can help; but a limit that devices alone are over is not kept by trying.
     pub(super) fn is_enough(&self, outlook: &Outlook) -> bool {
-        outlook.downtime() <= self.migration.downtime_limit() || self.pages.pages() == 0
+        let limit = self.migration.downtime_limit();
+        outlook.downtime() <= limit || (self.pages.pages() == 0 && outlook.device_time() <= limit)
     }
 
     pub(super) fn is_time_over(&self) -> bool {
@@ -68,6 +70,7 @@ impl Sender<'_> {
             bytes_per_s: (bytes_per_s as f64 / self.packing.share()) as u64,
             round_trip: digestion.round_trip(),
             sync: self.tally.sync,
+            devices: self.device_cost,
         }
     }
 
