@@ -89,10 +89,9 @@ fn a_machine_of_many_vcpus_is_stopped_for_about_as_long_as_it_was_expected() {
     }
     let mut vm = start(&Config {
         workload: "set=4M,rate=1000".parse().unwrap(),
-        ..config(Accel::Kvm, 12)
+        ..config(Accel::Kvm, 32)
     });
-    // Neither saved nor loaded before it is assumed to cost something, then it is known. A neighbour may
-    // need the cores in any one move, but not in all.
+    // Neither saved nor loaded before it is assumed to cost something, then it is known.
     let mut seen = Vec::new();
     for _ in 0..6 {
         wait_unless_failed(&vm, "the guest writes", || writes(&vm)[0] > 100).unwrap();
@@ -105,9 +104,13 @@ fn a_machine_of_many_vcpus_is_stopped_for_about_as_long_as_it_was_expected() {
         seen.push((report.forecast_us, report.downtime_us));
         vm = moved.vm;
     }
-    let is_near = |&(expected, was): &(u64, u64)| was <= 2 * expected && expected <= 2 * was;
+    // A busy host adds to each of them, and nothing takes from the fastest: without what its vCPUs cost a
+    // tenth of that would be expected.
+    let fastest = seen.iter().map(|(_, was)| *was).min().unwrap();
+    let slowest = seen.iter().map(|(_, was)| *was).max().unwrap();
+    let is_near = |&(expected, _): &(u64, u64)| expected * 4 >= fastest && expected <= slowest * 4;
     assert!(
-        seen[1..].iter().any(is_near),
+        seen[1..].iter().all(is_near),
         "expected, and came: {seen:?}"
     );
     take(&vm).assert_right();
