@@ -1,11 +1,12 @@
 //! Machines of which saving and loading takes long, and what is expected of that. Nobody runs in them,
 //! but something is always written.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use paguro_dirty::tracker::{MarkTracker, Marks, Tracker};
+use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
@@ -13,7 +14,7 @@ use paguro_migration::machine::{
     Board, DeviceCost, Machine, MachineError, Paused, Recipient, Writer,
 };
 use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
-use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock};
 use paguro_sys::{Fallbacks, Host};
 use paguro_testkit::{ends, run};
 use paguro_wire::device::{DeviceSection, SectionWriter};
@@ -75,8 +76,10 @@ impl Machine for Slow {
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, MachineError> {
-        let tracker = MarkTracker::new(self.memory.ram().clone(), self.marks.clone());
-        Ok(Arc::new(tracker))
+        Ok(Arc::new(Written {
+            tracker: MarkTracker::new(self.memory.ram().clone(), self.marks.clone()),
+            marks: self.marks.clone(),
+        }))
     }
 
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
@@ -86,6 +89,31 @@ impl Machine for Slow {
 
     fn device_cost(&self) -> Option<DeviceCost> {
         self.says
+    }
+}
+
+/// A page was always written since somebody last asked: where nothing is left, limits hold nobody.
+struct Written {
+    tracker: MarkTracker,
+    marks: Marks,
+}
+
+impl Tracker for Written {
+    fn start(&self) -> Result<(), TrackerError> {
+        self.tracker.start()
+    }
+
+    fn sync(&self, dirty: &[PageSet]) -> Result<usize, TrackerError> {
+        self.marks.mark(0, 0..1);
+        self.tracker.sync(dirty)
+    }
+
+    fn clear(&self, block: usize, pages: Range<usize>) -> Result<(), TrackerError> {
+        self.tracker.clear(block, pages)
+    }
+
+    fn stop(&self) {
+        self.tracker.stop();
     }
 }
 

@@ -155,7 +155,7 @@ impl Outlook {
     }
 
     /// What device state takes of it: no pass makes that less.
-    pub fn device_time(&self) -> Duration {
+    fn device_time(&self) -> Duration {
         let sending = self.takes(self.devices.bytes);
         sending.saturating_add(self.devices.time)
     }

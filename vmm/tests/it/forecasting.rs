@@ -5,7 +5,7 @@ use std::time::Duration;
 use paguro_migration::channel::{self, Stop};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{AtTimeout, MigrateOptions, Migration, migrate};
-use paguro_vmm::{Accel, Config, RunState};
+use paguro_vmm::{Accel, Config};
 
 use crate::common::*;
 use crate::migrating::{Name, assert_moved, relocate_over};
@@ -114,13 +114,4 @@ fn a_machine_of_many_vcpus_is_stopped_for_about_as_long_as_it_was_expected() {
         "expected, and came: {seen:?}"
     );
     take(&vm).assert_right();
-    // Less than they take.
-    let name = Name::new();
-    let moved = relocate_over(&vm, &name.address(), |options, _| {
-        options.downtime_limit = Duration::from_millis(2);
-        options.convergence.timeout = Some(Duration::from_secs(1));
-        options.convergence.at_timeout = AtTimeout::Cancel;
-    });
-    moved.sent.unwrap_err();
-    assert_eq!(vm.run_state(), RunState::Running);
 }

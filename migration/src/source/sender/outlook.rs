@@ -11,11 +11,11 @@ use crate::source::options::AtTimeout;
 use crate::source::progress::Progress;
 
 impl Sender<'_> {
-    /// Whether the guest may be stopped. Where nothing is left another pass makes it no shorter, and how
-    /// long the way is nobody can help; but a limit that devices alone are over is not kept by trying.
+    /// Whether the guest may be stopped. Where nothing is left another pass makes it no shorter, and it is
+    /// stopped whatever the way and its devices take, as QEMU does; the report says what was expected.
     pub(super) fn is_enough(&self, outlook: &Outlook) -> bool {
         let limit = self.migration.downtime_limit();
-        outlook.downtime() <= limit || (self.pages.pages() == 0 && outlook.device_time() <= limit)
+        outlook.downtime() <= limit || self.pages.pages() == 0
     }
 
     pub(super) fn is_time_over(&self) -> bool {
