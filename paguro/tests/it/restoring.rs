@@ -236,7 +236,9 @@ fn a_mapped_file_that_shrinks_stops_the_machine_with_a_clear_error() {
     let kept = pages_offset(&file) + AREA.start as u64 * 4096;
     let options = std::fs::File::options().write(true).open(&file);
     options.unwrap().set_len(kept).unwrap();
-    qmp.execute("cont", json!({}));
+    // It may be noticed before the machine runs: then `cont` is refused for that reason.
+    qmp.send(br#"{"execute":"cont"}"#);
+    qmp.answer();
     wait_for_failure(&mut qmp, "was changed while a machine runs from it");
     qmp.execute("quit", json!({}));
     let (status, said) = machine.wait();
