@@ -145,13 +145,14 @@ impl Handle {
     /// at once, here with [`Stopped`](ChannelError::Stopped).
     pub fn shutdown(&self) {
         self.stop.stop();
-        if let Some(link) = self
-            .core
-            .upgrade()
-            .as_ref()
-            .and_then(|core| core.link.as_ref())
-        {
-            link.shutdown();
+        self.with_link(Link::shutdown);
+    }
+
+    /// Does that with the link, if it is still there.
+    fn with_link(&self, act: impl FnOnce(&Link)) {
+        let core = self.core.upgrade();
+        if let Some(link) = core.as_ref().and_then(|core| core.link.as_ref()) {
+            act(link);
         }
     }
 
@@ -160,41 +161,20 @@ impl Handle {
     /// at most so long.
     pub fn hang_up(&self, within: Duration) {
         self.stop.stop();
-        if let Some(link) = self
-            .core
-            .upgrade()
-            .as_ref()
-            .and_then(|core| core.link.as_ref())
-        {
-            link.hang_up(within);
-        }
+        self.with_link(|link| link.hang_up(within));
     }
 
     /// Changes how long the peer may be silent; none: for ever, as while an operator decides. The
     /// kernel's own look for dead hosts stays as it was set up.
     pub fn set_silence(&self, silence: Option<Duration>) {
-        if let Some(link) = self
-            .core
-            .upgrade()
-            .as_ref()
-            .and_then(|core| core.link.as_ref())
-        {
-            link.set_silence(silence);
-        }
+        self.with_link(|link| link.set_silence(silence));
     }
 
     /// From now on a guest stands still until the peer takes bytes, or no longer. Meanwhile pipes are
     /// bounded by the silence as sockets are: a command may wait as long as it likes, a guest not for
     /// a command.
     pub fn set_guest_waits(&self, waits: bool) {
-        if let Some(link) = self
-            .core
-            .upgrade()
-            .as_ref()
-            .and_then(|core| core.link.as_ref())
-        {
-            link.set_guest_waits(waits);
-        }
+        self.with_link(|link| link.set_guest_waits(waits));
     }
 }
 

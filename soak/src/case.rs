@@ -62,6 +62,22 @@ pub enum Dma {
     Direct,
 }
 
+impl Dma {
+    /// The device beside a guest that writes so many pages a second, 0: as fast as it goes.
+    pub fn config(self, guest_pages_per_s: u64) -> Option<DmaConfig> {
+        let rate_pages_per_s = guest_pages_per_s.div_ceil(5);
+        let config = |direct| DmaConfig {
+            rate_pages_per_s,
+            direct,
+        };
+        match self {
+            Self::Off => None,
+            Self::Read => Some(config(false)),
+            Self::Direct => Some(config(true)),
+        }
+    }
+}
+
 impl Choice for Dma {
     const ALL: &'static [(&'static str, Self)] = &[
         ("off", Self::Off),
@@ -136,16 +152,7 @@ impl Case {
 
     /// The device.
     pub fn dma_config(&self) -> Option<DmaConfig> {
-        let rate_pages_per_s = if self.unlimited { 0 } else { RATE / 5 };
-        let config = |direct| DmaConfig {
-            rate_pages_per_s,
-            direct,
-        };
-        match self.dma {
-            Dma::Off => None,
-            Dma::Read => Some(config(false)),
-            Dma::Direct => Some(config(true)),
-        }
+        self.dma.config(if self.unlimited { 0 } else { RATE })
     }
 }
 
@@ -179,8 +186,7 @@ impl FromStr for Case {
 
     /// Keys that are left out have their default: the simplest machine, seed 1.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut case = Self::default();
-        keys::read(&mut case, text)?;
+        let case = keys::read(Self::default(), text)?;
         if !case.makes_sense() {
             return Err("there is no such machine: its options exclude each other".to_owned());
         }

@@ -35,19 +35,19 @@ pub fn tell<C: Keyed>(case: &C, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// Changes a case as a text says; the first part that is not taken is told by its name.
-pub fn read<C: Keyed>(case: &mut C, text: &str) -> Result<(), String> {
+pub fn read<C: Keyed>(mut case: C, text: &str) -> Result<C, String> {
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let (name, value) = part
             .split_once('=')
             .ok_or_else(|| format!("{part:?} is no key=value"))?;
         let key = C::KEYS.iter().find(|key| key.name == name);
         let set = match key {
-            Some(key) => (key.set)(case, value),
+            Some(key) => (key.set)(&mut case, value),
             None => Err(C::UNKNOWN.to_owned()),
         };
         set.map_err(|why| format!("{name}={value}: {why}"))?;
     }
-    Ok(())
+    Ok(case)
 }
 
 /// The table of a case: names, fields, and of which of the kinds below the values are.

@@ -26,6 +26,7 @@ mod matrix;
 mod moves;
 mod pairs;
 mod rng;
+mod shape;
 mod trial;
 mod walk;
 

@@ -22,6 +22,7 @@ use super::Program;
 use super::case::{Case, RATE};
 use super::load::{Load, starve_readers};
 use super::rng::Rng;
+use super::shape;
 
 /// What a case did.
 #[derive(Clone, Debug, Default)]
@@ -39,9 +40,6 @@ pub struct Walked {
     /// What could not be tried, and why.
     pub notes: Vec<String>,
 }
-
-/// RAM of a machine by the seed. The third is no multiple of 2 MiB.
-const MEMORY_BYTES: [u64; 4] = [16 << 20, 32 << 20, (40 << 20) + (12 << 10), 64 << 20];
 
 /// Most time between two snapshots, and that a guest runs before it is stopped.
 pub const MOMENT_US: u64 = 30_000;
@@ -86,13 +84,7 @@ pub(super) fn walk(
 
 /// The machine of a case.
 fn machine(case: &Case, rng: &mut Rng, program: Program<'_>) -> MachineOptions {
-    let huge = case.pages == Pages::Huge;
-    let memory_bytes = match (case.memory_bytes, rng.pick(&MEMORY_BYTES)) {
-        (0, drawn) if huge => drawn.next_multiple_of(2 << 20),
-        (0, drawn) => drawn,
-        (given, _) => given,
-    };
-    let split = rng.within(2..5) * (2 << 20) + if huge { 0 } else { rng.within(0..3) << 12 };
+    let (memory_bytes, split) = shape::ram(rng, case.pages, case.memory_bytes);
     let ram_split = (rng.one_in(4) && case.memory_bytes == 0).then_some(split);
     let set_bytes = match (case.set_bytes, rng.one_in(3)) {
         (0, true) => Some(memory_bytes / 4),

@@ -67,7 +67,7 @@ fn a_sparse_guest_takes_a_share_of_the_mappings_only() {
 
 /// 65,536 pieces that exist and as many that do not: twice what a process may have of mappings.
 #[test]
-#[ignore = "takes a gigabyte of memory and half a minute"]
+#[ignore = "takes a gigabyte of memory: .ci/run starts it"]
 fn a_sparse_guest_of_256_gib_is_saved() {
     const GRANULES: usize = 128 << 10;
     let _alone = alone();

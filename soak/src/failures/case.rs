@@ -194,14 +194,14 @@ impl FromStr for FailureCase {
 
     /// Keys that are left out: a snapshot, `kill`, the machine, KVM, seed 1.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut case = Self {
+        let simplest = Self {
             work: Work::Snapshot,
             fault: Fault::Kill,
             to: Party::Machine,
             accel: Accel::Kvm,
             seed: 1,
         };
-        keys::read(&mut case, text)?;
+        let case = keys::read(simplest, text)?;
         if !case.makes_sense() {
             return Err("there is no such failure: its options exclude each other".to_owned());
         }

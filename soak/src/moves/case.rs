@@ -221,16 +221,7 @@ impl MoveCase {
 
     /// The device.
     pub fn dma_config(&self) -> Option<DmaConfig> {
-        let rate_pages_per_s = self.rate.pages_per_s().div_ceil(5);
-        let config = |direct| DmaConfig {
-            rate_pages_per_s,
-            direct,
-        };
-        match self.dma {
-            Dma::Off => None,
-            Dma::Read => Some(config(false)),
-            Dma::Direct => Some(config(true)),
-        }
+        self.dma.config(self.rate.pages_per_s())
     }
 }
 
@@ -260,9 +251,7 @@ impl FromStr for MoveCase {
 
     /// Keys that are left out have their default: the simplest machine, seed 1.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut case = Self::default();
-        keys::read(&mut case, text)?;
-        Ok(case)
+        keys::read(Self::default(), text)
     }
 }
 

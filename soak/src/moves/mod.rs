@@ -18,11 +18,9 @@ use tempfile::TempDir;
 
 use super::Program;
 use super::rng::Rng;
+use super::shape;
 use super::walk::{MOMENT_US, Walked, follow};
 use case::{MoveCase, RateArg, TrackerArg};
-
-/// RAM of a machine by the seed. The third is no multiple of 2 MiB.
-const MEMORY_BYTES: [u64; 4] = [16 << 20, 32 << 20, (40 << 20) + (12 << 10), 64 << 20];
 
 /// Small rings fill up.
 const RING_ENTRIES: [u32; 3] = [1024, 4096, 65536];
@@ -51,13 +49,7 @@ pub(super) fn walk(case: &MoveCase, program: Program<'_>, walked: &mut Walked) -
 }
 
 fn machine(case: &MoveCase, rng: &mut Rng, program: Program<'_>) -> MachineOptions {
-    let huge = case.pages == Pages::Huge;
-    let memory_bytes = match (case.memory_bytes, rng.pick(&MEMORY_BYTES)) {
-        (0, drawn) if huge => drawn.next_multiple_of(2 << 20),
-        (0, drawn) => drawn,
-        (given, _) => given,
-    };
-    let split = rng.within(2..5) * (2 << 20) + if huge { 0 } else { rng.within(0..3) << 12 };
+    let (memory_bytes, split) = shape::ram(rng, case.pages, case.memory_bytes);
     let workload = Spec {
         pattern: case.pattern,
         rate_pages_per_s: case.rate.pages_per_s(),
