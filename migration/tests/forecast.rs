@@ -10,14 +10,13 @@ use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
-use paguro_migration::machine::{
-    Board, DeviceCost, Machine, MachineError, Paused, Recipient, Writer,
-};
+use paguro_migration::machine::{Board, DeviceCost, Machine, MachineError, Paused, Writer};
 use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
-use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock};
-use paguro_sys::{Fallbacks, Host};
+use paguro_ram::PageSet;
 use paguro_testkit::{ends, run};
 use paguro_wire::device::{DeviceSection, SectionWriter};
+
+use crate::still::{Arriving, memory};
 
 /// Saving and loading take as long.
 const SAVING: Duration = Duration::from_millis(300);
@@ -25,17 +24,7 @@ const SAVING: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(500);
 
-fn memory() -> Arc<Memory> {
-    let block = RamBlock::new(BlockConfig {
-        id: "ram".into(),
-        guest_address: 0,
-        bytes: 4 << 20,
-        backing: Backing::Anonymous,
-        pages: PageKind::Small,
-    });
-    let ram = GuestRam::new(vec![block.unwrap()]);
-    Memory::new(Host::probe(&Fallbacks::default()), ram)
-}
+const BYTES: usize = 4 << 20;
 
 struct Slow {
     memory: Arc<Memory>,
@@ -46,7 +35,7 @@ struct Slow {
 
 impl Slow {
     fn new(says: Option<DeviceCost>) -> Arc<Self> {
-        let memory = memory();
+        let memory = memory(BYTES);
         for page in 0..100 {
             let mapping = memory.ram().blocks()[0].mapping();
             mapping.copy_in(page * 4096, &[1; 4096]);
@@ -137,29 +126,6 @@ impl Paused for AtRest {
     fn stay(&mut self, _: bool) {}
 }
 
-struct Arriving(Arc<Memory>);
-
-impl Board for Arriving {
-    fn memory(&self) -> &Arc<Memory> {
-        &self.0
-    }
-
-    fn machine_name(&self) -> &str {
-        "slow"
-    }
-}
-
-impl Recipient for Arriving {
-    fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
-        std::thread::sleep(SAVING);
-        Ok(())
-    }
-
-    fn start(&self) -> Result<(), MachineError> {
-        Ok(())
-    }
-}
-
 /// Moves it under that limit; whether it did, and what it was expected to take in the end.
 fn moves(machine: &Arc<Slow>, limit: Duration) -> (Result<MigrateReport, MigrateError>, u64) {
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +138,11 @@ fn moves(machine: &Arc<Slow>, limit: Duration) -> (Result<MigrateReport, Migrate
     sending.downtime_limit = limit;
     sending.linger = Duration::ZERO;
     sending.convergence.timeout = Some(Duration::from_secs(1));
-    let recipient = Arriving(memory());
+    let recipient = Arriving {
+        memory: memory(BYTES),
+        name: "slow",
+        loading: SAVING,
+    };
     let received = run(move || receive(&recipient, listener, &Arrival::new(receiving, None)));
     let machine = machine.clone();
     let sent = run(move || {

@@ -5,3 +5,4 @@ mod files;
 mod forecast;
 mod machine;
 mod moving;
+mod still;

@@ -11,14 +11,16 @@ use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
-use paguro_migration::machine::{Board, Machine, MachineError, Paused, Recipient, Writer};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
-use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock, presence};
+use paguro_ram::{GuestRam, PageSet, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
 use paguro_testkit::{ends, run};
 use paguro_wire::device::DeviceSection;
+
+use crate::still::{Arriving, memory};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 1024;
@@ -140,41 +142,6 @@ impl Paused for AtRest {
     fn stay(&mut self, _: bool) {}
 }
 
-/// The other one.
-struct Arriving(Arc<Memory>);
-
-impl Board for Arriving {
-    fn memory(&self) -> &Arc<Memory> {
-        &self.0
-    }
-
-    fn machine_name(&self) -> &str {
-        "moving"
-    }
-}
-
-impl Recipient for Arriving {
-    fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn start(&self) -> Result<(), MachineError> {
-        Ok(())
-    }
-}
-
-fn memory() -> Arc<Memory> {
-    let block = RamBlock::new(BlockConfig {
-        id: "ram".into(),
-        guest_address: 0,
-        bytes: PAGES * PAGE,
-        backing: Backing::Anonymous,
-        pages: PageKind::Small,
-    });
-    let host = Host::probe(&Fallbacks::default());
-    Memory::new(host, GuestRam::new(vec![block.unwrap()]))
-}
-
 type Sent = Result<MigrateReport, MigrateError>;
 
 /// How pages go.
@@ -212,7 +179,7 @@ fn moved(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
 /// Tries to move RAM; what it was in the end, here and there, and what the source says. The
 /// destination says the same.
 fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam, Sent) {
-    let (memory, other) = (memory(), memory());
+    let (memory, other) = (memory(PAGES * PAGE), memory(PAGES * PAGE));
     let (here, there) = (memory.ram().clone(), other.ram().clone());
     let marks = Marks::default();
     let source = Arc::new(Source {
@@ -234,7 +201,11 @@ fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
     let mut options = MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()));
     options.multifd = way.multifd();
     options.xbzrle_cache_bytes = (way == Way::Xbzrle).then_some(1 << 20);
-    let recipient = Arriving(other);
+    let recipient = Arriving {
+        memory: other,
+        name: "moving",
+        loading: Duration::ZERO,
+    };
     let received = run(move || receive(&recipient, listener, &Arrival::new(receiving, None)));
     let sent = run(move || {
         let migration = Migration::new(&options, None).unwrap();

@@ -1,0 +1,51 @@
+//! What machines that only stand for one have in common.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use paguro_migration::Memory;
+use paguro_migration::machine::{Board, MachineError, Recipient};
+use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+use paguro_sys::{Fallbacks, Host};
+use paguro_wire::device::DeviceSection;
+
+/// One block of so many bytes.
+pub fn memory(bytes: usize) -> Arc<Memory> {
+    let block = RamBlock::new(BlockConfig {
+        id: "ram".into(),
+        guest_address: 0,
+        bytes,
+        backing: Backing::Anonymous,
+        pages: PageKind::Small,
+    });
+    let host = Host::probe(&Fallbacks::default());
+    Memory::new(host, GuestRam::new(vec![block.unwrap()]))
+}
+
+/// A machine that comes in, and whose devices take so long to load.
+pub struct Arriving {
+    pub memory: Arc<Memory>,
+    pub name: &'static str,
+    pub loading: Duration,
+}
+
+impl Board for Arriving {
+    fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    fn machine_name(&self) -> &str {
+        self.name
+    }
+}
+
+impl Recipient for Arriving {
+    fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
+        std::thread::sleep(self.loading);
+        Ok(())
+    }
+
+    fn start(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
