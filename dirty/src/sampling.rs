@@ -59,6 +59,13 @@ struct Picked {
     page: usize,
 }
 
+/// Of a block's sample.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    picked: usize,
+    changed: usize,
+}
+
 impl Sampling {
     /// Estimates how many different pages of `ram` are written while `wait` waits; `source` has the
     /// pages that have not arrived. The rates of vCPUs are not known.
@@ -75,6 +82,9 @@ impl Sampling {
     ) -> Result<DirtyRate, SamplingError> {
         let mut eye = Eye::open(ram, host)?;
         let mut picked = self.pick(ram)?;
+        let mut counts: Vec<Counts> = vec![Counts::default(); ram.blocks().len()];
+        // What has not arrived cannot have been written, and is a part of its block all the same.
+        picked.iter().for_each(|it| counts[it.block].picked += 1);
         if let Some(source) = source {
             let known = |Picked { block, page }: &Picked| {
                 !source.has(*block).contains(*page) || source.arrived(*block).contains(*page)
@@ -90,13 +100,15 @@ impl Sampling {
         wait();
         // Between two looks at one page; both take about as long.
         let elapsed = since.elapsed();
-        let mut changed = 0;
         for (page, before) in picked.iter().zip(before) {
-            changed += usize::from(eye.look(page)? != before);
+            counts[page.block].changed += usize::from(eye.look(page)? != before);
         }
-        let pages = changed as u128 * ram.pages() as u128 / picked.len().max(1) as u128;
+        let blocks = counts.iter().zip(ram.blocks());
+        let pages = blocks.map(|(count, block)| {
+            count.changed as u128 * block.pages() as u128 / count.picked.max(1) as u128
+        });
         Ok(DirtyRate {
-            pages: pages as usize,
+            pages: pages.sum::<u128>() as usize,
             elapsed,
             vcpus: Vec::new(),
         })

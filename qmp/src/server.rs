@@ -31,7 +31,7 @@ pub enum ListenError {
         source: io::Error,
     },
     /// The path is taken by what must not be replaced.
-    #[error("cannot listen on the QMP socket {0}: there is a file at {0} that is no socket", path.display())]
+    #[error("cannot listen on the QMP socket {}: what stands there is no socket", path.display())]
     NoSocket {
         /// The file.
         path: PathBuf,

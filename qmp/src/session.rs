@@ -53,7 +53,6 @@ pub(crate) fn run(stream: &Arc<UnixStream>, service: &impl Service, writer: &Wri
     if let Err(error) = serve(stream, service, writer) {
         tracing::debug!(%error, "QMP session ended");
     }
-    service.events().detach();
     service.client_gone();
 }
 

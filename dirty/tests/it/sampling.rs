@@ -173,3 +173,18 @@ fn a_page_that_arrives_while_writes_are_sampled_is_not_written() {
     };
     assert_eq!(written(&ram, Some(&coming), arrive), 0);
 }
+
+/// What has arrived is not all there is, nor is one block like another.
+#[test]
+fn what_is_written_of_what_has_arrived_is_not_taken_for_all() {
+    let ram = ram(Backing::Memfd, PageKind::Small);
+    let coming = Coming {
+        has: PageSet::new(PAGES),
+        arrived: PageSet::new(PAGES),
+    };
+    coming.has.insert_range(0..PAGES);
+    coming.arrived.insert_range(0..PAGES / 8);
+    write(&ram, 0..PAGES / 8, 1);
+    let found = written(&ram, Some(&coming), || write(&ram, 0..PAGES / 8, 2));
+    assert!(found.abs_diff(PAGES / 8) < PAGES / 16, "{found}");
+}

@@ -2,13 +2,14 @@
 
 use std::io::Write;
 use std::sync::PoisonError;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use paguro_wire::globalstate;
 use paguro_wire::stream::return_path::Message;
 
 use super::{Arrival, Asker, ReceiveError, door};
-use crate::channel::{Listener, Stop};
+use crate::channel::{Handle, Listener, Stop};
 use crate::machine::Recipient;
 use crate::reason::Ended;
 use crate::switchover::{
@@ -56,7 +57,14 @@ pub fn receive(
         if let Err(error) = keeper {
             arrival.fail(ReceiveError::Thread(error));
         }
-        let result = obey(recipient, arrival, &stop);
+        let mut hanging_up = None;
+        let result = obey(recipient, arrival, &stop, |channel| {
+            hanging_up = hang_up(scope, channel, last_words(arrival));
+        });
+        // What the source was told it is to hear: before all is stopped.
+        if let Some(Err(_)) = hanging_up.map(ScopedJoinHandle::join) {
+            tracing::error!("hanging up panicked: a bug");
+        }
         stop.stop();
         // Whoever still reads or asks is let go.
         let mut inner = arrival.lock();
@@ -70,12 +78,37 @@ pub fn receive(
     })
 }
 
-fn obey(recipient: &dyn Recipient, arrival: &Arrival, stop: &Stop) -> Result<(), ReceiveError> {
+/// Ends a channel whose source was told the outcome; beside whoever obeys, for a source in doubt may come
+/// over another one meanwhile and wait for its answer.
+fn hang_up<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    channel: Handle,
+    within: Duration,
+) -> Option<ScopedJoinHandle<'scope, ()>> {
+    let its = channel.clone();
+    let thread = paguro_sys::NewThread::named("receive/hang-up".to_owned())
+        .spawn_scoped(scope, move || its.hang_up(within));
+    match thread {
+        Ok(thread) => Some(thread),
+        Err(error) => {
+            tracing::debug!(%error, "hanging up without a thread");
+            channel.hang_up(within);
+            None
+        }
+    }
+}
+
+fn obey(
+    recipient: &dyn Recipient,
+    arrival: &Arrival,
+    stop: &Stop,
+    mut hang_up: impl FnMut(Handle),
+) -> Result<(), ReceiveError> {
     loop {
         match next(arrival) {
             Some(DestinationAction::End) => return Err(ended(arrival)),
             Some(DestinationAction::StopListening) => return Ok(()),
-            Some(action) => act(recipient, arrival, action),
+            Some(action) => act(recipient, arrival, action, &mut hang_up),
             None if is_over(arrival) => {
                 let _ = arrival.on(DestinationEvent::LingerOver);
             }
@@ -111,7 +144,12 @@ fn next(arrival: &Arrival) -> Option<DestinationAction> {
     inner.actions.pop_front()
 }
 
-fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) {
+fn act(
+    recipient: &dyn Recipient,
+    arrival: &Arrival,
+    action: DestinationAction,
+    hang_up: &mut impl FnMut(Handle),
+) {
     tracing::debug!(?action, "destination");
     match action {
         DestinationAction::SendPong(value) => tell(arrival, &Message::Pong(value)),
@@ -137,7 +175,7 @@ fn act(recipient: &dyn Recipient, arrival: &Arrival, action: DestinationAction) 
                 (inner.channel.take(), inner.is_told)
             };
             match (channel, is_told) {
-                (Some(channel), true) => channel.hang_up(last_words(arrival)),
+                (Some(channel), true) => hang_up(channel),
                 (Some(channel), false) => channel.shutdown(),
                 (None, _) => {}
             }

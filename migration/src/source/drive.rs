@@ -35,6 +35,8 @@ use crate::{Allowance, Memory};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
+/// A destination that may be silent for ever has so long for its last words.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Sends `machine` to where `options` say. Blocks until it is decided where it runs; to be called in
 /// a thread of its own, while `migration` is watched and commanded from others. While the outcome
@@ -602,17 +604,16 @@ impl<'s, 'e> Driver<'s, 'e> {
 /// broken channel means.
 ///
 /// How soon its word comes is up to how busy its host is. There will be none when the return path has
-/// ended, and when it was silent for as long as it may be; whoever cancels ends the return path.
+/// ended, and when it was silent for as long as it may be, or for a while where that is for ever; whoever
+/// cancels ends the return path.
 pub(super) fn last_words(migration: &Migration, silence: Option<Duration>, error: &MigrateError) {
     if !error.is_closed_by_peer() {
         return;
     }
     let inner = migration.lock();
     let more = |inner: &mut super::Inner| !inner.deaf;
-    match silence {
-        None => drop(migration.changed.wait_while(inner, more)),
-        Some(silence) => drop(migration.changed.wait_timeout_while(inner, silence, more)),
-    }
+    let within = silence.unwrap_or(LAST_WORDS);
+    drop(migration.changed.wait_timeout_while(inner, within, more));
 }
 
 fn join(thread: Option<ScopedJoinHandle<'_, ()>>) {

@@ -102,8 +102,12 @@ impl Sender<'_> {
             self.stream.flush()?;
             self.asked_to = self.written_bytes();
             let writing = self.writing();
-            let digestion = &mut self.migration.lock().digestion;
-            if digestion.ask(self.asked_to, began, writing) {
+            // Not under the lock: the destination may be slow to take it, and who cancels waits for none.
+            let asks = {
+                let mut inner = self.migration.lock();
+                inner.digestion.ask(self.asked_to, began, writing)
+            };
+            if asks {
                 self.stream.order(&Order::Ping(PING_OPEN))?;
             }
         }

@@ -58,16 +58,19 @@ impl Sender<'_> {
         };
         let (pages, work) = self.labour.expect(self.pages.pages() as u64);
         let dirty_bytes = pages * page_size() as u64;
-        // Lanes write while pages are looked for; the main channel does one after the other.
+        // Lanes write while pages are looked for; the main channel does one after the other. What an
+        // operator says of the way counts for that, too.
+        let writes_per_s = if given > 0 { given } else { measured };
         let writing = match self.lanes {
             Some(_) => Duration::ZERO,
-            None => Duration::from_secs_f64(dirty_bytes as f64 / measured as f64),
+            None => Duration::from_secs_f64(dirty_bytes as f64 / writes_per_s as f64),
         };
         Outlook {
             backlog: backlog.unwrap_or_default(),
             dirty_bytes,
+            packed_bytes: (dirty_bytes as f64 * self.packing.share()) as u64,
             work: work.saturating_add(writing),
-            bytes_per_s: (bytes_per_s as f64 / self.packing.share()) as u64,
+            bytes_per_s,
             round_trip: digestion.round_trip(),
             sync: self.tally.sync,
             devices: self.device_cost,

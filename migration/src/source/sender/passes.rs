@@ -67,20 +67,7 @@ impl Sender<'_> {
             let percent = self.brake.sync(self.machine, new_bytes, sent_bytes);
             self.slowed(percent);
             self.look_at_vcpus();
-            if self.pages.pages() == 0 {
-                self.wait_for_more()?;
-            }
         }
-    }
-
-    /// Nothing is left, and the guest may not be stopped: until it writes something, or an operator
-    /// allows it more.
-    fn wait_for_more(&mut self) -> Result<(), Stopped> {
-        if self.is_told_to_stop() {
-            return Err(Stopped::Told);
-        }
-        std::thread::sleep(LOOK);
-        Ok(self.stream.idle(BREATH)?)
     }
 
     /// Everything that is dirty now, in PARTs; less when the time to converge is over.
