@@ -5,6 +5,9 @@
 //! answers what is write-protected. Both are handlers that are attached here ([`Handlers`]); this
 //! room reads the events, finds the page, and calls one of them.
 //!
+//! Pages arrive in RAM in one place, too ([`Arrivals`]), wherever they come from; where those are that
+//! have not is a [`Supply`].
+//!
 //! Three rules hold here and nowhere else:
 //!
 //! * **The gate.** A reader holds it (shared) from before it reads events until all of them are
@@ -20,11 +23,13 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod error;
 mod holes;
 mod placing;
 mod reader;
 mod registration;
+mod supply;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -39,9 +44,11 @@ use paguro_sys::{Event, Host, Uffd, UffdError};
 
 use rustix::event::EventfdFlags;
 
+pub use arrivals::Arrivals;
 pub use error::FaultsError;
 pub use placing::Outcome;
 pub use registration::Use;
+pub use supply::Supply;
 
 /// How long who waits for an answer that failed waits for the next.
 const AGAIN: Duration = Duration::from_millis(1);

@@ -96,6 +96,14 @@ impl Faults {
         })
     }
 
+    /// Answers a fault with zeros: there is nothing to be had for this page. What the host refuses is
+    /// [tried again](Faults::again).
+    pub fn answer_with_zeros(&self, at: Located) {
+        if let Err(error) = self.place_zeros(at.block, self.unit_of(at)) {
+            self.again(at, &error);
+        }
+    }
+
     /// The pages that can only be placed or released together with this one.
     pub fn unit_of(&self, at: Located) -> Range<usize> {
         let unit = self.block(at.block).unit_pages();

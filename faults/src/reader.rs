@@ -99,9 +99,7 @@ fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
         }
         (_, None, _) => {
             // Registered for missing pages, and nobody has any: then it is zero.
-            if let Err(error) = faults.place_zeros(at.block, faults.unit_of(at)) {
-                faults.again(at, &error);
-            }
+            faults.answer_with_zeros(at);
         }
     }
 }

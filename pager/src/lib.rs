@@ -4,9 +4,18 @@
 //! for first (with its neighbours), all others in the background, as fast as the caller allows.
 //! It knows neither files nor networks: pages come from a [`PageSource`].
 //!
-//! *Arrived* is a set of its own, apart from what is present: a page that the guest gave back
-//! after it arrived is absent again, and a fault on it is answered with zeros, never from the
-//! source. Pages that the source has nothing for are zero.
+//! What is fetched lands where all pages do ([`Arrivals`](paguro_faults::Arrivals)), which also answers
+//! faults on what has arrived already: a page that the guest gave back since is absent again, and
+//! zero, and is never fetched again. Pages that the source has nothing for are zero.
+//!
+//! | file | for |
+//! |---|---|
+//! | `pager` | what it is asked and told |
+//! | `pool` | the queue of what somebody waits for |
+//! | `urgent` | the threads that serve it, and what if a page cannot be had |
+//! | `fill` | the thread of all other pages |
+//! | `fetch` | reading, and landing |
+//! | `trouble`, `patience` | what cannot be had for now |
 //!
 //! A source may fail and come back. What somebody waits for is tried again for a while
 //! ([`PagerOptions::retry`]), then the owner is told, and may have them wait on until all is tried
@@ -18,11 +27,22 @@
 
 #![forbid(unsafe_code)]
 
+mod fetch;
+mod fill;
 mod pager;
 mod patience;
 mod pool;
 mod source;
+mod trouble;
+mod urgent;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use pager::{Failure, Pager, PagerOptions, Prefetch, Waiters};
 pub use patience::patiently;
 pub use source::{PageSource, SourceError};
+
+/// What these locks guard is valid at every step, and a guest may be waiting.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,5 +1,6 @@
 //! The one owner of the userfaultfd, on the real kernel.
 
+mod arrivals;
 mod changes;
 mod common;
 mod order;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paguro_dirty::Unarrived;
+use paguro_faults::Supply;
 pub use paguro_pager::Failure;
-use paguro_pager::{PageSource, Pager, PagerOptions, SourceError, patiently};
+use paguro_pager::{PageSource, Pager, PagerOptions, SourceError};
 use paguro_ram::PageSet;
 use paguro_sys::Userfault;
 
@@ -18,7 +19,6 @@ use crate::Memory;
 pub struct Filler {
     pager: Arc<Pager>,
     file: Arc<RestoreFile>,
-    retry: Duration,
 }
 
 impl Filler {
@@ -114,7 +114,6 @@ pub(super) fn start(
     let filler = Arc::new(Filler {
         pager,
         file: file.clone(),
-        retry: options.retry,
     });
     memory.set_filler(filler.clone());
     Ok(filler)
@@ -123,11 +122,11 @@ pub(super) fn start(
 /// A snapshot that is taken before all has arrived finds the rest in the file.
 impl Unarrived for Filler {
     fn has(&self, block: usize) -> &PageSet {
-        self.file.present(block)
+        Supply::has(&*self.pager, block)
     }
 
     fn arrived(&self, block: usize) -> &PageSet {
-        self.pager.arrived(block)
+        self.pager.arrivals().received(block)
     }
 
     fn read(
@@ -137,10 +136,7 @@ impl Unarrived for Filler {
         to: &mut [u8],
         go_on: &mut dyn FnMut() -> bool,
     ) -> std::io::Result<()> {
-        patiently(self.retry, go_on, || {
-            PageSource::read(&*self.file, block, page..page + 1, to)
-        })
-        .map_err(std::io::Error::other)
+        Supply::read(&*self.pager, block, page, to, go_on)
     }
 
     fn bring(
@@ -149,12 +145,10 @@ impl Unarrived for Filler {
         pages: Range<usize>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> std::io::Result<()> {
-        self.pager
-            .bring(block, pages, go_on)
-            .map_err(std::io::Error::other)
+        Supply::bring(&*self.pager, block, pages, go_on)
     }
 
     fn settle(&self) {
-        self.pager.settle();
+        self.pager.arrivals().settle();
     }
 }

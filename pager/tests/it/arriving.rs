@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use paguro_faults::Use;
+use paguro_faults::{Supply, Use};
 use paguro_pager::Prefetch;
 use paguro_ram::{Backing, PageKind};
 use paguro_sys::Advice;
@@ -41,7 +41,7 @@ fn every_page_arrives_once_and_right_while_many_ask() {
         assert_eq!(readers.iter().map(ends).sum::<usize>(), 0, "{kind:?}");
         assert!(rig.pager.wait_done(Duration::from_secs(30)));
         assert_eq!(rig.pager.left_pages(), 0);
-        assert_eq!(rig.pager.arrived(0).count(), source.has.count());
+        assert_eq!(rig.pager.arrivals().received(0).count(), source.has.count());
         // Nothing is registered any more: what is given back is simply zero.
         assert!(!rig.faults.is_registered(0, Use::Missing));
     }
@@ -110,7 +110,7 @@ fn a_page_that_the_guest_wrote_first_stays_as_he_wrote_it() {
             // All that is fetched along with it; meanwhile the next one would be fetched twice.
             let (pager, around) = (rig.pager.clone(), page / 16 * 16..page / 16 * 16 + 16);
             until(move || {
-                let arrived = pager.arrived(0);
+                let arrived = pager.arrivals().received(0);
                 let mut even = around.clone().filter(|page| page % 2 == 0);
                 even.all(|page| arrived.contains(page))
             });
@@ -210,7 +210,7 @@ fn whoever_settles_waits_for_what_is_placed_and_not_counted() {
     let settled = is_settled.clone();
     let settler = run(move || {
         begins.send(rustix::thread::gettid()).unwrap();
-        pager.settle();
+        pager.arrivals().settle();
         settled.store(true, SeqCst);
     });
     // Until he sleeps, in whatever lock, or does not wait.
@@ -226,7 +226,7 @@ fn whoever_settles_waits_for_what_is_placed_and_not_counted() {
     assert!(!is_settled.load(SeqCst), "nobody waited");
     drop(counting);
     ends(&settler);
-    assert!(rig.pager.arrived(0).contains(100));
+    assert!(rig.pager.arrivals().received(0).contains(100));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use paguro_faults::Use;
+use paguro_faults::{Supply, Use};
 use paguro_pager::{Prefetch, SourceError, Waiters};
 use paguro_ram::{Backing, PageKind, RamBlock};
 use paguro_sys::{Mapping, RegisterMode};
@@ -357,7 +357,7 @@ fn pages_that_are_brought_are_waited_for_only_as_long_as_the_caller_likes() {
     assert!(error.may_pass(), "{error}");
     source.away.lock().unwrap().clear();
     rig.pager.bring(0, 90..110, &mut || true).unwrap();
-    assert_eq!(rig.pager.arrived(0).count(), 110);
+    assert_eq!(rig.pager.arrivals().received(0).count(), 110);
     assert!(told.try_recv().is_err());
 }
 
