@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use paguro_faults::FaultsError;
 use paguro_wire::DecodeError;
 
 use crate::channel::ChannelError;
@@ -79,6 +80,9 @@ pub enum ReceiveError {
     /// The machine's: RAM blocks that no stream can have.
     #[error("the machine's RAM does not fit the stream")]
     Blocks(#[source] crate::source::MigrateError),
+    /// This host's: a page came and there is no room for it.
+    #[error("a page came but cannot be put in its place")]
+    Place(#[source] FaultsError),
     /// The source's: it handed its RAM over, and ended before the rest.
     #[error("the source that handed its RAM over is gone, or has given up")]
     SourceGone,

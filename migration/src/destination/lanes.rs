@@ -22,15 +22,16 @@ use std::time::{Duration, Instant};
 use paguro_wire::DecodeError;
 use paguro_wire::input::Input;
 use paguro_wire::stream::ChannelInput;
-use paguro_wire::stream::multifd::{Init, PacketReader};
+use paguro_wire::stream::multifd::Init;
 use paguro_wire::stream::ram::BlockTable;
 
 use super::direct::Direct;
-use super::memory::{Ahead, Arriving};
+use super::memory::{Arriving, TakeError};
+use super::packets::{self, Packets};
 use super::patience::{Clock, Patience};
 use super::{Arrival, ReceiveError, ReceiveOptions};
 use crate::channel::Handle;
-use crate::multifd::{Compression, Multifd, Unpacker};
+use crate::multifd::{Compression, Multifd};
 
 /// How often a wait is looked into.
 const LOOK: Duration = Duration::from_millis(200);
@@ -321,12 +322,16 @@ pub(super) fn receive<R: Direct>(
         return lanes.leave(channel);
     };
     let guard = Broken(lanes);
-    let taken = take_all(arrival, channel, multifd.compression, place, input, &clock);
+    let taken = Packets::new(place.memory, place.table, multifd.compression)
+        .and_then(|packets| take_all(arrival, channel, packets, input, &clock));
     match taken {
         Ok(()) => std::mem::forget(guard),
         Err(_) if lanes.is_over() => std::mem::forget(guard),
-        Err(source) => {
-            arrival.fail(ReceiveError::Channels { channel, source });
+        Err(error) => {
+            arrival.fail(match error {
+                TakeError::Stream(source) => ReceiveError::Channels { channel, source },
+                TakeError::Place(source) => ReceiveError::Place(source),
+            });
             drop(guard);
         }
     }
@@ -345,87 +350,32 @@ impl Drop for Broken<'_> {
 fn take_all<R: Direct>(
     arrival: &Arrival,
     channel: u8,
-    compression: Compression,
-    place: Place,
+    mut packets: Packets,
     mut input: ChannelInput<R>,
     clock: &Clock,
-) -> Result<(), DecodeError> {
-    const WHAT: &str = "multifd packet";
+) -> Result<(), TakeError> {
     let progress = &arrival.progress;
-    let mut packets = PacketReader::new(place.table, compression.on_wire());
-    let mut unpacker = match compression {
-        Compression::None => None,
-        Compression::Zstd { .. } => Some(Unpacker::new().map_err(|source| {
-            let (what, offset) = (WHAT, 0);
-            DecodeError::Read {
-                what,
-                offset,
-                source,
-            }
-        })?),
-    };
-    let mut ahead = Ahead::default();
     let mut counted = 0;
     let mut taken = Taken::default();
     loop {
         // However long that takes, as while an operator decides; the end is noticed by the read
         // that follows.
         clock.rest();
-        input.at_end(WHAT)?;
+        input.at_end(packets::WHAT)?;
         clock.restart();
-        let packet = packets.packet(&mut input)?;
+        let Some(came) = packets.take(&mut input, || arrival.lanes.is_over())? else {
+            return Ok(());
+        };
         taken.add(Taken {
             packets: 1,
-            numbered: packet.number.saturating_add(1),
+            numbered: came.number.saturating_add(1),
         });
-        if arrival.lanes.is_over() {
-            return Ok(());
-        }
-        let memory = &place.memory;
-        memory.prepare_all(packet.block, packet.normal, &mut ahead);
-        match &mut unpacker {
-            Some(unpacker) if !packet.normal.is_empty() => {
-                let at = input.offset();
-                let wrong = |found: crate::multifd::CodecError| DecodeError::Corrupt {
-                    what: "zstd payload of a multifd packet",
-                    offset: at,
-                    expected: format!("{} pages", packet.normal.len()),
-                    found: found.to_string(),
-                };
-                unpacker.begin(packet.normal.len());
-                let mut left = packet.payload_bytes as usize;
-                while left > 0 {
-                    let piece = input.some(WHAT, left)?;
-                    left -= piece.len();
-                    unpacker.feed(piece).map_err(wrong)?;
-                }
-                let pages = unpacker.end().map_err(wrong)?;
-                let pages = pages.chunks_exact(paguro_wire::PAGE_BYTES as usize);
-                for (&offset, page) in packet.normal.iter().zip(pages) {
-                    memory.page(packet.block, offset, page);
-                }
-            }
-            _ if input.reader().is_direct() => {
-                let mut landing = memory.places(packet.block, packet.normal);
-                input.pour(WHAT, &mut landing)?;
-            }
-            _ => {
-                for &offset in packet.normal {
-                    memory.page(packet.block, offset, input.page(WHAT)?);
-                }
-            }
-        }
-        for &offset in packet.zero {
-            memory.zero(packet.block, offset);
-        }
-        let normal = packet.normal.len() as u64;
-        progress.normal_pages.fetch_add(normal, Relaxed);
-        let zero = packet.zero.len() as u64;
-        progress.zero_pages.fetch_add(zero, Relaxed);
+        progress.normal_pages.fetch_add(came.normal, Relaxed);
+        progress.zero_pages.fetch_add(came.zero, Relaxed);
         let bytes = input.offset() - counted;
         counted += bytes;
         progress.multifd_bytes.fetch_add(bytes, Relaxed);
-        if packet.sync && !arrival.lanes.sync(channel, std::mem::take(&mut taken)) {
+        if came.sync && !arrival.lanes.sync(channel, std::mem::take(&mut taken)) {
             return Ok(());
         }
     }

@@ -3,8 +3,9 @@
 use std::io::Read;
 use std::ops::Range;
 
-use paguro_ram::{GuestRam, PageSet};
-use paguro_sys::{Advice, Places, page_size};
+use paguro_faults::{Arrivals, FaultsError};
+use paguro_ram::GuestRam;
+use paguro_sys::{Advice, Mapping, page_size};
 use paguro_wire::input::Input;
 use paguro_wire::stream::ram::{BlockTable, RamRecord, run_ahead};
 use paguro_wire::stream::{ChannelInput, xbzrle};
@@ -30,14 +31,21 @@ pub(super) struct Ahead {
     cannot: bool,
 }
 
-/// RAM that is being filled.
-///
-/// It is fresh: whatever was never received is zero. So a page of zeros is written only over
-/// content, and what is absent at the source stays absent here (P4).
+/// What came cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeError {
+    /// The source's, or the network's.
+    #[error(transparent)]
+    Stream(#[from] DecodeError),
+    /// This host's.
+    #[error(transparent)]
+    Place(#[from] FaultsError),
+}
+
+/// RAM that a stream fills. Whatever never comes is zero here, and what is absent at the source stays
+/// absent (P4).
 pub(super) struct Arriving {
-    ram: GuestRam,
-    /// Pages that have content, or had it.
-    received: Vec<PageSet>,
+    arrivals: Arrivals,
     /// Which block here is a block of the stream.
     blocks: Vec<usize>,
 }
@@ -50,49 +58,40 @@ impl Arriving {
         here: &BlockTable,
         at: u64,
     ) -> Result<Self, DecodeError> {
-        let received = ram.blocks().iter().map(|b| PageSet::new(b.max_pages()));
         Ok(Self {
-            received: received.collect(),
             blocks: table.same_as(here, at)?,
-            ram,
+            arrivals: Arrivals::new(ram),
         })
     }
 
     /// A page with content.
-    pub(super) fn page(&self, block: usize, offset: u64, page: &[u8]) {
+    pub(super) fn page(&self, block: usize, offset: u64, page: &[u8]) -> Result<(), FaultsError> {
         let (block, offset) = self.place(block, offset);
-        self.ram.blocks()[block].mapping().copy_in(offset, page);
-        self.note(block, offset);
-    }
-
-    /// Where these pages, no more of them than a packet has, belong; all of them are about to come.
-    pub(super) fn places(&self, block: usize, offsets: &[u64]) -> Landing<'_> {
-        let mut places = Places::new(self.ram.blocks()[self.blocks[block]].mapping());
-        for &offset in offsets {
-            let (block, offset) = self.place(block, offset);
-            self.note(block, offset);
-            places.push(offset, PAGE);
-        }
-        Landing(places)
-    }
-
-    /// A page has content now, or is about to: should it not come, all of this is thrown away.
-    fn note(&self, block: usize, offset: usize) {
-        // An atomic write waits until all of the page has left the core, a look does not.
-        let received = &self.received[block];
-        if !received.contains(offset / page_size()) {
-            received.insert(offset / page_size());
-        }
+        self.arrivals.land(block, offset, page, |_| {})
     }
 
     /// A page of zeros.
-    pub(super) fn zero(&self, block: usize, offset: u64) {
+    pub(super) fn zero(&self, block: usize, offset: u64) -> Result<(), FaultsError> {
         let (block, offset) = self.place(block, offset);
-        if self.received[block].contains(offset / page_size()) {
-            self.ram.blocks()[block]
-                .mapping()
-                .copy_in(offset, &[0; PAGE]);
-        }
+        self.arrivals.zero(block, offset, PAGE, |_| {})
+    }
+
+    /// Has these pages, no more of them than a packet has, put where they belong by `pour`; false if
+    /// only this side can do that.
+    pub(super) fn pour<E>(
+        &self,
+        block: usize,
+        offsets: &[u64],
+        pour: impl FnOnce(&mut Landing<'_>) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let block = self.blocks[block];
+        let offsets = || offsets.iter().map(|&offset| offset as usize);
+        let Some(places) = self.arrivals.places(block, offsets(), PAGE) else {
+            return Ok(false);
+        };
+        pour(&mut Landing(places))?;
+        self.arrivals.filled(block, offsets(), PAGE);
+        Ok(true)
     }
 
     /// A record of a page; what belongs to it is next in the input. Whether it had content.
@@ -101,15 +100,15 @@ impl Arriving {
         record: RamRecord,
         input: &mut ChannelInput<R>,
         ahead: &mut Ahead,
-    ) -> Result<bool, DecodeError> {
+    ) -> Result<bool, TakeError> {
         match record {
             RamRecord::Page { block, offset } => {
                 self.prepare(block, offset, input.buffered(), ahead);
-                self.page(block, offset, input.page("page")?);
+                self.page(block, offset, input.page("page")?)?;
                 Ok(true)
             }
             RamRecord::Zero { block, offset } => {
-                self.zero(block, offset);
+                self.zero(block, offset)?;
                 Ok(false)
             }
             RamRecord::Xbzrle {
@@ -117,16 +116,12 @@ impl Arriving {
                 offset,
                 bytes,
             } => {
-                let (block, offset) = self.place(block, offset);
-                let mut delta = [0; PAGE];
-                let at = input.offset();
+                let (here, at) = (self.place(block, offset), input.offset());
+                let (mut delta, mut page) = ([0; PAGE], [0; PAGE]);
                 input.fill("difference of a page", &mut delta[..bytes])?;
-                let mut page = [0; PAGE];
-                let mapping = self.ram.blocks()[block].mapping();
-                mapping.copy_out(offset, &mut page);
+                self.mapping(here.0).copy_out(here.1, &mut page);
                 xbzrle::decode(&delta[..bytes], at, &mut page)?;
-                mapping.copy_in(offset, &page);
-                self.received[block].insert(offset / page_size());
+                self.page(block, offset, &page)?;
                 Ok(true)
             }
             RamRecord::MultifdFlush | RamRecord::Eos => Ok(false),
@@ -138,10 +133,10 @@ impl Arriving {
         let (block, offset) = self.place(block, offset);
         let first = offset / PAGE;
         let is_prepared = ahead.block == block && ahead.pages.contains(&first);
-        if is_prepared || ahead.cannot || self.received[block].contains(offset / page_size()) {
+        if is_prepared || ahead.cannot || self.has_come(block, offset) {
             return;
         }
-        let here = &self.ram.blocks()[block];
+        let here = &self.arrivals.ram().blocks()[block];
         let most = (here.used_bytes() - offset) / PAGE;
         let pages = run_ahead(offset as u64, buffered).min(most);
         self.populate(block, first..first + pages, ahead);
@@ -152,7 +147,7 @@ impl Arriving {
         let follows = |a: &u64, b: &u64| a.checked_add(PAGE_BYTES) == Some(*b);
         for run in offsets.chunk_by(follows) {
             let (block, offset) = self.place(block, run[0]);
-            if !ahead.cannot && !self.received[block].contains(offset / page_size()) {
+            if !ahead.cannot && !self.has_come(block, offset) {
                 let first = offset / PAGE;
                 self.populate(block, first..first + run.len(), ahead);
             }
@@ -165,19 +160,21 @@ impl Arriving {
             return;
         }
         let bytes = pages.start * PAGE..pages.end * PAGE;
-        let mapping = self.ram.blocks()[block].mapping();
-        match mapping.advise(bytes.start, bytes.len(), Advice::PopulateWrite) {
-            Ok(()) => {
-                // Present they are: nothing is lost if zeros are written there should they not come.
-                let here = bytes.start / page_size()..bytes.end / page_size();
-                self.received[block].insert_range(here);
-            }
-            Err(error) => {
-                tracing::debug!(%error, "pages are made present one by one");
-                ahead.cannot = true;
-            }
+        let mapping = self.mapping(block);
+        let advised = mapping.advise(bytes.start, bytes.len(), Advice::PopulateWrite);
+        if let Err(error) = advised {
+            tracing::debug!(%error, "pages are made present one by one");
+            ahead.cannot = true;
         }
         (ahead.block, ahead.pages) = (block, pages);
+    }
+
+    fn mapping(&self, block: usize) -> &Mapping {
+        self.arrivals.ram().blocks()[block].mapping()
+    }
+
+    fn has_come(&self, block: usize, offset: usize) -> bool {
+        self.arrivals.received(block).contains(offset / page_size())
     }
 
     /// The reader of records has checked that it is inside the block.

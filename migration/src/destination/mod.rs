@@ -7,7 +7,8 @@
 //! | `door` | lets connections in and finds out what each is |
 //! | `stream` | reads the stream and hands over what it says |
 //! | `lanes` | the multifd channels |
-//! | `memory` | puts pages in their place |
+//! | `packets` | what comes over one of them |
+//! | `memory` | what finds its place, in [`Arrivals`](paguro_faults::Arrivals) |
 //! | `direct` | pages that go there straight from a socket |
 //! | `patience` | a source that sends a byte a second is not waited for |
 //!
@@ -22,6 +23,7 @@ mod drive;
 mod error;
 mod lanes;
 mod memory;
+mod packets;
 mod patience;
 mod stream;
 

@@ -2,15 +2,17 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use paguro_ram::GuestRam;
 use paguro_wire::input::Input;
 use paguro_wire::stream::configuration::IGNORE_SHARED;
 use paguro_wire::stream::order::Order;
-use paguro_wire::stream::ram::RamRecord;
+use paguro_wire::stream::ram::{BlockTable, RamRecord};
 use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader};
 
-use super::memory::{Ahead, Arriving};
+use super::memory::{Ahead, Arriving, TakeError};
 use super::patience::Patience;
 use super::{Arrival, ReceiveError};
 use crate::machine::Recipient;
@@ -30,8 +32,6 @@ pub(super) fn read<R: Read>(
 ) -> Result<(), ReceiveError> {
     let ram = recipient.memory().ram();
     let here = table_of(ram).map_err(ReceiveError::Blocks)?;
-    let mut memory: Option<Arc<Arriving>> = None;
-    let mut ahead = Ahead::default();
     let limit = arrival.options.silence.map(|silence: Duration| 3 * silence);
     let (reader, clock) = Patience::new(reader, limit);
     let input = ChannelInput::new(reader).behind(first);
@@ -41,71 +41,116 @@ pub(super) fn read<R: Read>(
         expected.list.guest_addresses = true;
     }
     let mut stream = StreamReader::new(input, expected);
-    let mut tally = Tally::default();
-    let mut permitted = false;
-    let mut at_end = false;
+    let mut incoming = Incoming {
+        arrival,
+        ram,
+        here,
+        memory: None,
+        ahead: Ahead::default(),
+        tally: Tally::default(),
+        permitted: false,
+        at_end: false,
+    };
     loop {
         clock.restart();
         let event = match stream.next() {
+            Ok(Event::Closed) => return Ok(()),
             Ok(event) => event,
             // What stands behind EOF decides nothing.
-            Err(error) if permitted => {
+            Err(error) if incoming.permitted => {
                 tracing::debug!(%error, "the stream does not end well behind EOF");
                 return Ok(());
             }
             Err(error) => return Err(ReceiveError::Stream(error)),
         };
+        incoming.take(event, stream.input())?;
+    }
+}
+
+/// A stream as far as it was read.
+struct Incoming<'a> {
+    arrival: &'a Arrival,
+    ram: &'a GuestRam,
+    here: Arc<BlockTable>,
+    /// Where pages go, once the list of blocks came.
+    memory: Option<Arc<Arriving>>,
+    ahead: Ahead,
+    tally: Tally,
+    permitted: bool,
+    at_end: bool,
+}
+
+impl Incoming<'_> {
+    /// Hands over what was read; what belongs to it is next in the input.
+    fn take<R: Read>(
+        &mut self,
+        event: Event,
+        input: &mut ChannelInput<R>,
+    ) -> Result<(), ReceiveError> {
+        let arrival = self.arrival;
         match event {
-            Event::Ram(record) => {
-                if record == RamRecord::MultifdFlush {
-                    match arrival.lanes.count() {
-                        0 => return Err(ReceiveError::NoMultifd),
-                        _ => arrival.lanes.flush(arrival)?,
-                    }
-                }
-                if at_end && record == RamRecord::Eos {
-                    // Everything is here.
-                    arrival.lanes.close();
-                }
-                let Some(memory) = &memory else {
-                    return Err(ReceiveError::Bug);
-                };
-                // The source runs in this RAM.
-                if arrival.options.hand_over.is_some() && record != RamRecord::Eos {
-                    return Err(unsupported("pages of RAM that was handed over"));
-                }
-                let content = memory.take(record, stream.input(), &mut ahead);
-                tally.count(content.map_err(ReceiveError::Stream)?, record);
-                if tally.records >= PUBLISH {
-                    tally.publish(arrival, stream.input().offset());
-                }
-            }
+            Event::Ram(record) => self.page(record, input)?,
             Event::RamStart { table, offset } => {
-                let arriving = Arriving::new(ram.clone(), &table, &here, offset);
-                let arriving = Arc::new(arriving.map_err(ReceiveError::Stream)?);
-                arrival.lanes.begin(arriving.clone(), table.clone());
-                memory = Some(arriving);
+                let memory = Arriving::new(self.ram.clone(), &table, &self.here, offset);
+                let memory = Arc::new(memory.map_err(ReceiveError::Stream)?);
+                arrival.lanes.begin(memory.clone(), table.clone());
+                self.memory = Some(memory);
                 let total = &arrival.progress.total_bytes;
-                total.store(table.total_bytes(), std::sync::atomic::Ordering::Relaxed);
+                total.store(table.total_bytes(), Relaxed);
             }
-            Event::Configuration(_) | Event::RamPart => {}
-            Event::RamEnd => at_end = true,
+            Event::Configuration(_) | Event::RamPart | Event::Description(_) => {}
+            Event::RamEnd => self.at_end = true,
             Event::Order(order) => obey(arrival, &order)?,
             Event::Device(device) => {
                 check_owner(arrival)?;
-                tally.publish(arrival, stream.input().offset());
+                self.tally.publish(arrival, input.offset());
                 arrival.lock().devices.push(device);
             }
             Event::Eof => {
                 check_owner(arrival)?;
-                tally.publish(arrival, stream.input().offset());
-                permitted = true;
+                self.tally.publish(arrival, input.offset());
+                self.permitted = true;
                 let _ = arrival.on(DestinationEvent::Eof);
             }
-            Event::Description(_) => {}
-            Event::Closed => return Ok(()),
             _ => return Err(unsupported("something this version does not know")),
         }
+        Ok(())
+    }
+
+    /// A record of a page, or a mark between them.
+    fn page<R: Read>(
+        &mut self,
+        record: RamRecord,
+        input: &mut ChannelInput<R>,
+    ) -> Result<(), ReceiveError> {
+        let arrival = self.arrival;
+        if record == RamRecord::MultifdFlush {
+            match arrival.lanes.count() {
+                0 => return Err(ReceiveError::NoMultifd),
+                _ => arrival.lanes.flush(arrival)?,
+            }
+        }
+        if self.at_end && record == RamRecord::Eos {
+            // Everything is here.
+            arrival.lanes.close();
+        }
+        let Some(memory) = &self.memory else {
+            return Err(ReceiveError::Bug);
+        };
+        // The source runs in this RAM.
+        if arrival.options.hand_over.is_some() && record != RamRecord::Eos {
+            return Err(unsupported("pages of RAM that was handed over"));
+        }
+        let content = memory.take(record, input, &mut self.ahead);
+        let content = content.map_err(|error| match error {
+            TakeError::Stream(error) => ReceiveError::Stream(error),
+            TakeError::Place(error) => ReceiveError::Place(error),
+        })?;
+        self.tally.count(content, record);
+        if self.tally.records >= PUBLISH {
+            self.tally.publish(arrival, input.offset());
+        }
+        Ok(())
     }
 }
 
@@ -154,7 +199,6 @@ impl Tally {
     }
 
     fn publish(&mut self, arrival: &Arrival, bytes: u64) {
-        use std::sync::atomic::Ordering::Relaxed;
         let progress = &arrival.progress;
         progress.normal_pages.fetch_add(self.normal as u64, Relaxed);
         progress.zero_pages.fetch_add(self.zero as u64, Relaxed);
