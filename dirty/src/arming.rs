@@ -21,7 +21,7 @@ use paguro_sys::Features;
 
 use crate::freeze::{breathe, timed};
 use crate::picture::{CHUNK, Picture};
-use crate::{Freeze, FreezeError, HugePolicy, Sabotage, UNIT_PAGES};
+use crate::{Freeze, FreezeError, HugePolicy, UNIT_PAGES};
 
 /// What the last look may cost, in the pause.
 const REST_NS: u64 = 300_000;
@@ -153,33 +153,38 @@ impl Freeze {
                 block.armed.insert_range(granules);
                 self.arm_range(index, range, running)?;
             }
-            if self.options.sabotage == Sabotage::NoRearm {
-                continue;
-            }
-            if !running {
-                // Whatever was given back is gone by now, and whoever did it is at rest.
-                block.removed.take(0..block.ram.max_pages(), |run| {
-                    block.absent.insert_range(run.clone());
-                    block.released.insert_range(run);
-                });
-            }
-            let mut released: Vec<Range<usize>> = Vec::new();
-            block.released.take(0..pages, |run| {
-                // A reader may be noting a range at this moment, word by word. What is seen of it
-                // can be less than what can be protected: the rest comes in the next round.
-                let run = run.start / block.unit * block.unit
-                    ..run.end.next_multiple_of(block.unit).min(pages);
-                match released.last_mut() {
-                    Some(last) if last.end >= run.start => last.end = run.end,
-                    _ => released.push(run),
-                }
+            self.hooks
+                .rearm(|| self.arm_released(index, pages, running))?;
+        }
+        Ok(())
+    }
+
+    /// Arms again what was released of the first `pages` of a block.
+    fn arm_released(&self, index: usize, pages: usize, running: bool) -> Result<(), FreezeError> {
+        let block = &self.blocks[index];
+        if !running {
+            // Whatever was given back is gone by now, and whoever did it is at rest.
+            block.removed.take(0..block.ram.max_pages(), |run| {
+                block.absent.insert_range(run.clone());
+                block.released.insert_range(run);
             });
-            for run in released {
-                if self.source.is_some() {
-                    self.arm_released_while_filling(index, run, running)?;
-                } else {
-                    self.arm_range(index, run, running)?;
-                }
+        }
+        let mut released: Vec<Range<usize>> = Vec::new();
+        block.released.take(0..pages, |run| {
+            // A reader may be noting a range at this moment, word by word. What is seen of it
+            // can be less than what can be protected: the rest comes in the next round.
+            let run = run.start / block.unit * block.unit
+                ..run.end.next_multiple_of(block.unit).min(pages);
+            match released.last_mut() {
+                Some(last) if last.end >= run.start => last.end = run.end,
+                _ => released.push(run),
+            }
+        });
+        for run in released {
+            if self.source.is_some() {
+                self.arm_released_while_filling(index, run, running)?;
+            } else {
+                self.arm_range(index, run, running)?;
             }
         }
         Ok(())

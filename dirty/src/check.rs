@@ -20,7 +20,7 @@ use paguro_sys::page_size;
 
 use crate::freeze::FROZEN;
 use crate::picture::{CHUNK, Picture};
-use crate::{Copied, Freeze, FreezeError, Sabotage};
+use crate::{Copied, Freeze, FreezeError};
 
 impl Freeze {
     /// In the pause: what each page holds. Not while RAM is filled: a page that is not there would be
@@ -57,16 +57,17 @@ impl Freeze {
         pages: &Range<usize>,
         copied: &Copied,
     ) -> Result<(), FreezeError> {
-        // What is broken on purpose is to be noticed by others.
-        if self.epoch.load(Ordering::Acquire) != FROZEN || self.options.sabotage != Sabotage::None {
+        if self.epoch.load(Ordering::Acquire) != FROZEN {
             return Ok(());
         }
-        let block = &self.blocks[index];
-        self.check_protection(block, pages)?;
-        match block.digests.get() {
-            Some(digests) => self.check_content(block, pages, copied, digests),
-            None => Ok(()),
-        }
+        self.hooks.check(|| {
+            let block = &self.blocks[index];
+            self.check_protection(block, pages)?;
+            match block.digests.get() {
+                Some(digests) => self.check_content(block, pages, copied, digests),
+                None => Ok(()),
+            }
+        })
     }
 
     fn check_protection(&self, block: &Picture, pages: &Range<usize>) -> Result<(), FreezeError> {

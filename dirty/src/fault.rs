@@ -11,7 +11,7 @@ use crate::chunk::span;
 use crate::freeze::{ARMING, FROZEN};
 use crate::moments::Moment;
 use crate::picture::CHUNK;
-use crate::{Copied, Freeze, FreezeError, Sabotage, UNIT_PAGES};
+use crate::{Copied, Freeze, FreezeError, UNIT_PAGES};
 
 impl ProtectedHandler for Freeze {
     /// Called with the gate held, so the epoch cannot change from *arming* to *frozen* in here.
@@ -85,8 +85,7 @@ impl Freeze {
     fn write_while_frozen(&self, at: Located) -> Result<(), FreezeError> {
         let block = &self.blocks[at.block];
         block.hot.insert(at.page / CHUNK);
-        let sabotage = self.options.sabotage;
-        if block.saved.contains(at.page) && sabotage != Sabotage::ClaimTwice {
+        if self.hooks.needs_no_copy(block.saved.contains(at.page)) {
             // Safe already: an old event, or a page that was placed protected afterwards. Of its
             // unit the rest may be unsafe still, where a part of it is discarded.
             let whole = self.unit_around(at);
@@ -110,7 +109,8 @@ impl Freeze {
             return Ok(self.faults_of().release(at.block, self.unit_around(at))?);
         };
         let mut copied = Copied::new(at.block, units, &self.buffer);
-        let mine = self.claim_for_fault(at, pages);
+        let mine = self.claim_for_fault(at, pages.clone());
+        let mine = self.hooks.claimed(&pages, mine);
         if mine.is_empty() {
             // Somebody is at it and will release it, which wakes the writer; or has done so
             // between the event and now, and the release that came after the event woke him.
@@ -140,9 +140,6 @@ impl Freeze {
             Some(last) if last.end == run.start => last.end = run.end,
             _ => mine.push(run),
         };
-        if self.options.sabotage == Sabotage::ClaimTwice {
-            return vec![pages];
-        }
         let Some(source) = &self.source else {
             block.claim(pages, add);
             return mine;

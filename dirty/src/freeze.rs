@@ -12,9 +12,10 @@ use paguro_sys::{Advice, page_size};
 
 use crate::arming::Pace;
 use crate::chunk::Sizing;
+use crate::hooks::Hooks;
 use crate::moments::Moments;
 use crate::picture::{CHUNK, Picture};
-use crate::{FreezeError, FreezeOptions, PageBuffer, Sabotage, UNIT_PAGES, Waits};
+use crate::{FreezeError, FreezeOptions, PageBuffer, UNIT_PAGES, Waits};
 
 /// Pages that have a picture elsewhere because they have not arrived in RAM yet: a snapshot that
 /// is taken while RAM is still being filled from another one.
@@ -105,12 +106,12 @@ pub struct Freeze {
     pub(crate) left: AtomicUsize,
     /// Pages of the picture.
     pub(crate) total: AtomicUsize,
-    pub(crate) skipped: AtomicUsize,
     failed: Mutex<Option<FreezeError>>,
     ended: AtomicBool,
     /// Held (shared) while pages are given back in the arming epoch.
     pub(crate) discarding: RwLock<()>,
     stats: FreezeStats,
+    pub(crate) hooks: Hooks,
     pub(crate) moments: Moments,
 }
 
@@ -183,11 +184,11 @@ impl Freeze {
             cursor: AtomicUsize::new(0),
             left: AtomicUsize::new(usize::MAX),
             total: AtomicUsize::new(0),
-            skipped: AtomicUsize::new(0),
             failed: Mutex::new(None),
             ended: AtomicBool::new(false),
             discarding: RwLock::new(()),
             stats: FreezeStats::default(),
+            hooks: options.sabotage.into(),
             moments: Moments::default(),
             options,
         });
@@ -234,9 +235,8 @@ impl Freeze {
             let placed = faults.is_registered(index, Use::Missing);
             block.placed.store(placed, Ordering::Release);
         }
-        if self.options.sabotage != Sabotage::PlaceUnprotected {
-            faults.protect_placements();
-        }
+        self.hooks
+            .protect_placements(|| faults.protect_placements());
         Ok(())
     }
 
@@ -280,11 +280,8 @@ impl Freeze {
     ///
     /// Those of arming; the freeze must be ended then.
     pub fn hold(&self, barrier: Standstill<'_>) -> Result<(), FreezeError> {
-        // The caller's barrier is what makes this list complete; the deliberately broken version
-        // armed before it had one and must not do it again here.
-        if self.options.sabotage != Sabotage::RearmBeforeBarrier {
-            self.arm_rest()?;
-        }
+        // The caller's barrier is what makes this list complete.
+        self.hooks.last_look(|| self.arm_rest())?;
         if let Some(source) = &self.source {
             source.settle();
         }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use paguro_sys::Host;
 
+use crate::Sabotage;
+
 /// What happens to huge anonymous pages while they are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum HugePolicy {
@@ -12,41 +14,6 @@ pub enum HugePolicy {
     Keep,
     /// Released in smaller chunks: less is copied for a write, and the huge page is split.
     Split,
-}
-
-/// One thing broken on purpose, so that a test can show that it would notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Sabotage {
-    /// Nothing is broken.
-    #[default]
-    None,
-    /// A chunk is released before it is copied (P3).
-    ReleaseBeforeCopy,
-    /// A page may be claimed twice (P2, P1).
-    ClaimTwice,
-    /// What was released while arming is armed again before the readers stand still (P1).
-    RearmBeforeBarrier,
-    /// What was released while arming is not armed again (P1).
-    NoRearm,
-    /// Device state is collected after the freeze (P1).
-    DevicesAfterFreeze,
-    /// One page is left out (P1).
-    SkipPage,
-    /// Pages that arrive while frozen are placed without protection (P1).
-    PlaceUnprotected,
-}
-
-impl Sabotage {
-    /// The names under which a program offers them.
-    pub const NAMES: [(&'static str, Self); 7] = [
-        ("break-release-before-copy", Self::ReleaseBeforeCopy),
-        ("break-claim-twice", Self::ClaimTwice),
-        ("break-rearm-before-barrier", Self::RearmBeforeBarrier),
-        ("break-no-rearm", Self::NoRearm),
-        ("break-devices-after-freeze", Self::DevicesAfterFreeze),
-        ("break-skip-page", Self::SkipPage),
-        ("break-place-unprotected", Self::PlaceUnprotected),
-    ];
 }
 
 /// How a freeze behaves.

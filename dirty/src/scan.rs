@@ -10,7 +10,7 @@ use crate::ahead::Ahead;
 use crate::buffer::{Room, SCAN_UNITS};
 use crate::moments::Moment;
 use crate::picture::{CHUNK, Picture};
-use crate::{Copied, Freeze, FreezeError, Sabotage};
+use crate::{Copied, Freeze, FreezeError};
 
 impl Freeze {
     /// The next pages to be written: those that a fault has copied come first, then the scan goes
@@ -70,9 +70,7 @@ impl Freeze {
                 };
                 let mut mine = Vec::new();
                 block.claim(pages.clone(), |run| mine.push(run));
-                if self.options.sabotage == Sabotage::ClaimTwice {
-                    mine = vec![pages];
-                }
+                let mine = self.hooks.claimed(&pages, mine);
                 if mine.is_empty() {
                     continue;
                 }
@@ -132,10 +130,10 @@ impl Freeze {
     ) -> Result<usize, FreezeError> {
         let block = &self.blocks[index];
         self.moments.at(Moment::Claimed);
-        if self.options.sabotage == Sabotage::ReleaseBeforeCopy {
+        self.hooks.before_copy(|| {
             mine.iter()
-                .try_for_each(|run| self.let_go(index, run.clone()))?;
-        }
+                .try_for_each(|run| self.let_go(index, run.clone()))
+        })?;
         self.moments.at(Moment::Copies);
         let mut result = Ok(());
         for run in mine {
@@ -185,7 +183,9 @@ impl Freeze {
                 if source.is_some() {
                     self.make_sure(index, page)?;
                 }
-                if block.ram.mapping().is_zero(page * page_bytes, page_bytes) || self.skips(page) {
+                if block.ram.mapping().is_zero(page * page_bytes, page_bytes)
+                    || self.hooks.leaves_out(page)
+                {
                     copied.add_zeros(1);
                     continue;
                 }
@@ -229,13 +229,6 @@ impl Freeze {
             faults.place_zeros(index, faults.unit_of(Located { block: index, page }))?;
         }
         Ok(())
-    }
-
-    /// The one page that the broken version leaves out.
-    fn skips(&self, page: usize) -> bool {
-        self.options.sabotage == Sabotage::SkipPage
-            && page % 7 == 3
-            && self.skipped.fetch_add(1, Ordering::Relaxed) == 0
     }
 
     pub(crate) fn settle(&self, pages: usize) {
