@@ -20,7 +20,8 @@ use paguro_ram::{Backing, PageKind, populate, presence};
 use paguro_sys::Features;
 
 use crate::freeze::{breathe, timed};
-use crate::picture::{CHUNK, Picture};
+use crate::picture::Picture;
+use crate::sizes::CHUNK;
 use crate::{Freeze, FreezeError, HugePolicy, UNIT_PAGES};
 
 /// What the last look may cost, in the pause.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use paguro_sys::{Unit, page_size};
 
-use crate::picture::CHUNK;
-use crate::{Copied, FreezeError, UNIT_PAGES};
+use crate::FreezeError;
+use crate::sizes::{CHUNK, UNIT_PAGES};
 
 /// Room that the scan takes at a time.
 pub(crate) const SCAN_UNITS: usize = CHUNK / UNIT_PAGES;
@@ -19,18 +19,18 @@ pub(crate) const SCAN_UNITS: usize = CHUNK / UNIT_PAGES;
 /// What a buffer begins with. It grows before arming if the guest is seen writing more.
 pub(crate) const START_BYTES: usize = 32 << 20;
 
-/// Units of 64 KiB and the queue of chunks copied ahead of the scan.
+/// Units of 64 KiB, and the queue of what was copied into some of them ahead of the scan.
 #[derive(Debug)]
-pub struct PageBuffer {
-    state: Mutex<State>,
+pub struct Buffer<T> {
+    state: Mutex<State<T>>,
     changed: Condvar,
     reserve: usize,
 }
 
 #[derive(Debug)]
-struct State {
+struct State<T> {
     free: Vec<Unit>,
-    queue: VecDeque<Copied>,
+    queue: VecDeque<T>,
     closed: bool,
     /// Units that exist.
     made: usize,
@@ -55,16 +55,16 @@ pub struct Waits {
 }
 
 /// What a copier finds.
-pub(crate) enum Room {
+pub(crate) enum Room<T> {
     /// Room.
     Units(Vec<Unit>),
     /// A chunk to be written first.
-    Queued(Copied),
+    Queued(T),
     /// It is over.
     Closed,
 }
 
-impl PageBuffer {
+impl<T> Buffer<T> {
     /// A buffer of `bytes`, for chunks of up to `chunk_pages`.
     pub(crate) fn new(bytes: usize, chunk_pages: usize) -> Result<Self, FreezeError> {
         let unit_bytes = UNIT_PAGES * page_size();
@@ -186,7 +186,7 @@ impl PageBuffer {
     }
 
     /// Room for the scan, or what must be written before it goes on.
-    pub(crate) fn take_for_scan(&self, units: usize) -> Room {
+    pub(crate) fn take_for_scan(&self, units: usize) -> Room<T> {
         let mut state = self.lock();
         loop {
             if state.closed {
@@ -203,7 +203,7 @@ impl PageBuffer {
     }
 
     /// The next chunk copied by a fault. Waits while `pending` says that one may still come.
-    pub(crate) fn next_queued(&self, pending: impl Fn() -> bool) -> Room {
+    pub(crate) fn next_queued(&self, pending: impl Fn() -> bool) -> Room<T> {
         let mut state = self.lock();
         loop {
             if state.closed {
@@ -220,7 +220,7 @@ impl PageBuffer {
     }
 
     /// A chunk that a fault has copied.
-    pub(crate) fn push(&self, copied: Copied) {
+    pub(crate) fn push(&self, copied: T) {
         self.lock().queue.push_back(copied);
         self.changed.notify_all();
     }
@@ -247,20 +247,20 @@ impl PageBuffer {
         drop(dropped);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
         self.changed
             .wait(state)
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl State {
+impl<T> State<T> {
     fn split(&mut self, units: usize, keep: usize) -> Option<Vec<Unit>> {
         let left = self.free.len().checked_sub(units)?;
         if left < keep {
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn a_large_buffer_is_of_few_mappings() {
         const BYTES: usize = 128 << 20;
-        let buffer = PageBuffer::new(BYTES, CHUNK).unwrap();
+        let buffer = Buffer::<()>::new(BYTES, CHUNK).unwrap();
         buffer.grow(BYTES, || true);
         assert_eq!(buffer.made_bytes(), BYTES);
         let mut units: Vec<usize> = buffer

@@ -19,7 +19,8 @@ use paguro_ram::{Backing, presence};
 use paguro_sys::page_size;
 
 use crate::freeze::FROZEN;
-use crate::picture::{CHUNK, Picture};
+use crate::picture::Picture;
+use crate::sizes::CHUNK;
 use crate::{Copied, Freeze, FreezeError};
 
 impl Freeze {

@@ -7,10 +7,9 @@ use paguro_faults::{Faults, ProtectedHandler};
 use paguro_ram::Located;
 
 use crate::ahead::Ahead;
-use crate::chunk::span;
 use crate::freeze::{ARMING, FROZEN};
 use crate::moments::Moment;
-use crate::picture::CHUNK;
+use crate::sizes::{CHUNK, span};
 use crate::{Copied, Freeze, FreezeError, UNIT_PAGES};
 
 impl ProtectedHandler for Freeze {

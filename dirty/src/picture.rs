@@ -7,10 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use paguro_ram::{Backing, PageKind, PageSet, RamBlock};
 
+use crate::sizes::CHUNK;
 use crate::{FreezeOptions, HugePolicy};
-
-/// Pages in 2 MiB: the granule in which ranges are armed or left alone.
-pub(crate) const CHUNK: usize = 512;
 
 /// One block. All sets are made for its maximum length.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use paguro_sys::{Pacer, page_size};
 
 use crate::buffer::START_BYTES;
-use crate::picture::CHUNK;
+use crate::sizes::{self, CHUNK};
 use crate::{Freeze, FreezeError};
 
 /// Granules that are armed to see whether they are written.
@@ -64,7 +64,7 @@ impl Freeze {
         let samples: Vec<(usize, usize)> = places.step_by(step).collect();
         for &(index, granule) in &samples {
             let block = &self.blocks[index];
-            let pages = granule * CHUNK..((granule + 1) * CHUNK).min(block.ram.pages());
+            let pages = sizes::granule(granule, block.ram.pages());
             block.armed.insert(granule);
             self.arm_range(index, pages, true)?;
         }
@@ -74,8 +74,7 @@ impl Freeze {
         }
         let written = samples.iter().filter(|&&(index, granule)| {
             let released = &self.blocks[index].released;
-            let end = released.pages().min((granule + 1) * CHUNK);
-            released.count_in(granule * CHUNK..end) > 0
+            released.count_in(sizes::granule(granule, released.pages())) > 0
         });
         Ok((written.count() * step).min(granules))
     }

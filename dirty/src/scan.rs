@@ -9,7 +9,8 @@ use paguro_sys::page_size;
 use crate::ahead::Ahead;
 use crate::buffer::{Room, SCAN_UNITS};
 use crate::moments::Moment;
-use crate::picture::{CHUNK, Picture};
+use crate::picture::Picture;
+use crate::sizes::{self, CHUNK};
 use crate::{Copied, Freeze, FreezeError};
 
 impl Freeze {
@@ -41,7 +42,7 @@ impl Freeze {
                 order.get(self.cursor.fetch_add(1, Ordering::AcqRel))
             {
                 let block = &self.blocks[index];
-                let pages = granule * CHUNK..((granule + 1) * CHUNK).min(block.pages());
+                let pages = sizes::granule(granule, block.pages());
                 if self.is_nothing(index, block, &pages) {
                     let mut zeros = 0;
                     block.claim(pages.clone(), |run| zeros += run.len());

@@ -1,14 +1,14 @@
 //! Copies of pages, on their way to the file.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use paguro_sys::{Unit, page_size};
 
-use crate::PageBuffer;
+use crate::buffer::Buffer;
+use crate::sizes::UNIT_PAGES;
 
-/// Pages in a unit of the page buffer: 64 KiB.
-pub const UNIT_PAGES: usize = 16;
+/// Room for copies, and what was copied ahead of the scan.
+pub type PageBuffer = Buffer<Copied>;
 
 /// Pages of one block, copied at the moment of the freeze. Dropping it gives its room back.
 #[derive(Debug)]
@@ -118,53 +118,4 @@ impl Drop for Copied {
             buffer.give_back(self.units.drain(..));
         }
     }
-}
-
-/// Chooses how much a fault copies and releases. A fault costs far more than a page, so a guest
-/// that writes much is better served by large chunks, one that writes here and there by small
-/// ones: the size doubles while faults follow each other closely and halves when they are far
-/// apart. The upper bound keeps a single stall short.
-#[derive(Debug)]
-pub(crate) struct Sizing {
-    most: usize,
-    pages: std::sync::atomic::AtomicUsize,
-    last_us: std::sync::atomic::AtomicU64,
-    since: std::time::Instant,
-}
-
-/// Faults closer than this are a guest that writes much.
-const CLOSE_US: u64 = 1_000;
-/// Faults farther apart than this are a guest that writes here and there.
-const FAR_US: u64 = 20_000;
-
-impl Sizing {
-    pub(crate) fn new(most: usize) -> Self {
-        Self {
-            most,
-            pages: UNIT_PAGES.min(most).into(),
-            last_us: 0.into(),
-            since: std::time::Instant::now(),
-        }
-    }
-
-    /// The span for a fault on `page`: aligned to its own size, at least `unit` pages.
-    pub(crate) fn span(&self, page: usize, unit: usize, end: usize) -> Range<usize> {
-        use std::sync::atomic::Ordering::Relaxed;
-        let now = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let gap = now.saturating_sub(self.last_us.swap(now, Relaxed));
-        let mut pages = self.pages.load(Relaxed);
-        if gap < CLOSE_US {
-            pages = (pages * 2).min(self.most);
-        } else if gap > FAR_US {
-            pages = (pages / 2).max(UNIT_PAGES.min(self.most));
-        }
-        self.pages.store(pages, Relaxed);
-        span(page, pages.max(unit), end)
-    }
-}
-
-/// `size` pages around `page`, aligned to `size`, within a block of `end` pages.
-pub(crate) fn span(page: usize, size: usize, end: usize) -> Range<usize> {
-    let first = page / size * size;
-    first..(first + size).min(end)
 }
