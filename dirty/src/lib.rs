@@ -34,24 +34,15 @@
 #[cfg(test)]
 extern crate self as paguro_dirty;
 
-mod ahead;
-mod arming;
 mod buffer;
-mod check;
 mod copied;
-mod discard;
 mod error;
-mod fault;
 mod freeze;
 mod hooks;
 mod moments;
 mod options;
-mod picture;
-mod room;
 mod sampling;
-mod scan;
 mod sizes;
-mod sizing;
 pub mod tracker;
 mod unarrived;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use paguro_sys::Host;
 
 use crate::Sabotage;
+use crate::sizes::CHUNK;
 
 /// What happens to huge anonymous pages while they are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -34,4 +35,11 @@ pub struct FreezeOptions {
     pub check: bool,
     /// What is broken on purpose.
     pub sabotage: Sabotage,
+}
+
+impl FreezeOptions {
+    /// Pages copied and released at once, at most, whatever was asked for.
+    pub(crate) fn most_pages(&self) -> usize {
+        self.chunk_pages.clamp(1, CHUNK)
+    }
 }

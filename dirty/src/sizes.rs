@@ -19,6 +19,14 @@ pub(crate) fn granule(index: usize, end: usize) -> Range<usize> {
     index * CHUNK..((index + 1) * CHUNK).min(end)
 }
 
+/// The granules in which a range lies, each with the part of the range in it.
+pub(crate) fn granules(pages: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (pages.start / CHUNK..pages.end.div_ceil(CHUNK)).map(move |granule| {
+        let part = pages.start.max(granule * CHUNK)..pages.end.min((granule + 1) * CHUNK);
+        (granule, part)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +39,18 @@ mod tests {
         assert_eq!(span(99, CHUNK, 100), 0..100);
         assert_eq!(granule(1, 3 * CHUNK), CHUNK..2 * CHUNK);
         assert_eq!(granule(1, CHUNK + 7), CHUNK..CHUNK + 7);
+    }
+
+    #[test]
+    fn a_range_is_cut_where_granules_end() {
+        let parts: Vec<_> = granules(CHUNK - 1..2 * CHUNK + 1).collect();
+        let expect = [
+            (0, CHUNK - 1..CHUNK),
+            (1, CHUNK..2 * CHUNK),
+            (2, 2 * CHUNK..2 * CHUNK + 1),
+        ];
+        assert_eq!(parts, expect);
+        assert_eq!(granules(5..9).collect::<Vec<_>>(), [(0, 5..9)]);
+        assert_eq!(granules(CHUNK..CHUNK).count(), 0);
     }
 }

@@ -17,7 +17,7 @@ const FAR_US: u64 = 20_000;
 
 /// The size of the last fault, and when it was.
 #[derive(Debug)]
-pub(crate) struct Sizing {
+pub(super) struct Sizing {
     most: usize,
     pages: AtomicUsize,
     last_us: AtomicU64,
@@ -26,7 +26,7 @@ pub(crate) struct Sizing {
 
 impl Sizing {
     /// For chunks of at most so many pages.
-    pub(crate) fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self {
             most,
             pages: UNIT_PAGES.min(most).into(),
@@ -36,7 +36,7 @@ impl Sizing {
     }
 
     /// The span for a fault on `page`: aligned to its own size, at least `unit` pages.
-    pub(crate) fn span(&self, page: usize, unit: usize, end: usize) -> Range<usize> {
+    pub(super) fn span(&self, page: usize, unit: usize, end: usize) -> Range<usize> {
         let now = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         let gap = now.saturating_sub(self.last_us.swap(now, Ordering::Relaxed));
         span(page, self.next(gap).max(unit), end)

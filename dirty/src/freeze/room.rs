@@ -16,68 +16,87 @@ use std::time::{Duration, Instant};
 
 use paguro_sys::{Pacer, page_size};
 
+use super::context::Context;
+use super::steps::Steps;
+use crate::FreezeError;
 use crate::buffer::START_BYTES;
 use crate::sizes::{self, CHUNK};
-use crate::{Freeze, FreezeError};
 
 /// Granules that are armed to see whether they are written.
 const SAMPLES: usize = 16;
 /// How long they are watched.
 const WATCH: Duration = Duration::from_millis(5);
 
-impl Freeze {
-    /// Makes room for what the guest is about to write, as far as the buffer's limit allows.
-    pub(crate) fn make_room(&self, go_on: &impl Fn() -> bool) -> Result<(), FreezeError> {
-        let hot: usize = self.blocks.iter().map(|block| block.hot.count()).sum();
-        let hot = hot.max(self.estimate(go_on)?);
-        if hot == 0 {
-            return Ok(());
-        }
-        let mut pacer = Pacer::of_this_thread();
-        let paced = || {
-            std::thread::sleep(pacer.due());
-            go_on()
-        };
-        self.buffer
-            .grow(START_BYTES + hot * CHUNK * page_size(), paced);
-        Ok(())
+/// Makes room for what the guest is about to write, as far as the buffer's limit allows.
+///
+/// # Errors
+///
+/// What arming the sample ran into.
+pub(super) fn make(
+    context: &Context,
+    steps: &Steps,
+    go_on: &impl Fn() -> bool,
+) -> Result<(), FreezeError> {
+    let hot: usize = context.blocks.iter().map(|block| block.hot.count()).sum();
+    let hot = hot.max(estimate(context, steps, go_on)?);
+    if hot == 0 {
+        return Ok(());
     }
+    let mut pacer = Pacer::of_this_thread();
+    let paced = || {
+        std::thread::sleep(pacer.due());
+        go_on()
+    };
+    context
+        .buffer
+        .grow(START_BYTES + hot * CHUNK * page_size(), paced);
+    Ok(())
+}
 
-    /// Granules that the guest writes all the time, from a sample.
-    fn estimate(&self, go_on: &impl Fn() -> bool) -> Result<usize, FreezeError> {
-        // While a pager fills, what arming must not touch is decided elsewhere.
-        if self.source.is_some() || !self.buffer.may_grow() {
-            return Ok(0);
-        }
-        let mut runs: Vec<(usize, Range<usize>)> = Vec::new();
-        for (index, block) in self.blocks.iter().enumerate() {
-            if block.is_protected() {
-                let touched = self.touched(block, block.ram.pages())?;
-                runs.extend(touched.into_iter().map(|run| (index, run)));
-            }
-        }
-        let granules: usize = runs.iter().map(|(_, run)| run.len()).sum();
-        let step = granules.div_ceil(SAMPLES).max(1);
-        let places = runs
-            .iter()
-            .flat_map(|(index, run)| run.clone().map(move |granule| (*index, granule)));
-        let samples: Vec<(usize, usize)> = places.step_by(step).collect();
-        for &(index, granule) in &samples {
-            let block = &self.blocks[index];
-            let pages = sizes::granule(granule, block.ram.pages());
-            block.armed.insert(granule);
-            self.arm_range(index, pages, true)?;
-        }
-        let watched = Instant::now();
-        while watched.elapsed() < WATCH && go_on() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let written = samples.iter().filter(|&&(index, granule)| {
-            let released = &self.blocks[index].released;
-            released.count_in(sizes::granule(granule, released.pages())) > 0
-        });
-        Ok((written.count() * step).min(granules))
+/// Granules that the guest writes all the time, from a sample.
+fn estimate(
+    context: &Context,
+    steps: &Steps,
+    go_on: &impl Fn() -> bool,
+) -> Result<usize, FreezeError> {
+    // While a pager fills, what arming must not touch is decided elsewhere.
+    if context.source.is_some() || !context.buffer.may_grow() {
+        return Ok(0);
     }
+    let runs = touched(context)?;
+    let granules: usize = runs.iter().map(|(_, run)| run.len()).sum();
+    let step = granules.div_ceil(SAMPLES).max(1);
+    let places = runs
+        .iter()
+        .flat_map(|(index, run)| run.clone().map(move |granule| (*index, granule)));
+    let samples: Vec<(usize, usize)> = places.step_by(step).collect();
+    for &(index, granule) in &samples {
+        let block = &context.blocks[index];
+        let pages = sizes::granule(granule, block.ram.pages());
+        block.armed.insert(granule);
+        steps.arm(context, index, pages, true)?;
+    }
+    let watched = Instant::now();
+    while watched.elapsed() < WATCH && go_on() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let written = samples.iter().filter(|&&(index, granule)| {
+        let released = &context.blocks[index].released;
+        released.count_in(sizes::granule(granule, released.pages())) > 0
+    });
+    Ok((written.count() * step).min(granules))
+}
+
+/// Where something exists that can be armed, in granules, with the number of the block.
+fn touched(context: &Context) -> Result<Vec<(usize, Range<usize>)>, FreezeError> {
+    let mut runs = Vec::new();
+    for (index, block) in context.blocks.iter().enumerate() {
+        if block.is_protected() {
+            let touched = block.touched(&context.pagemap, block.ram.pages())?;
+            runs.extend(touched.into_iter().map(|run| (index, run)));
+        }
+    }
+    Ok(runs)
 }
 
 #[cfg(test)]
@@ -91,7 +110,7 @@ mod tests {
     use paguro_testkit::skipped;
 
     use super::*;
-    use crate::{FreezeOptions, HugePolicy, Sabotage};
+    use crate::{Freeze, FreezeOptions, HugePolicy, Sabotage};
 
     /// Four granules for each sample.
     const GRANULES: usize = 4 * SAMPLES;
@@ -131,9 +150,10 @@ mod tests {
             sabotage: Sabotage::None,
         };
         let freeze = Freeze::new(Some(faults.clone()), ram.clone(), None, &[], options).unwrap();
-        freeze.make_room(&|| true).unwrap();
+        let context = &freeze.context;
+        make(context, &Steps::default(), &|| true).unwrap();
         freeze.end();
-        freeze.buffer.made_bytes()
+        context.buffer.made_bytes()
     }
 
     #[test]
