@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use paguro_dirty::Waits;
 
 use crate::SnapshotReport;
+use crate::time::micros;
 
 /// Where a migration is, in QEMU's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -205,10 +206,11 @@ impl Control {
     }
 
     pub(crate) fn note_waits(&self, waits: Waits) {
-        let us = u64::try_from(waits.total.as_micros()).unwrap_or(u64::MAX);
         let counters = &self.counters;
         counters.buffer_waits.store(waits.count, Ordering::Relaxed);
-        counters.buffer_wait_us.store(us, Ordering::Relaxed);
+        counters
+            .buffer_wait_us
+            .store(micros(waits.total), Ordering::Relaxed);
     }
 
     /// Goes to a state that is not final, unless it is being cancelled.

@@ -27,11 +27,14 @@ mod memory;
 pub mod multifd;
 pub mod options;
 mod outlet;
+mod progress;
 mod reason;
 pub mod restore;
 mod save;
 mod snapshot;
 pub mod source;
+mod stream;
+mod time;
 
 pub use allowance::Allowance;
 pub use control::{Control, Status};

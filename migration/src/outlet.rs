@@ -16,8 +16,9 @@ use paguro_wire::device::DeviceSection;
 
 use crate::channel::{self, Address, Outgoing};
 use crate::control::add;
+use crate::error::{MigrateError, unconfirmed};
 use crate::save::{breathe, next};
-use crate::source::{BREATH, EofError, MigrateError, Pace, Stream, table_of};
+use crate::stream::{BREATH, EofError, Pace, Stream, table_of};
 use crate::{Control, SnapshotError, SnapshotOptions};
 
 /// A stream that was begun.
@@ -135,8 +136,8 @@ impl StreamOutlet {
 
     /// Ends the channel as a whole one; what could not be confirmed is given back in words.
     pub(crate) fn complete(self) -> Result<Option<String>, SnapshotError> {
-        let unconfirmed = self.stream.finish().map_err(of_stream)?;
-        Ok(unconfirmed.map(|what| crate::snapshot::unconfirmed(&what)))
+        let what = self.stream.finish().map_err(of_stream)?;
+        Ok(what.map(|what| unconfirmed(&what)))
     }
 }
 

@@ -51,24 +51,3 @@ pub(crate) fn of_decoding(error: &DecodeError) -> Reason {
         _ => Reason::OutOfTurn,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::MigrateError;
-
-    #[test]
-    fn what_ended_reads_as_its_cause_down_to_the_last_reason() {
-        let broken = MigrateError::broken("write to", io::ErrorKind::BrokenPipe.into());
-        let ended = |cause| {
-            let why = Reason::Channel;
-            MigrateError::Ended(Ended { why, cause })
-        };
-        let text = crate::snapshot::chain(&broken);
-        let error = ended(Some(Arc::new(broken)));
-        assert_eq!(crate::snapshot::chain(&error), text);
-        let last = error.source().and_then(|last| last.downcast_ref());
-        assert_eq!(last.map(io::Error::kind), Some(io::ErrorKind::BrokenPipe));
-        assert_eq!(ended(None).to_string(), Reason::Channel.to_string());
-    }
-}

@@ -26,9 +26,11 @@ use paguro_wire::snapshot::extension::Facts;
 use paguro_wire::snapshot::{BlockPlan, Layout};
 
 use crate::channel::{self, Address};
+use crate::error::{chain, unconfirmed};
 use crate::machine::{Machine, Paused, WriterClass};
 use crate::outlet::StreamOutlet;
 use crate::save::Saver;
+use crate::time::{micros, monotonic_ns};
 use crate::{Control, Memory, Sabotage, SnapshotError, SnapshotOptions, Status};
 
 /// What a snapshot did and what it cost. Times in microseconds, sizes in bytes, pages of the host.
@@ -167,27 +169,9 @@ fn finish(
     result
 }
 
-/// Of a file that is there: what could not be confirmed of it.
-pub(crate) fn unconfirmed(error: &dyn std::error::Error) -> String {
-    let why = chain(error);
-    format!("the file is complete and has its name, but a crash of the host may undo that: {why}")
-}
-
 /// A report can be told whatever the name is.
 fn in_words<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.display())
-}
-
-/// An error with its reasons, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// A freeze that is ended on every path.
@@ -594,13 +578,4 @@ fn count(report: &mut SnapshotReport, freeze: &Freeze, table_bytes: usize, contr
     report.buffer_wait_us = micros(waits.total);
     report.longest_buffer_wait_us = micros(waits.longest);
     report.set_bytes = (freeze.set_bytes() + table_bytes) as u64;
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

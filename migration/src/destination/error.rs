@@ -79,7 +79,7 @@ pub enum ReceiveError {
     Machine(#[source] MachineError),
     /// The machine's: RAM blocks that no stream can have.
     #[error("the machine's RAM does not fit the stream")]
-    Blocks(#[source] crate::source::MigrateError),
+    Blocks(#[source] crate::error::MigrateError),
     /// This host's: a page came and there is no room for it.
     #[error("a page came but cannot be put in its place")]
     Place(#[source] FaultsError),

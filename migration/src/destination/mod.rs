@@ -36,7 +36,7 @@ use paguro_wire::device::DeviceSection;
 use crate::channel::{Handle, Writer};
 use crate::handover::Way;
 use crate::multifd::Multifd;
-use crate::source::Progress;
+use crate::progress::Progress;
 use crate::switchover::{
     Advice, Answer, Destination, DestinationAction, DestinationConfig, DestinationEvent,
     DestinationState, HeldState, MigrationId, MigrationStatus, Query, Unexpected,
@@ -258,7 +258,7 @@ impl Arrival {
 
     /// Keeps an error, if it is the first.
     fn note(&self, error: ReceiveError) {
-        tracing::debug!(error = crate::snapshot::chain(&error), "noted");
+        tracing::debug!(error = crate::error::chain(&error), "noted");
         self.lock().error.get_or_insert_with(|| error.into());
     }
 

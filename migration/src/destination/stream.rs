@@ -16,7 +16,7 @@ use super::memory::{Ahead, Arriving, TakeError};
 use super::patience::Patience;
 use super::{Arrival, ReceiveError};
 use crate::machine::Recipient;
-use crate::source::table_of;
+use crate::stream::table_of;
 use crate::switchover::DestinationEvent;
 
 /// Numbers are published after so many records.
@@ -301,7 +301,7 @@ mod tests {
         for zero in [true, false] {
             let arrival = Arrival::new(options.clone(), None);
             let error = read(&arrival, &here, &[], &stream(zero)[..]).unwrap_err();
-            let error = crate::snapshot::chain(&error);
+            let error = crate::error::chain(&error);
             assert!(error.contains("handed over"), "{zero}: {error}");
             let mut byte = [0];
             mapping.copy_out(0, &mut byte);

@@ -230,7 +230,7 @@ impl Shared {
     fn trouble_is(&self, error: &SourceError) {
         let mut trouble = self.trouble();
         if trouble.is_none() {
-            let error = crate::snapshot::chain(error);
+            let error = crate::error::chain(error);
             tracing::warn!(error, "pages cannot be had; they are tried again");
             *trouble = Some(error);
         }

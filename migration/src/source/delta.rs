@@ -13,9 +13,9 @@ use paguro_wire::PAGE_BYTES;
 use paguro_wire::stream::xbzrle::{self, Encoded};
 
 use super::MigrateError;
-use super::stream::Stream;
 use super::tally::Tally;
 use crate::Allowance;
+use crate::stream::Stream;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// A page that was used in one of so many passes keeps its place.

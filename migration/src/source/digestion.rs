@@ -29,8 +29,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::bandwidth::Gathered;
 use super::forecast::Rate;
+use crate::stream::Gathered;
 
 /// Of a destination that does not answer, not everything is kept.
 const UNANSWERED: usize = 64;

@@ -12,25 +12,25 @@ use paguro_ram::GuestRam;
 use paguro_wire::globalstate;
 use paguro_wire::stream::ram::BlockTable;
 
-use super::bandwidth::Packing;
 use super::delta::{self, Deltas};
 use super::forecast::{Labour, device_cost};
 use super::lanes::{self, Batch, Lane, Lanes};
 use super::outcome::{Asked, ask};
 use super::outstanding::Outstanding;
-use super::progress::Progress;
-use super::sender::{Command, Measured, Nothing, Sender, Stopped, micros};
-use super::stream::{Stream, table_of};
+use super::sender::{Command, Measured, Nothing, Sender, Stopped};
 use super::tally::Tally;
 use super::throttle::Brake;
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
 use crate::channel::{self, ChannelError, Handle, Outgoing, Stop};
 use crate::handover::{self, HandOverError, Offered};
 use crate::machine::{Machine, Paused};
+use crate::progress::Progress;
 use crate::reason::Ended;
+use crate::stream::{Packing, Stream, table_of};
 use crate::switchover::{
     MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
 };
+use crate::time::micros;
 use crate::{Allowance, Memory};
 
 /// A destination that could not be asked is asked again after so long.
@@ -550,7 +550,7 @@ impl<'s, 'e> Driver<'s, 'e> {
                     SourceEvent::Answer(answer)
                 }
                 Err(error) => {
-                    tracing::debug!(error = crate::snapshot::chain(&error), "no answer");
+                    tracing::debug!(error = crate::error::chain(&error), "no answer");
                     SourceEvent::NoAnswer
                 }
             };

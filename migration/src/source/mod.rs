@@ -8,11 +8,9 @@
 //! | `tally` | what it has done so far |
 //! | `answers` | the thread that hears what the destination says |
 //! | `outstanding` | which pages are still to be sent |
-//! | `stream` | the main channel |
 //! | `delta` | only what changed of a page is sent (XBZRLE) |
 //! | `lanes` | the multifd channels |
 //! | `digestion` | what the destination has still to digest |
-//! | `bandwidth` | how fast the channels take what is written |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
 //!
 //! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
@@ -22,19 +20,15 @@
 //! else.
 
 mod answers;
-mod bandwidth;
 mod delta;
 mod digestion;
 mod drive;
-mod error;
 mod forecast;
 mod lanes;
 mod options;
 mod outcome;
 mod outstanding;
-mod progress;
 mod sender;
-mod stream;
 mod tally;
 mod throttle;
 
@@ -48,15 +42,14 @@ use crate::switchover::{
     Advice, Choice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction,
     SourceConfig, SourceEvent, SourceState, Unexpected, Wanted,
 };
+use crate::time::micros;
 
 use digestion::Digestion;
-use sender::micros;
 
+pub use crate::error::MigrateError;
+pub use crate::progress::{MigrateReport, Progress};
 pub use drive::migrate;
-pub use error::MigrateError;
 pub use options::{AtTimeout, Convergence, DirtyLimit, MigrateOptions, SourceSabotage, Throttle};
-pub use progress::{MigrateReport, Progress};
-pub(crate) use stream::{BREATH, EofError, Pace, Stream, table_of};
 
 type StatusHook = Box<dyn Fn(MigrationStatus) + Send + Sync>;
 type PassHook = Box<dyn Fn(u64) + Send + Sync>;
@@ -346,13 +339,13 @@ impl Migration {
 
     /// Keeps an error, if it is the first.
     fn note(&self, error: MigrateError) {
-        tracing::debug!(error = crate::snapshot::chain(&error), "noted");
+        tracing::debug!(error = crate::error::chain(&error), "noted");
         self.lock().error.get_or_insert_with(|| error.into());
     }
 
     /// Keeps in words what could not be confirmed of a stream that is whole.
     fn warn(&self, unconfirmed: &ChannelError) {
-        let text = crate::snapshot::unconfirmed(unconfirmed);
+        let text = crate::error::unconfirmed(unconfirmed);
         tracing::debug!(%text, "not confirmed");
         self.lock().warning = Some(text);
     }

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::progress::Progress;
+use crate::progress::Progress;
+use crate::time::micros;
 
 /// Counts of one migration. Pages are of the host.
 #[derive(Debug, Default)]
@@ -69,7 +70,7 @@ impl Tally {
         Progress::set(&progress.zero_pages, zero);
         Progress::set(&progress.multifd_bytes, count(|lanes| &lanes.bytes));
         Progress::set(&progress.dirty_syncs, self.syncs);
-        Progress::set(&progress.sync_us, super::micros(self.sync));
+        Progress::set(&progress.sync_us, micros(self.sync));
         let of = &self.differences;
         Progress::set(&progress.xbzrle_pages, of.pages);
         Progress::set(&progress.xbzrle_bytes, of.bytes);

@@ -8,8 +8,8 @@ use paguro_wire::stream::order::Order;
 use super::{LOOK, Sender, Stopped};
 use crate::channel::ChannelError;
 use crate::source::forecast::{Outlook, is_short, is_worth_a_wait};
-use crate::source::stream::BREATH;
 use crate::source::{Inner, MigrateError};
+use crate::stream::BREATH;
 use crate::switchover::outcome::PING_OPEN;
 
 impl Sender<'_> {

@@ -8,11 +8,11 @@ use paguro_wire::stream::order::Order;
 
 use super::{Command, Sender, Slowed, Stopped};
 use crate::channel::Address;
+use crate::progress::Progress;
 use crate::source::MigrateError;
 use crate::source::options::SourceSabotage;
 use crate::source::outstanding::Due;
-use crate::source::progress::Progress;
-use crate::source::stream::{EofError, table_of};
+use crate::stream::{EofError, table_of};
 use crate::switchover::SourceEvent;
 
 impl Sender<'_> {

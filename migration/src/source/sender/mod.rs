@@ -14,21 +14,21 @@ use paguro_dirty::tracker::Tracker;
 use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 
-use super::bandwidth::Packing;
 use super::delta::Deltas;
 use super::forecast::Labour;
 use super::lanes::{Batch, Lanes};
 use super::options::MigrateOptions;
 use super::outstanding::Outstanding;
-use super::progress::Progress;
-use super::stream::Stream;
 use super::tally::Tally;
 use super::throttle::Brake;
 use super::{MigrateError, Migration};
 use crate::Memory;
 use crate::machine::{DeviceCost, Machine};
+use crate::progress::Progress;
+use crate::stream::{Packing, Stream};
 use crate::switchover::outcome::PING_OPEN;
 use crate::switchover::{SourceEvent, Unexpected};
+use crate::time::micros;
 
 pub(super) use pages::Measured;
 
@@ -238,8 +238,4 @@ impl Tracker for Nothing {
     }
 
     fn stop(&self) {}
-}
-
-pub(super) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use paguro_sys::page_size;
 
-use super::{Sender, Stopped, micros};
+use super::{Sender, Stopped};
+use crate::progress::Progress;
 use crate::source::MigrateError;
 use crate::source::forecast::Outlook;
 use crate::source::options::AtTimeout;
-use crate::source::progress::Progress;
+use crate::time::micros;
 
 impl Sender<'_> {
     /// Whether the guest may be stopped. Where nothing is left another pass makes it no shorter, and it is

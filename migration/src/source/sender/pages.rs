@@ -11,7 +11,7 @@ use crate::source::MigrateError;
 use crate::source::lanes::{Lanes, Tried};
 use crate::source::options::SourceSabotage;
 use crate::source::outstanding::{Due, TakeError};
-use crate::source::stream::BREATH;
+use crate::stream::BREATH;
 
 /// What the multifd channels had done when that was counted last.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use paguro_sys::page_size;
 
-use super::{LOOK, Sender, Stopped, micros};
+use super::{LOOK, Sender, Stopped};
+use crate::progress::Progress;
 use crate::source::forecast::is_worth_a_pass;
 use crate::source::outstanding::Due;
-use crate::source::progress::Progress;
-use crate::source::stream::{BREATH, Pace};
+use crate::stream::{BREATH, Pace};
+use crate::time::micros;
 
 /// A PART takes about that long.
 const PART: Duration = Duration::from_millis(50);

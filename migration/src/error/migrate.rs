@@ -141,7 +141,7 @@ impl MigrateError {
     }
 
     /// Whether a write failed because nobody is there to read it, of which the return path may say more.
-    pub(super) fn is_closed_by_peer(&self) -> bool {
+    pub(crate) fn is_closed_by_peer(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
         let Self::Broken { source, .. } = self else {
             return false;
@@ -167,7 +167,7 @@ impl MigrateError {
     }
 
     /// What the control side is told of it.
-    pub(super) fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Broken { source, .. } => reason::of_io(source),
             Self::Channel(ChannelError::Silent { .. }) => Reason::Silence,
@@ -177,5 +177,29 @@ impl MigrateError {
             Self::Cancelled => Reason::Cancelled,
             _ => Reason::Here,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::error::chain;
+
+    #[test]
+    fn what_ended_reads_as_its_cause_down_to_the_last_reason() {
+        let broken = MigrateError::broken("write to", io::ErrorKind::BrokenPipe.into());
+        let ended = |cause| {
+            let why = Reason::Channel;
+            MigrateError::Ended(Ended { why, cause })
+        };
+        let text = chain(&broken);
+        let error = ended(Some(Arc::new(broken)));
+        assert_eq!(chain(&error), text);
+        let last = error.source().and_then(|last| last.downcast_ref());
+        assert_eq!(last.map(io::Error::kind), Some(io::ErrorKind::BrokenPipe));
+        assert_eq!(ended(None).to_string(), Reason::Channel.to_string());
     }
 }

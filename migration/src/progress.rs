@@ -63,11 +63,11 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub(super) fn set(counter: &AtomicU64, value: u64) {
+    pub(crate) fn set(counter: &AtomicU64, value: u64) {
         counter.store(value, Ordering::Relaxed);
     }
 
-    pub(super) fn get(counter: &AtomicU64) -> u64 {
+    pub(crate) fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
 }

@@ -1,8 +1,8 @@
 //! How fast the channels take what is written to them.
 //!
 //! What counts is the time that was spent in writing, and nothing else: not looking for pages and reading
-//! them, which is [`Labour`](super::forecast::Labour), and not sleeping for a limit, which does not apply to
-//! a guest that stands still. So it does not matter how little of RAM there is to send, whether
+//! them, which is labour of its own, and not sleeping for a limit, which does not apply to a guest that
+//! stands still. So it does not matter how little of RAM there is to send, whether
 //! it is zero, or sent as differences.
 //!
 //! A call takes its time whatever it carries, so a few bytes are gathered until they say something. And

@@ -9,6 +9,7 @@ use paguro_newfile::{FileError, NotNamed};
 use paguro_wire::device::DeviceError;
 use paguro_wire::snapshot::LayoutError;
 
+use super::MigrateError;
 use crate::machine::MachineError;
 
 /// A snapshot failed. The guest runs on as before, nothing of it is protected any more, and no new
@@ -91,7 +92,7 @@ pub enum SnapshotError {
     },
     /// The channel of a snapshot that goes out as a stream.
     #[error("the snapshot cannot be sent")]
-    Stream(#[source] Box<crate::source::MigrateError>),
+    Stream(#[source] Box<MigrateError>),
     /// The host's: no thread.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
