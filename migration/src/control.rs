@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use paguro_dirty::Waits;
 
-use crate::SnapshotReport;
+use crate::options::BufferSize;
 use crate::time::micros;
 
 /// Where a migration is, in QEMU's words.
@@ -190,19 +190,19 @@ impl Control {
             .clone()
     }
 
-    pub(crate) fn set_page_buffer(&self, report: &SnapshotReport) {
+    pub(crate) fn set_page_buffer(&self, buffer: &BufferSize) {
         let Counters {
             page_buffer_bytes,
             page_buffer_wanted_bytes,
             ..
         } = &self.counters;
-        page_buffer_bytes.store(report.page_buffer_bytes, Ordering::Relaxed);
-        page_buffer_wanted_bytes.store(report.page_buffer_wanted_bytes, Ordering::Relaxed);
+        page_buffer_bytes.store(buffer.bytes as u64, Ordering::Relaxed);
+        page_buffer_wanted_bytes.store(buffer.wanted_bytes as u64, Ordering::Relaxed);
         let mut bound = self
             .page_buffer_bound
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        bound.clone_from(&report.page_buffer_bound);
+        *bound = buffer.bound.as_ref().map(ToString::to_string);
     }
 
     pub(crate) fn note_waits(&self, waits: Waits) {

@@ -3,7 +3,7 @@
 //! A VMM makes one [`Memory`] with the RAM of a machine, which keeps it, and implements
 //! [`machine::Board`] and [`machine::Machine`]. Then
 //!
-//! * [`snapshot`] saves it to a file in QEMU's mapped-ram layout, while it runs
+//! * [`snapshot()`] saves it to a file in QEMU's mapped-ram layout, while it runs
 //!   ([`SnapshotOptions::background`]) or stopped;
 //! * [`restore::RestoreFile`] and [`restore::restore_ram`] bring it back: all at once, by mapping
 //!   the file, or page by page while it runs already;
@@ -26,11 +26,9 @@ pub mod machine;
 mod memory;
 pub mod multifd;
 pub mod options;
-mod outlet;
 mod progress;
 mod reason;
 pub mod restore;
-mod save;
 mod snapshot;
 pub mod source;
 mod stream;

@@ -8,7 +8,7 @@
 //!          + two round trips: PING to PONG, EOF to SHUT
 //! ```
 //!
-//! The [bandwidth](super::bandwidth) is that of the time that was spent in writing. If the
+//! The bandwidth (of `stream`) is that of the time that was spent in writing. If the
 //! destination [digests](super::digestion) less than that, this counts. Dirty pages count as whole ones,
 //! though they may turn out to be zero or little different; but for what compression is seen to save.
 //! QEMU counts only the second line of it, and one window.

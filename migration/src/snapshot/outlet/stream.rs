@@ -7,22 +7,22 @@
 //! As QEMU's background snapshot: every page once, in the order in which it is claimed, no END, no
 //! commands. Pages that are zero are left out: who loads it has fresh RAM.
 
-use std::sync::atomic::Ordering;
-
-use paguro_dirty::{Copied, Freeze};
+use paguro_dirty::Copied;
 use paguro_ram::GuestRam;
 use paguro_sys::Pacer;
 use paguro_wire::device::DeviceSection;
+use paguro_wire::snapshot::extension::Facts;
 
+use super::{Opened, Outlet};
 use crate::channel::{self, Address, Outgoing};
-use crate::control::add;
 use crate::error::{MigrateError, unconfirmed};
-use crate::save::{breathe, next};
+use crate::snapshot::picture::Picture;
+use crate::snapshot::request::Request;
 use crate::stream::{BREATH, EofError, Pace, Stream, table_of};
-use crate::{Control, SnapshotError, SnapshotOptions};
+use crate::{Control, SnapshotError};
 
 /// A stream that was begun.
-pub(crate) struct StreamOutlet {
+pub(in crate::snapshot) struct StreamOutlet {
     stream: Stream,
     /// The list of blocks: what is sent must be of these lengths.
     ram: GuestRam,
@@ -31,7 +31,7 @@ pub(crate) struct StreamOutlet {
 
 impl StreamOutlet {
     /// Connects, and sends what describes the machine.
-    pub(crate) fn open(
+    pub(in crate::snapshot) fn open(
         address: &Address,
         channel: &channel::Options,
         machine: &str,
@@ -53,56 +53,25 @@ impl StreamOutlet {
         })
     }
 
-    /// Saves all pages. The first failure ends it, and frees whoever waits for room.
-    pub(crate) fn save_pages(
-        &mut self,
-        freeze: &Freeze,
-        control: &Control,
-        options: &SnapshotOptions,
-    ) -> Result<(), SnapshotError> {
-        let now = self.ram.blocks().iter().map(|block| block.used_bytes());
-        if !now.eq(self.lengths.iter().copied()) {
-            return Err(SnapshotError::BlocksChanged);
-        }
-        let saved = self.save(freeze, control, options);
-        if saved.is_err() {
-            freeze.abandon();
-        }
-        saved
-    }
-
-    fn save(
-        &mut self,
-        freeze: &Freeze,
-        control: &Control,
-        options: &SnapshotOptions,
-    ) -> Result<(), SnapshotError> {
+    fn save(&mut self, picture: &Picture<'_>) -> Result<(), SnapshotError> {
+        let limit = picture.options.max_bandwidth;
         let mut pacer = Pacer::of_this_thread();
-        let mut pace = Pace::new(self.stream.written_bytes(), options.max_bandwidth);
-        while let Some(copied) = next(freeze, options)? {
-            if control.is_cancelled() {
-                return Err(SnapshotError::Cancelled);
-            }
+        let mut pace = Pace::new(self.stream.written_bytes(), limit);
+        while let Some(copied) = picture.next_pages()? {
             self.part(&copied).map_err(of_stream)?;
-            let counters = &control.counters;
-            let pages = copied.pages().len();
-            add(&counters.normal_pages, pages);
-            add(&counters.zero_pages, copied.zero_pages());
-            add(&counters.done_pages, pages + copied.zero_pages());
             let written = self.stream.written_bytes();
-            counters.transferred_bytes.store(written, Ordering::Relaxed);
-            control.note_waits(freeze.buffer_waits());
+            picture.count(&copied, written);
             // Its room is given back before anybody sleeps.
             drop(copied);
-            while let Some(rest) = pace.due(written, options.max_bandwidth) {
-                if control.is_cancelled() {
+            while let Some(rest) = pace.due(written, limit) {
+                if picture.control.is_cancelled() {
                     return Err(SnapshotError::Cancelled);
                 }
                 std::thread::sleep(rest.min(std::time::Duration::from_millis(20)));
                 // Whoever loads it would give a silent one up.
                 self.stream.idle(BREATH).map_err(of_stream)?;
             }
-            breathe(&mut pacer, freeze, options);
+            picture.breathe(&mut pacer);
         }
         self.stream.flush().map_err(of_stream)
     }
@@ -118,24 +87,59 @@ impl StreamOutlet {
         }
         self.stream.end_part()
     }
+}
 
-    /// Devices, EOF, description.
-    pub(crate) fn write_rest(
-        &mut self,
-        devices: &[DeviceSection],
-        control: &Control,
-    ) -> Result<(), SnapshotError> {
+impl Opened for StreamOutlet {
+    type Outlet = Self;
+
+    /// The list of blocks is out already.
+    fn lay_out(self, _: Request<'_>, _: &[usize]) -> Result<Self, SnapshotError> {
+        let now = self.ram.blocks().iter().map(|block| block.used_bytes());
+        match now.eq(self.lengths.iter().copied()) {
+            true => Ok(self),
+            false => Err(SnapshotError::BlocksChanged),
+        }
+    }
+}
+
+impl Outlet for StreamOutlet {
+    /// In this thread: nothing in a stream tells where the next page is.
+    fn save_pages(&mut self, picture: &Picture<'_>) -> Result<(), SnapshotError> {
+        let saved = self.save(picture);
+        if saved.is_err() {
+            picture.abandon();
+        }
+        saved
+    }
+
+    /// What left is not remembered.
+    fn table_bytes(&self) -> usize {
+        0
+    }
+
+    /// Devices, EOF, description: with EOF whoever loads it may run the guest.
+    fn write_rest(&mut self, devices: &[DeviceSection], _: &Facts) -> Result<(), SnapshotError> {
         self.stream.devices(devices).map_err(of_stream)?;
         self.stream.eof(devices).map_err(|error| match error {
             EofError::Withheld(error) | EofError::Torn(error) => of_stream(error),
-        })?;
-        let transferred = &control.counters.transferred_bytes;
-        transferred.store(self.stream.written_bytes(), Ordering::Relaxed);
+        })
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.stream.written_bytes()
+    }
+
+    /// All is with the other side already, and no cancel takes it back.
+    fn settle(&mut self, _: &Control) -> Result<(), SnapshotError> {
         Ok(())
     }
 
-    /// Ends the channel as a whole one; what could not be confirmed is given back in words.
-    pub(crate) fn complete(self) -> Result<Option<String>, SnapshotError> {
+    fn len_bytes(&self) -> u64 {
+        self.stream.written_bytes()
+    }
+
+    /// Ends the channel as a whole one.
+    fn complete(self) -> Result<Option<String>, SnapshotError> {
         let what = self.stream.finish().map_err(of_stream)?;
         Ok(what.map(|what| unconfirmed(&what)))
     }
