@@ -19,6 +19,7 @@
 
 mod allowance;
 pub mod control;
+mod cost;
 pub mod destination;
 mod error;
 pub mod handover;

@@ -5,12 +5,13 @@
 //! and dropping it, on whatever path, lets the guest run on.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use paguro_dirty::tracker::Tracker;
 use paguro_wire::device::DeviceSection;
 
 use crate::Memory;
+
+pub use crate::cost::DeviceCost;
 
 /// The VMM failed; its own error is inside.
 #[derive(Debug, thiserror::Error)]
@@ -54,15 +55,6 @@ pub struct Writer {
     pub name: String,
     /// How it behaves.
     pub class: WriterClass,
-}
-
-/// What the state of vCPUs and devices costs a machine that moves, while it stands still for that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceCost {
-    /// Bytes of it.
-    pub bytes: u64,
-    /// How long it takes to stop all that runs, to save the state here, and to load and start it there.
-    pub time: Duration,
 }
 
 /// What is known of a machine whether it leaves or comes in. Called from any thread of the engine;

@@ -1,5 +1,6 @@
 //! What outlives a single snapshot, restore or migration of one machine.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
@@ -12,8 +13,7 @@ use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::Host;
 use paguro_wire::device::DeviceSection;
 
-use crate::machine::DeviceCost;
-use crate::restore::{Filler, MapWatch};
+use crate::cost::DeviceCost;
 
 /// Threads that read faults. Two, so that a writer of one chunk need not wait for the copy of
 /// another; more would take the cores that the vCPUs need.
@@ -28,9 +28,9 @@ pub struct Memory {
     host: Host,
     ram: GuestRam,
     faults: Mutex<Option<Arc<Faults>>>,
-    filler: Mutex<Option<Arc<Filler>>>,
+    filler: Mutex<Option<Arc<dyn Filling>>>,
     /// What watches a file that the RAM maps, and how long reads of it are tried again.
-    watch: OnceLock<(Arc<MapWatch>, Duration)>,
+    watch: OnceLock<(Arc<dyn Origin>, Duration)>,
     written: Mutex<Vec<PageSet>>,
     freeze: Mutex<Weak<Freeze>>,
     /// What stopping and saving the machine cost, the fastest of all times.
@@ -108,12 +108,12 @@ impl Memory {
     }
 
     /// Says where pages come from that have not arrived.
-    pub(crate) fn set_filler(&self, filler: Arc<Filler>) {
+    pub(crate) fn set_filler(&self, filler: Arc<dyn Filling>) {
         *lock(&self.filler) = Some(filler);
     }
 
     /// Says what watches the file that the RAM maps.
-    pub(crate) fn set_watch(&self, watch: Arc<MapWatch>, retry: Duration) {
+    pub(crate) fn set_watch(&self, watch: Arc<dyn Origin>, retry: Duration) {
         // Once: there is one mapping.
         let _ = self.watch.set((watch, retry));
     }
@@ -198,6 +198,20 @@ impl Memory {
             .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire);
         free.is_ok().then(|| Busy(self.clone()))
     }
+}
+
+/// Where RAM comes from, for as long as it may turn out to be other than it should. Asked from any
+/// thread; never waits.
+pub(crate) trait Origin: fmt::Debug + Send + Sync {
+    /// Whether RAM is not what it should be, and never will be: a page could not be had, or what it is in
+    /// was written to.
+    fn has_failed(&self) -> bool;
+}
+
+/// One whose pages are still coming.
+pub(crate) trait Filling: Origin + Unarrived {
+    /// Whether all has arrived and nothing is registered for it any more.
+    fn is_done(&self) -> bool;
 }
 
 /// While it lives no other snapshot begins.

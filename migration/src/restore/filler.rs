@@ -13,6 +13,7 @@ use paguro_sys::Userfault;
 
 use super::{RestoreError, RestoreFile, RestoreOptions};
 use crate::Memory;
+use crate::memory::{Filling, Origin};
 
 /// Fills RAM in the background and on demand.
 #[derive(Debug)]
@@ -117,6 +118,18 @@ pub(super) fn start(
     });
     memory.set_filler(filler.clone());
     Ok(filler)
+}
+
+impl Origin for Filler {
+    fn has_failed(&self) -> bool {
+        self.pager.has_failed()
+    }
+}
+
+impl Filling for Filler {
+    fn is_done(&self) -> bool {
+        self.pager.is_done()
+    }
 }
 
 /// A snapshot that is taken before all has arrived finds the rest in the file.

@@ -29,6 +29,7 @@ use rustix::io::Errno;
 
 use super::identity::Identity;
 use super::{Failure, RestoreFile, RestoreOptions, file};
+use crate::memory::Origin;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -98,6 +99,12 @@ impl MapWatch {
             place.bus_errors.renew();
         }
         self.shared.round.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl Origin for MapWatch {
+    fn has_failed(&self) -> bool {
+        MapWatch::has_failed(self)
     }
 }
 
