@@ -44,7 +44,6 @@ mod options;
 mod sampling;
 mod sizes;
 pub mod tracker;
-mod unarrived;
 
 pub use buffer::Waits;
 pub use copied::{Copied, PageBuffer};
@@ -54,4 +53,3 @@ pub use hooks::Sabotage;
 pub use options::{FreezeOptions, HugePolicy};
 pub use sampling::{Sampling, SamplingError};
 pub use sizes::UNIT_PAGES;
-pub use unarrived::Unarrived;

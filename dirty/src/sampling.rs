@@ -14,11 +14,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::time::Instant;
 
+use paguro_faults::Supply;
 use paguro_ram::{GuestRam, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Host, page_size};
 
-use crate::Unarrived;
 use crate::tracker::DirtyRate;
 
 /// Which pages are looked at.
@@ -77,7 +77,7 @@ impl Sampling {
         &self,
         ram: &GuestRam,
         host: &Host,
-        source: Option<&dyn Unarrived>,
+        source: Option<&dyn Supply>,
         wait: impl FnOnce(),
     ) -> Result<DirtyRate, SamplingError> {
         let mut eye = Eye::open(ram, host)?;
@@ -86,10 +86,7 @@ impl Sampling {
         // What has not arrived cannot have been written, and is a part of its block all the same.
         picked.iter().for_each(|it| counts[it.block].picked += 1);
         if let Some(source) = source {
-            let known = |Picked { block, page }: &Picked| {
-                !source.has(*block).contains(*page) || source.arrived(*block).contains(*page)
-            };
-            picked.retain(known);
+            picked.retain(|it| !source.is_to_come(it.block, it.page));
         }
         let mut before = Vec::new();
         before.try_reserve_exact(picked.len())?;

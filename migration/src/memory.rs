@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use paguro_dirty::tracker::DirtyRate;
-use paguro_dirty::{Freeze, FreezeError, Sampling, SamplingError, Unarrived};
-use paguro_faults::{Faults, FaultsError};
+use paguro_dirty::{Freeze, FreezeError, Sampling, SamplingError};
+use paguro_faults::{Faults, FaultsError, Supply};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::Host;
 use paguro_wire::device::DeviceSection;
@@ -134,14 +134,12 @@ impl Memory {
     }
 
     /// Where those pages are; nowhere once all have arrived.
-    pub(crate) fn unarrived(&self) -> Option<Arc<dyn Unarrived>> {
+    pub(crate) fn supply(&self) -> Option<Arc<dyn Supply>> {
         let mut filler = lock(&self.filler);
         if filler.as_ref().is_some_and(|filler| filler.is_done()) {
             *filler = None;
         }
-        filler
-            .clone()
-            .map(|filler| -> Arc<dyn Unarrived> { filler })
+        filler.as_ref().map(|filler| filler.supply())
     }
 
     /// Estimates how fast its pages are written while `wait` waits. It may be called beside a snapshot
@@ -155,8 +153,8 @@ impl Memory {
         sampling: &Sampling,
         wait: impl FnOnce(),
     ) -> Result<DirtyRate, SamplingError> {
-        let unarrived = self.unarrived();
-        sampling.measure(&self.ram, &self.host(), unarrived.as_deref(), wait)
+        let supply = self.supply();
+        sampling.measure(&self.ram, &self.host(), supply.as_deref(), wait)
     }
 
     pub(crate) fn take_written(&self) -> Vec<PageSet> {
@@ -209,7 +207,10 @@ pub(crate) trait Origin: fmt::Debug + Send + Sync {
 }
 
 /// One whose pages are still coming.
-pub(crate) trait Filling: Origin + Unarrived {
+pub(crate) trait Filling: Origin {
+    /// Where they are, and what has arrived.
+    fn supply(&self) -> Arc<dyn Supply>;
+
     /// Whether all has arrived and nothing is registered for it any more.
     fn is_done(&self) -> bool;
 }

@@ -48,12 +48,8 @@ impl Ahead {
         let Some(source) = &context.source else {
             return Ok(ahead);
         };
-        let (has, arrived) = (source.has(index), source.arrived(index));
         for part in free {
-            let end = part.end.min(has.pages());
-            has.runs(part.start.min(end)..end, |run| {
-                arrived.gaps(run, |gap| ahead.pages.extend(gap));
-            });
+            source.to_come(index, part, &mut |run| ahead.pages.extend(run));
         }
         ahead.bytes.resize(ahead.pages.len() * page_size(), 0);
         let places = ahead.bytes.chunks_exact_mut(page_size());

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use paguro_faults::{Faults, Use};
+use paguro_faults::{Faults, Supply, Use};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::page_size;
 use paguro_sys::presence::Pagemap;
@@ -14,7 +14,7 @@ use super::stats::FreezeStats;
 use crate::hooks::Hooks;
 use crate::moments::Moments;
 use crate::sizes::{CHUNK, UNIT_PAGES};
-use crate::{FreezeError, FreezeOptions, PageBuffer, Unarrived};
+use crate::{FreezeError, FreezeOptions, PageBuffer};
 
 /// The RAM that is frozen, who tells of its faults, and how far the freeze is.
 pub(super) struct Context {
@@ -24,7 +24,7 @@ pub(super) struct Context {
     pub(super) options: FreezeOptions,
     pub(super) blocks: Vec<Picture>,
     /// Where pages are that have not arrived yet.
-    pub(super) source: Option<Arc<dyn Unarrived>>,
+    pub(super) source: Option<Arc<dyn Supply>>,
     pub(super) pagemap: Pagemap,
     pub(super) buffer: Arc<PageBuffer>,
     pub(super) life: Life,
@@ -42,7 +42,7 @@ impl Context {
     pub(super) fn new(
         faults: Option<Arc<Faults>>,
         ram: GuestRam,
-        source: Option<Arc<dyn Unarrived>>,
+        source: Option<Arc<dyn Supply>>,
         hot: &[PageSet],
         options: FreezeOptions,
     ) -> Result<Self, FreezeError> {

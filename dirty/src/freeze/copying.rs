@@ -73,9 +73,7 @@ fn copy(
     let source = context.source.as_deref();
     for page in run {
         let elsewhere = source.is_some_and(|source| source.has(index).contains(page));
-        if let Some(source) =
-            source.filter(|source| elsewhere && !source.arrived(index).contains(page))
-        {
+        if let Some(source) = source.filter(|source| elsewhere && source.is_to_come(index, page)) {
             match ahead.get(page) {
                 Some(content) => copied.next_place().copy_from_slice(content),
                 // Once: somebody may be waiting for what the caller has claimed.

@@ -134,8 +134,7 @@ fn claim(context: &Context, at: Located, pages: Range<usize>) -> Vec<Range<usize
         block.claim(pages, add);
         return mine;
     };
-    let (has, arrived) = (source.has(at.block), source.arrived(at.block));
-    let is_pending = |page: usize| has.contains(page) && !arrived.contains(page);
+    let is_pending = |page: usize| source.is_to_come(at.block, page);
     for unit in pages.step_by(block.unit) {
         let unit = unit..(unit + block.unit).min(block.pages());
         if !unit.clone().any(is_pending) {

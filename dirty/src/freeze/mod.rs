@@ -49,10 +49,10 @@ mod orders;
 use std::ops::Range;
 use std::sync::Arc;
 
-use paguro_faults::{Faults, ProtectedHandler};
+use paguro_faults::{Faults, ProtectedHandler, Supply};
 use paguro_ram::{GuestRam, Located, PageSet};
 
-use crate::{Copied, FreezeError, FreezeOptions, Unarrived, Waits};
+use crate::{Copied, FreezeError, FreezeOptions, Waits};
 use arming::Arming;
 use context::Context;
 use discard::Discarding;
@@ -95,7 +95,7 @@ impl Freeze {
     pub fn new(
         faults: Option<Arc<Faults>>,
         ram: GuestRam,
-        source: Option<Arc<dyn Unarrived>>,
+        source: Option<Arc<dyn Supply>>,
         hot: &[PageSet],
         options: FreezeOptions,
     ) -> Result<Arc<Self>, FreezeError> {

@@ -42,7 +42,7 @@ pub(super) fn hold(
     // The caller's barrier is what makes this list complete.
     context.hooks.last_look(|| arming.last_look(context))?;
     if let Some(source) = &context.source {
-        source.settle();
+        source.arrivals().settle();
     }
     let (total, left) = fix_lengths(context);
     check::take_digests(context)?;

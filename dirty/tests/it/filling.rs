@@ -3,45 +3,55 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 
-use paguro_dirty::{Freeze, FreezeError, FreezeOptions, Unarrived};
-use paguro_faults::{Faults, MissingHandler, Use};
+use paguro_dirty::{Freeze, FreezeError, FreezeOptions};
+use paguro_faults::{Arrivals, Faults, MissingHandler, Supply, Use};
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, Located, PageKind, PageSet, RamBlock};
 
 use crate::rig::*;
 
-/// A source that has twos for some pages.
+/// A source that has twos for some pages of a block.
 #[derive(Debug)]
 struct Source {
     has: PageSet,
-    arrived: PageSet,
-    settled: AtomicUsize,
+    arrivals: Arrivals,
     broken: Option<usize>,
     panics: Option<usize>,
 }
 
 impl Source {
-    fn new(pages: usize, has: std::ops::Range<usize>) -> Self {
+    fn new(rig: &Rig, has: Range<usize>) -> Self {
         let source = Self {
-            has: PageSet::new(pages),
-            arrived: PageSet::new(pages),
-            settled: AtomicUsize::new(0),
+            has: PageSet::new(rig.ram.blocks()[0].pages()),
+            arrivals: Arrivals::new(rig.ram.clone()),
             broken: None,
             panics: None,
         };
         source.has.insert_range(has);
         source
     }
-}
 
-impl Unarrived for Source {
-    fn has(&self, _: usize) -> &PageSet {
-        &self.has
+    /// They came some time ago.
+    fn received(&self, pages: Range<usize>) {
+        self.arrivals.filled(0, pages.map(|page| page * PAGE), PAGE);
     }
 
-    fn arrived(&self, _: usize) -> &PageSet {
-        &self.arrived
+    /// Places what is wanted of it from now on.
+    fn serve(self: &Arc<Self>, rig: &Rig) {
+        let handler = Arc::new(Places(self.clone()));
+        self.arrivals.serve(&rig.faults, handler).unwrap();
+    }
+}
+
+impl Supply for Source {
+    fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    fn has(&self, _: usize) -> &PageSet {
+        &self.has
     }
 
     fn read(
@@ -58,23 +68,18 @@ impl Unarrived for Source {
         to.fill(2);
         Ok(())
     }
-
-    fn settle(&self) {
-        self.settled.fetch_add(1, Ordering::SeqCst);
-    }
 }
 
-/// Places what the source has, and counts it.
+/// Places what the source has.
 struct Places(Arc<Source>);
 
 impl MissingHandler for Places {
     fn missing(&self, faults: &Faults, at: Located) {
-        if self.0.has.contains(at.page) && !self.0.arrived.contains(at.page) {
-            faults.place(0, at.page, &[2; PAGE]).unwrap();
-            self.0.arrived.insert(at.page);
-        } else {
-            faults.place_zeros(0, at.page..at.page + 1).unwrap();
-        }
+        let Source { has, arrivals, .. } = &*self.0;
+        arrivals.answer(faults, at, || {
+            let place = || arrivals.land(0, at.page * PAGE, &[2; PAGE], |_| {});
+            has.contains(at.page) && place().is_ok()
+        });
     }
 
     fn broken(&self, _: &Faults, at: Located) {
@@ -93,9 +98,8 @@ fn rig_of(
     has: std::ops::Range<usize>,
 ) -> Option<(Rig, Arc<Source>)> {
     let rig = Rig::new(&[(1024, backing, kind)])?;
-    let source = Arc::new(Source::new(1024, has));
-    rig.faults.register(0, Use::Missing).unwrap();
-    rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
+    let source = Arc::new(Source::new(&rig, has));
+    source.serve(&rig);
     Some((rig, source))
 }
 
@@ -116,7 +120,6 @@ fn what_has_not_arrived_comes_from_the_source_whoever_writes() {
         freeze.arm(|| true).unwrap();
         ends(&rig.write(0, 8, 6));
         hold(&freeze);
-        assert!(source.settled.load(Ordering::SeqCst) > 0, "nobody waited");
         // Arrived before and after the pause, never, and where the source has nothing.
         for page in [7, 8, 9, 599, 700] {
             ends(&rig.write(0, page, 9));
@@ -198,6 +201,51 @@ fn zeros_placed_where_nothing_was_are_let_go_by_the_scan() {
     freeze.end();
 }
 
+/// He has it by then, and may write it: what is not received in the pause has not been there.
+#[test]
+fn a_pause_waits_for_what_has_landed_and_is_not_received() {
+    let _alone = alone();
+    let Some((rig, source)) = rig(Backing::Anonymous, 0..600) else {
+        return;
+    };
+    let freeze = rig.freeze_of(Some(source.clone()), rig.options()).unwrap();
+    freeze.arm(|| true).unwrap();
+    let ((lands, has_landed), (go_on, may_go_on)) = (channel(), channel());
+    let lander = run(move || {
+        let noting = |_| {
+            lands.send(()).unwrap();
+            ends(&may_go_on);
+        };
+        source
+            .arrivals
+            .land(0, 7 * PAGE, &[5; PAGE], noting)
+            .unwrap();
+    });
+    ends(&has_landed);
+    let (begins, has_begun) = channel();
+    let (holding, is_held) = (freeze.clone(), Arc::new(AtomicBool::new(false)));
+    let held = is_held.clone();
+    let holder = run(move || {
+        begins.send(rustix::thread::gettid()).unwrap();
+        hold(&holding);
+        held.store(true, Ordering::SeqCst);
+    });
+    // Until it sleeps, in whatever lock, or does not wait.
+    let thread = ends(&has_begun).as_raw_nonzero();
+    let (path, held) = (format!("/proc/self/task/{thread}/stat"), is_held.clone());
+    wait_until("the pause waits", move || {
+        let sleeps = || std::fs::read_to_string(&path).is_ok_and(|stat| stat.contains(") S "));
+        held.load(Ordering::SeqCst) || sleeps()
+    });
+    assert!(!is_held.load(Ordering::SeqCst), "it did not wait");
+    go_on.send(()).unwrap();
+    ends(&lander);
+    ends(&holder);
+    let (picture, _) = picture(&freeze, 1).unwrap();
+    freeze.end();
+    assert_eq!(value(&picture, 0, 7), 5);
+}
+
 #[test]
 fn a_source_that_fails_ends_the_freeze_and_frees_the_writer() {
     let _alone = alone();
@@ -205,7 +253,7 @@ fn a_source_that_fails_ends_the_freeze_and_frees_the_writer() {
         let Some((rig, _)) = rig(Backing::Anonymous, 0..600) else {
             return;
         };
-        let mut source = Source::new(1024, 0..600);
+        let mut source = Source::new(&rig, 0..600);
         source.broken = Some(33);
         let options = FreezeOptions {
             chunk_pages: 1,
@@ -234,7 +282,7 @@ fn a_panic_over_a_fault_ends_the_freeze_and_frees_every_writer() {
     let Some((rig, _)) = rig(Backing::Anonymous, 0..600) else {
         return;
     };
-    let mut source = Source::new(1024, 0..600);
+    let mut source = Source::new(&rig, 0..600);
     source.panics = Some(33);
     let freeze = rig
         .freeze_of(Some(Arc::new(source)), rig.options())
@@ -257,8 +305,8 @@ fn a_panic_over_a_fault_ends_the_freeze_and_frees_every_writer() {
 fn what_came_and_was_given_back_is_zero_also_where_nothing_is_placed_any_more() {
     let _alone = alone();
     let Some(rig) = Rig::small(1024) else { return };
-    let source = Arc::new(Source::new(1024, 0..512));
-    source.arrived.insert_range(0..512);
+    let source = Arc::new(Source::new(&rig, 0..512));
+    source.received(0..512);
     rig.put(0, 3, 2);
     rig.drop_page(0, 3);
     let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
@@ -292,9 +340,8 @@ fn what_the_guest_does_not_write_may_come_after_the_pause() {
         let ram = GuestRam::new(vec![block]);
         let faults = Faults::open(&host, ram.clone(), 2).unwrap();
         let rig = Rig { host, ram, faults };
-        let source = Arc::new(Source::new(1024, 0..512));
-        rig.faults.register(0, Use::Missing).unwrap();
-        rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
+        let source = Arc::new(Source::new(&rig, 0..512));
+        source.serve(&rig);
         // A guest that stands still needs none.
         let faults = read_only.then(|| rig.faults.clone());
         let ram = rig.ram.clone();
@@ -319,10 +366,10 @@ fn a_write_to_a_huge_unit_that_is_partly_here_takes_what_is_here_only() {
     for page in [7, 9] {
         ends(&rig.write(0, page, 5));
     }
-    let mut source = Source::new(1024, 0..512);
+    let mut source = Source::new(&rig, 0..512);
     source.broken = Some(33);
-    source.arrived.insert_range(7..8);
-    source.arrived.insert_range(9..10);
+    source.received(7..8);
+    source.received(9..10);
     let freeze = rig
         .freeze_of(Some(Arc::new(source)), rig.options())
         .unwrap();
@@ -344,7 +391,7 @@ fn a_write_to_a_huge_unit_that_is_partly_here_takes_what_is_here_only() {
     drop(copied);
     // One that comes now comes protected.
     ends(&rig.write(0, 8, 9));
-    assert!(places.arrived.contains(8));
+    assert!(places.arrivals.received(0).contains(8));
     is_queued(3);
     let copied = freeze.next().unwrap().expect("another was written");
     assert_eq!((copied.pages(), copied.content(0)[0]), (&[8][..], 2));
@@ -396,11 +443,10 @@ fn what_is_unplugged_is_not_asked_of_the_source() {
     let Some(rig) = Rig::with(&blocks, 2, Some(Arc::new(Unplugged(33)))) else {
         return;
     };
-    let mut source = Source::new(1024, 0..600);
+    let mut source = Source::new(&rig, 0..600);
     source.broken = Some(33);
     let source = Arc::new(source);
-    rig.faults.register(0, Use::Missing).unwrap();
-    rig.faults.barrier().missing = Some(Arc::new(Places(source.clone())));
+    source.serve(&rig);
     let freeze = rig.freeze_of(Some(source), rig.options()).unwrap();
     freeze.arm(|| true).unwrap();
     hold(&freeze);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use paguro_dirty::{Freeze, FreezeError, FreezeOptions, HugePolicy, Sabotage, Unarrived};
-use paguro_faults::Faults;
+use paguro_dirty::{Freeze, FreezeError, FreezeOptions, HugePolicy, Sabotage};
+use paguro_faults::{Faults, Supply};
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
@@ -102,7 +102,7 @@ impl Rig {
 
     pub fn freeze_of(
         &self,
-        source: Option<Arc<dyn Unarrived>>,
+        source: Option<Arc<dyn Supply>>,
         options: FreezeOptions,
     ) -> Result<Arc<Freeze>, FreezeError> {
         let faults = Some(self.faults.clone());

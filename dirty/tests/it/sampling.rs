@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use paguro_dirty::{Sampling, Unarrived};
+use paguro_dirty::Sampling;
+use paguro_faults::{Arrivals, Supply};
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, PageSet, RamBlock};
 use paguro_sys::{Fallbacks, Host};
 
@@ -36,7 +37,7 @@ fn write(ram: &GuestRam, pages: impl IntoIterator<Item = usize>, value: u8) {
 }
 
 /// Pages that are estimated to have been written while `meanwhile` was done.
-fn written(ram: &GuestRam, source: Option<&dyn Unarrived>, meanwhile: impl FnOnce()) -> usize {
+fn written(ram: &GuestRam, source: Option<&dyn Supply>, meanwhile: impl FnOnce()) -> usize {
     let host = Host::probe(&Fallbacks::default());
     let rate = SAMPLING.measure(ram, &host, source, meanwhile).unwrap();
     assert!(rate.vcpus.is_empty());
@@ -130,20 +131,37 @@ fn what_is_discarded_is_no_part_of_a_sample() {
     assert!(rest.abs_diff(PAGES / 2) < PAGES / 10, "{rest}");
 }
 
-/// All pages are elsewhere; those of the first half have arrived.
+/// All pages are elsewhere.
 #[derive(Debug)]
 struct Coming {
     has: PageSet,
-    arrived: PageSet,
+    arrivals: Arrivals,
 }
 
-impl Unarrived for Coming {
-    fn has(&self, _: usize) -> &PageSet {
-        &self.has
+impl Coming {
+    /// Ones come there.
+    fn arrive(&self, pages: Range<usize>) {
+        for page in pages {
+            let landed = self.arrivals.land(0, page * PAGE, &[1; PAGE], |_| {});
+            landed.unwrap();
+        }
+    }
+}
+
+fn coming(ram: &GuestRam) -> Coming {
+    let has = PageSet::new(PAGES);
+    has.insert_range(0..PAGES);
+    let arrivals = Arrivals::new(ram.clone());
+    Coming { has, arrivals }
+}
+
+impl Supply for Coming {
+    fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
     }
 
-    fn arrived(&self, _: usize) -> &PageSet {
-        &self.arrived
+    fn has(&self, _: usize) -> &PageSet {
+        &self.has
     }
 
     fn read(
@@ -160,17 +178,9 @@ impl Unarrived for Coming {
 #[test]
 fn a_page_that_arrives_while_writes_are_sampled_is_not_written() {
     let ram = ram(Backing::Memfd, PageKind::Small);
-    let coming = Coming {
-        has: PageSet::new(PAGES),
-        arrived: PageSet::new(PAGES),
-    };
-    coming.has.insert_range(0..PAGES);
-    coming.arrived.insert_range(0..PAGES / 2);
-    write(&ram, 0..PAGES / 2, 1);
-    let arrive = || {
-        write(&ram, PAGES / 2..PAGES, 1);
-        coming.arrived.insert_range(PAGES / 2..PAGES);
-    };
+    let coming = coming(&ram);
+    coming.arrive(0..PAGES / 2);
+    let arrive = || coming.arrive(PAGES / 2..PAGES);
     assert_eq!(written(&ram, Some(&coming), arrive), 0);
 }
 
@@ -178,13 +188,8 @@ fn a_page_that_arrives_while_writes_are_sampled_is_not_written() {
 #[test]
 fn what_is_written_of_what_has_arrived_is_not_taken_for_all() {
     let ram = ram(Backing::Memfd, PageKind::Small);
-    let coming = Coming {
-        has: PageSet::new(PAGES),
-        arrived: PageSet::new(PAGES),
-    };
-    coming.has.insert_range(0..PAGES);
-    coming.arrived.insert_range(0..PAGES / 8);
-    write(&ram, 0..PAGES / 8, 1);
+    let coming = coming(&ram);
+    coming.arrive(0..PAGES / 8);
     let found = written(&ram, Some(&coming), || write(&ram, 0..PAGES / 8, 2));
     assert!(found.abs_diff(PAGES / 8) < PAGES / 16, "{found}");
 }

@@ -1,14 +1,11 @@
 //! RAM that fills while the machine runs.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paguro_dirty::Unarrived;
 use paguro_faults::Supply;
 pub use paguro_pager::Failure;
 use paguro_pager::{PageSource, Pager, PagerOptions, SourceError};
-use paguro_ram::PageSet;
 use paguro_sys::Userfault;
 
 use super::{RestoreError, RestoreFile, RestoreOptions};
@@ -127,41 +124,11 @@ impl Origin for Filler {
 }
 
 impl Filling for Filler {
+    fn supply(&self) -> Arc<dyn Supply> {
+        self.pager.clone()
+    }
+
     fn is_done(&self) -> bool {
         self.pager.is_done()
-    }
-}
-
-/// A snapshot that is taken before all has arrived finds the rest in the file.
-impl Unarrived for Filler {
-    fn has(&self, block: usize) -> &PageSet {
-        Supply::has(&*self.pager, block)
-    }
-
-    fn arrived(&self, block: usize) -> &PageSet {
-        self.pager.arrivals().received(block)
-    }
-
-    fn read(
-        &self,
-        block: usize,
-        page: usize,
-        to: &mut [u8],
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> std::io::Result<()> {
-        Supply::read(&*self.pager, block, page, to, go_on)
-    }
-
-    fn bring(
-        &self,
-        block: usize,
-        pages: Range<usize>,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> std::io::Result<()> {
-        Supply::bring(&*self.pager, block, pages, go_on)
-    }
-
-    fn settle(&self) {
-        self.pager.arrivals().settle();
     }
 }

@@ -72,7 +72,7 @@ impl<'a> Picture<'a> {
     /// freeze at once, and with it their patience.
     pub(super) fn cancellable<T>(&self, save: impl FnOnce() -> T) -> T {
         const LOOK: Duration = Duration::from_millis(20);
-        if self.memory.unarrived().is_none() && self.memory.map_retry().is_zero() {
+        if self.memory.supply().is_none() && self.memory.map_retry().is_zero() {
             return save();
         }
         let (saving, saved) = mpsc::channel::<()>();

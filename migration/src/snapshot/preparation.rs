@@ -88,7 +88,7 @@ fn make_freeze(
     Freeze::new(
         faults,
         ram.clone(),
-        memory.unarrived(),
+        memory.supply(),
         &memory.take_written(),
         FreezeOptions {
             host: memory.host(),

@@ -161,7 +161,7 @@ impl<'s, 'e> Driver<'s, 'e> {
                 ram.clone(),
             ),
         };
-        let pages = Outstanding::all(whose, self.memory.unarrived(), &host);
+        let pages = Outstanding::all(whose, self.memory.supply(), &host);
         let pages = pages.map_err(|source| MigrateError::Presence {
             block: String::new(),
             source,
@@ -172,7 +172,7 @@ impl<'s, 'e> Driver<'s, 'e> {
         };
         if hand_over {
             // What is absent at the other side's mapping would be zeros there, for good.
-            if self.memory.unarrived().is_some() {
+            if self.memory.supply().is_some() {
                 return Err(MigrateError::HandOver(HandOverError::Unarrived));
             }
             let way = Outgoing::connect(self.options.hand_over_address(), &connecting)

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use paguro_dirty::Unarrived;
 use paguro_dirty::tracker::{Tracker, TrackerError};
+use paguro_faults::Supply;
 use paguro_ram::{GuestRam, PageSet, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Host, page_size};
@@ -29,7 +29,7 @@ pub struct Outstanding {
     /// Pages of which the destination has some content.
     sent: Vec<PageSet>,
     /// Where pages are that have not arrived here yet: reading them brings them.
-    unarrived: Option<Arc<dyn Unarrived>>,
+    supply: Option<Arc<dyn Supply>>,
     pagemap: Pagemap,
 }
 
@@ -50,7 +50,7 @@ impl Outstanding {
     /// The host's: it does not say which pages exist, or has no memory for the sets.
     pub fn all(
         ram: GuestRam,
-        unarrived: Option<Arc<dyn Unarrived>>,
+        supply: Option<Arc<dyn Supply>>,
         host: &Host,
     ) -> std::io::Result<Self> {
         let sets = || {
@@ -68,7 +68,7 @@ impl Outstanding {
         Ok(Self {
             dirty,
             sent: sets()?,
-            unarrived,
+            supply,
             pagemap: Pagemap::open(host)?,
             ram,
         })
@@ -118,7 +118,7 @@ impl Outstanding {
         chunk: &Range<usize>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> std::io::Result<()> {
-        let Some(source) = &self.unarrived else {
+        let Some(source) = &self.supply else {
             return Ok(());
         };
         let mut coming = self.coming(block, chunk);
@@ -179,12 +179,8 @@ impl Outstanding {
     /// Pages of a run that have content elsewhere and have not arrived, ascending.
     fn coming(&self, block: usize, run: &Range<usize>) -> Vec<usize> {
         let mut coming = Vec::new();
-        if let Some(source) = &self.unarrived {
-            let (has, arrived) = (source.has(block), source.arrived(block));
-            let end = run.end.min(has.pages());
-            has.runs(run.start.min(end)..end, |part| {
-                coming.extend(part.filter(|&page| !arrived.contains(page)));
-            });
+        if let Some(source) = &self.supply {
+            source.to_come(block, run.clone(), &mut |part| coming.extend(part));
         }
         coming
     }

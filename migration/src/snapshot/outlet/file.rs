@@ -69,32 +69,31 @@ impl Outlet for FileOutlet {
     fn save_pages(&mut self, picture: &Picture<'_>) -> Result<(), SnapshotError> {
         let this = &*self;
         let failed = Mutex::new(None);
+        let fail = |error| {
+            let mut failed = failed.lock().unwrap_or_else(|e| e.into_inner());
+            // "Ended" is what the others are told: the reason is somebody else's.
+            if matches!(
+                *failed,
+                None | Some(SnapshotError::Freeze(FreezeError::Ended))
+            ) {
+                *failed = Some(error);
+            }
+            drop(failed);
+            picture.abandon();
+        };
         std::thread::scope(|scope| {
             for index in 0..picture.options.channels.max(1) {
-                let name = format!("save/{index}");
                 let work = || {
                     // A panic must not leave the others waiting for pages that this one claimed.
                     let saved = catch_unwind(AssertUnwindSafe(|| this.copy_and_write(picture)));
                     let bug = |_| Err(SnapshotError::Freeze(FreezeError::Bug));
                     if let Err(error) = saved.unwrap_or_else(bug) {
-                        let mut failed = failed.lock().unwrap_or_else(|e| e.into_inner());
-                        // "Ended" is what the others are told: the reason is somebody else's.
-                        if matches!(
-                            *failed,
-                            None | Some(SnapshotError::Freeze(FreezeError::Ended))
-                        ) {
-                            *failed = Some(error);
-                        }
-                        drop(failed);
-                        picture.abandon();
+                        fail(error);
                     }
                 };
-                if let Err(error) = NewThread::named(name).spawn_scoped(scope, work) {
-                    picture.abandon();
-                    failed
-                        .lock()
-                        .unwrap_or_else(|e| e.into_inner())
-                        .get_or_insert(SnapshotError::Thread(error));
+                let thread = NewThread::named(format!("save/{index}"));
+                if let Err(error) = thread.spawn_scoped(scope, work) {
+                    fail(SnapshotError::Thread(error));
                 }
             }
         });
