@@ -123,6 +123,31 @@ pub(crate) fn offer(
     id: MigrationId,
     channel: Channel,
 ) -> Result<Offered, HandOverError> {
+    let (message, files) = describe(ram, id)?;
+    let peer = channel.peer().to_owned();
+    let (mut reader, mut writer) = channel.split();
+    let Some(socket) = writer.plain_fd() else {
+        return Err(HandOverError::NotUnix { address: peer });
+    };
+    let sent = send(socket, &message, &files)?;
+    let rest = writer.write_all(&message[sent..]);
+    rest.map_err(HandOverError::Broken)?;
+    let mut answer = [0; 4];
+    let heard = reader.read_exact(&mut answer);
+    heard.map_err(HandOverError::Broken)?;
+    match answer {
+        TAKEN => Ok(Offered {
+            _way: (reader, writer),
+        }),
+        other => Err(nonsense(format!("its answer is {other:02x?}"))),
+    }
+}
+
+/// What is said of the blocks, and their files.
+fn describe(
+    ram: &GuestRam,
+    id: MigrationId,
+) -> Result<(Vec<u8>, Vec<BorrowedFd<'_>>), HandOverError> {
     let blocks = ram.blocks();
     if blocks.len() > MOST {
         let found = blocks.len();
@@ -131,7 +156,7 @@ pub(crate) fn offer(
     let mut message = OFFER.to_vec();
     message.extend((blocks.len() as u32).to_be_bytes());
     message.extend(id.bytes());
-    let mut files: Vec<BorrowedFd<'_>> = Vec::new();
+    let mut files = Vec::new();
     for block in blocks {
         let shared = block.file().filter(|_| block.backing() == Backing::Memfd);
         let Some(file) = shared else {
@@ -151,35 +176,24 @@ pub(crate) fn offer(
         }
         message.push(u8::from(block.unit_pages() > 1));
     }
-    let peer = channel.peer().to_owned();
-    let (mut reader, mut writer) = channel.split();
-    let Some(socket) = writer.plain_fd() else {
-        return Err(HandOverError::NotUnix { address: peer });
-    };
+    Ok((message, files))
+}
+
+/// Sends descriptors, and as much of a message as goes with them: how many bytes of it.
+fn send(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    files: &[BorrowedFd<'_>],
+) -> Result<usize, HandOverError> {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
-        let found = blocks.len();
+    if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        let found = files.len();
         return Err(HandOverError::TooMany { found });
     }
-    let sent = sendmsg(
-        socket,
-        &[IoSlice::new(&message)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    );
-    let sent = sent.map_err(|error| HandOverError::Broken(error.into()))?;
-    let rest = writer.write_all(&message[sent..]);
-    rest.map_err(HandOverError::Broken)?;
-    let mut answer = [0; 4];
-    let heard = reader.read_exact(&mut answer);
-    heard.map_err(HandOverError::Broken)?;
-    match answer {
-        TAKEN => Ok(Offered {
-            _way: (reader, writer),
-        }),
-        other => Err(nonsense(format!("its answer is {other:02x?}"))),
-    }
+    let pieces = [IoSlice::new(message)];
+    let sent = sendmsg(socket, &pieces, &mut ancillary, SendFlags::NOSIGNAL);
+    sent.map_err(|error| HandOverError::Broken(error.into()))
 }
 
 /// RAM that was handed over; the other side waits for [`Taken::confirm`].

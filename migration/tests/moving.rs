@@ -13,7 +13,9 @@ use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
-use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
+use paguro_migration::source::{
+    MigrateError, MigrateOptions, MigrateReport, Migration, Mode, Pages, migrate,
+};
 use paguro_ram::{GuestRam, PageSet, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
@@ -156,16 +158,21 @@ enum Way {
 const WAYS: [Way; 4] = [Way::Plain, Way::Xbzrle, Way::Multifd, Way::MultifdZstd];
 
 impl Way {
-    fn multifd(self) -> Option<Multifd> {
-        let compression = match self {
-            Self::Plain | Self::Xbzrle => return None,
-            Self::Multifd => Compression::None,
-            Self::MultifdZstd => Compression::Zstd { level: 1 },
+    fn pages(self) -> Pages {
+        let multifd = |compression| {
+            Pages::Multifd(Multifd {
+                channels: 2,
+                compression,
+            })
         };
-        Some(Multifd {
-            channels: 2,
-            compression,
-        })
+        match self {
+            Self::Plain => Pages::Plain,
+            Self::Xbzrle => Pages::Xbzrle {
+                cache_bytes: 1 << 20,
+            },
+            Self::Multifd => multifd(Compression::None),
+            Self::MultifdZstd => multifd(Compression::Zstd { level: 1 }),
+        }
     }
 }
 
@@ -197,10 +204,9 @@ fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
     let listener = Incoming::listen(&address, &channel).unwrap();
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.linger = Duration::ZERO;
-    receiving.multifd = way.multifd();
     let mut options = MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()));
-    options.multifd = way.multifd();
-    options.xbzrle_cache_bytes = (way == Way::Xbzrle).then_some(1 << 20);
+    options.mode = Mode::Precopy(way.pages());
+    receiving.multifd = options.mode.multifd();
     let recipient = Arriving {
         memory: other,
         name: "moving",

@@ -1,6 +1,6 @@
 //! Multifd: pages on connections of their own, so that more than one CPU sends and places them.
 //!
-//! The source's end is `source/lanes.rs`, the destination's `destination/lanes.rs`; the format is
+//! The source's end is `source/way/multifd.rs`, the destination's `destination/lanes.rs`; the format is
 //! [`paguro_wire::stream::multifd`]. Both ends are told the same, as in QEMU.
 
 mod codec;

@@ -1,21 +1,54 @@
-//! The thread that hears what the destination says on the return path.
+//! What the destination says on the return path of a connection, and the thread that hears it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::return_path::Message;
 
-use super::{MigrateError, Migration};
+use super::digestion::Digestion;
+use super::{Inner, MigrateError, Migration};
 use crate::channel::Reader;
 use crate::switchover::SourceEvent;
 use crate::switchover::outcome::PING_OPEN;
+
+/// A destination that may be silent for ever has so long for its last words.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// What was heard of the destination over the connection that there is.
+pub(super) struct Heard {
+    /// What PING 1 and PONG 1 say of it.
+    pub(super) digestion: Digestion,
+    /// When it last said something.
+    pub(super) at: Instant,
+    /// The thread that hears it has ended, or there is none.
+    pub(super) deaf: bool,
+}
+
+impl Heard {
+    /// Nothing so far.
+    pub(super) fn new() -> Self {
+        Self {
+            digestion: Digestion::default(),
+            at: Instant::now(),
+            deaf: false,
+        }
+    }
+
+    /// There is a new connection, which `returns` something or not.
+    pub(super) fn begin(&mut self, returns: bool) {
+        *self = Self {
+            deaf: !returns,
+            ..Self::new()
+        };
+    }
+}
 
 /// Hears until SHUT, or until the channel ends.
 pub(super) fn hear(migration: &Migration, reader: Reader) {
     let mut input = ChannelInput::with_buffer(reader, 4096);
     loop {
         let message = Message::decode(&mut input);
-        migration.lock().heard = Instant::now();
+        migration.lock().heard.at = Instant::now();
         match message {
             Ok(Message::Pong(value)) => {
                 if value == PING_OPEN {
@@ -35,6 +68,22 @@ pub(super) fn hear(migration: &Migration, reader: Reader) {
             }
         }
     }
-    migration.lock().deaf = true;
+    migration.lock().heard.deaf = true;
     migration.changed.notify_all();
+}
+
+/// A destination that fails says so and closes the channel: what it said comes before what the
+/// broken channel means.
+///
+/// How soon its word comes is up to how busy its host is. There will be none when the return path has
+/// ended, and when it was silent for as long as it may be, or for a while where that is for ever; whoever
+/// cancels ends the return path.
+pub(super) fn last_words(migration: &Migration, silence: Option<Duration>, error: &MigrateError) {
+    if !error.is_closed_by_peer() {
+        return;
+    }
+    let inner = migration.lock();
+    let more = |inner: &mut Inner| !inner.heard.deaf;
+    let within = silence.unwrap_or(LAST_WORDS);
+    drop(migration.changed.wait_timeout_while(inner, within, more));
 }

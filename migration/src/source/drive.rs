@@ -1,42 +1,26 @@
 //! Obeying the control side.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Sender as CommandSender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Scope, ScopedJoinHandle};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use paguro_dirty::tracker::Tracker;
-use paguro_ram::GuestRam;
-use paguro_wire::globalstate;
-use paguro_wire::stream::ram::BlockTable;
-
-use super::delta::{self, Deltas};
-use super::forecast::{Labour, device_cost};
-use super::lanes::{self, Batch, Lane, Lanes};
-use super::outcome::{Asked, ask};
-use super::outstanding::Outstanding;
-use super::sender::{Command, Measured, Nothing, Sender, Stopped};
-use super::tally::Tally;
-use super::throttle::Brake;
-use super::{MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage, answers};
-use crate::channel::{self, ChannelError, Handle, Outgoing, Stop};
-use crate::handover::{self, HandOverError, Offered};
-use crate::machine::{Machine, Paused};
+use super::connection::{Close, Connection, Unmade, connect};
+use super::outcome::Asking;
+use super::sender::Command;
+use super::standstill::Standstill;
+use super::transfer::{Job, Transfer};
+use super::{MigrateError, MigrateOptions, MigrateReport, Migration};
+use crate::channel::{self, ChannelError};
+use crate::handover::Offered;
+use crate::machine::Machine;
+use crate::memory::Busy;
 use crate::progress::Progress;
 use crate::reason::Ended;
-use crate::stream::{Packing, Stream, table_of};
-use crate::switchover::{
-    MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling, Verb,
-};
+use crate::switchover::{MigrationStatus, Reason, SourceAction, SourceEvent, SourceState, Telling};
 use crate::time::micros;
-use crate::{Allowance, Memory};
 
 /// A destination that could not be asked is asked again after so long.
 const RETRY: Duration = Duration::from_secs(1);
-/// A destination that may be silent for ever has so long for its last words.
-const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Sends `machine` to where `options` say. Blocks until it is decided where it runs; to be called in
 /// a thread of its own, while `migration` is watched and commanded from others. While the outcome
@@ -61,74 +45,36 @@ pub fn migrate(
     };
     let bytes = memory.ram().bytes() as u64;
     Progress::set(&migration.progress.total_bytes, bytes);
-    let threads = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let mut driver = Driver {
-            machine,
-            memory,
-            options,
-            migration,
+            job: Job::new(machine, options, migration),
             scope,
             busy: Some(busy),
-            began: Instant::now(),
-            paused: None,
-            stopped_at: None,
-            stopped_in: Duration::ZERO,
+            transfer: None,
+            connection: None,
+            standstill: Standstill::default(),
             ending_since: None,
-            sending: None,
-            hearing: None,
-            commands: None,
-            returns: false,
-            channels: Vec::new(),
-            lanes: Vec::new(),
-            asking: None,
-            asked: Arc::default(),
+            asking: Asking::default(),
             over: None,
             offered: None,
         };
-        driver.connect();
+        driver.set_out();
         driver.obey();
         driver.result()
-    });
-    if migration
-        .progress
-        .total_us
-        .load(std::sync::atomic::Ordering::Relaxed)
-        == 0
-    {
-        Progress::set(
-            &migration.progress.total_us,
-            micros(migration.began.elapsed()),
-        );
-    }
-    threads
+    })
 }
 
 struct Driver<'s, 'e> {
-    machine: &'e dyn Machine,
-    memory: &'e Arc<Memory>,
-    options: &'e MigrateOptions,
-    migration: &'e Migration,
+    job: Job<'e>,
     scope: &'s Scope<'s, 'e>,
-    busy: Option<crate::memory::Busy>,
-    began: Instant,
-    paused: Option<Box<dyn Paused + 'e>>,
-    stopped_at: Option<Instant>,
-    /// How long it took to stop it.
-    stopped_in: Duration,
+    busy: Option<Busy>,
+    /// What is sent. It outlives a connection.
+    transfer: Option<Arc<Mutex<Transfer>>>,
+    connection: Option<Connection<'s>>,
+    standstill: Standstill<'e>,
     /// One way only: when EOF was given to the sender, until that is looked at no longer.
     ending_since: Option<Instant>,
-    sending: Option<ScopedJoinHandle<'s, ()>>,
-    hearing: Option<ScopedJoinHandle<'s, ()>>,
-    commands: Option<CommandSender<Command>>,
-    /// Whether there is a return path.
-    returns: bool,
-    /// The main channel, then those of multifd.
-    channels: Vec<Handle>,
-    lanes: Vec<ScopedJoinHandle<'s, ()>>,
-    /// Ends the asking that is under way.
-    asking: Option<Stop>,
-    /// The connection on which the last answer came.
-    asked: Arc<Mutex<Option<Asked>>>,
+    asking: Asking,
     /// When it was given up.
     over: Option<Instant>,
     /// Held to the end, which shows the destination that this side is there.
@@ -136,191 +82,55 @@ struct Driver<'s, 'e> {
 }
 
 impl<'s, 'e> Driver<'s, 'e> {
-    /// Connects and starts the threads.
-    fn connect(&mut self) {
-        if let Err(error) = self.try_connect() {
-            let cancelled = self.migration.status() == MigrationStatus::Cancelling;
-            match cancelled {
-                true => tracing::debug!(%error, "cancelled while connecting"),
-                false => self.migration.fail(error),
-            }
+    /// Connects, and begins to send.
+    fn set_out(&mut self) {
+        let migration = self.job.migration;
+        match self.try_set_out() {
+            Ok(connection) => self.connection = Some(connection),
+            Err(unmade) => unmade.end(|error| {
+                if migration.status() == MigrationStatus::Cancelling {
+                    tracing::debug!(%error, "cancelled while connecting");
+                } else {
+                    migration.fail(error);
+                }
+            }),
         }
     }
 
-    fn try_connect(&mut self) -> Result<(), MigrateError> {
-        self.options.check()?;
-        let host = self.memory.host();
-        let ram = self.memory.ram().clone();
-        let table = table_of(&ram)?;
-        let hand_over = self.options.hand_over;
-        let (tracker, whose): (Arc<dyn Tracker>, _) = match hand_over {
-            // Nothing is sent, so nothing can be sent too late.
-            true => (Arc::new(Nothing), GuestRam::new(Vec::new())),
-            false => (
-                self.machine.tracker().map_err(MigrateError::Machine)?,
-                ram.clone(),
-            ),
-        };
-        let pages = Outstanding::all(whose, self.memory.supply(), &host);
-        let pages = pages.map_err(|source| MigrateError::Presence {
-            block: String::new(),
-            source,
-        })?;
+    fn try_set_out(&mut self) -> Result<Connection<'s>, Box<Unmade<'s>>> {
+        let (options, migration) = (self.job.options, self.job.migration);
+        options.check()?;
+        let transfer = Arc::new(Mutex::new(Transfer::new(self.job)?));
+        self.transfer = Some(transfer.clone());
         let connecting = channel::Options {
-            stop: self.migration.connecting.clone(),
-            ..self.options.channel.clone()
+            stop: migration.connecting.clone(),
+            ..options.channel.clone()
         };
-        if hand_over {
-            // What is absent at the other side's mapping would be zeros there, for good.
-            if self.memory.supply().is_some() {
-                return Err(MigrateError::HandOver(HandOverError::Unarrived));
-            }
-            let way = Outgoing::connect(self.options.hand_over_address(), &connecting)
-                .map_err(MigrateError::Channel)?;
-            let offered =
-                handover::offer(&ram, self.migration.id(), way).map_err(MigrateError::HandOver)?;
-            self.offered = Some(offered);
-        }
-        let connected =
-            Outgoing::connect(&self.options.address, &connecting).map_err(MigrateError::Channel)?;
-        let returns = connected.can_return();
-        self.returns = returns;
-        self.channels.push(connected.handle());
-        let lanes = self.connect_lanes(&connecting, &ram, &table)?;
-        let (reader, writer) = connected.split();
-        let (commands, commanded) = channel();
-        let machine = self.machine.machine_name();
-        let mut stream = Stream::new(writer, machine, ram.clone(), table);
-        if hand_over {
-            stream.ignore_shared();
-        }
-        let cache = self.options.xbzrle_cache_bytes.map(|bytes| {
-            let stale = self.options.sabotage == SourceSabotage::StaleDelta;
-            let allowance = Allowance::beside(&ram, &self.options.limits);
-            let bytes = delta::affordable(bytes, &allowance);
-            self.migration.xbzrle_cache_bytes.store(bytes, Relaxed);
-            Deltas::new(&ram, bytes, stale)
-        });
-        let deltas = cache.transpose()?;
-        let sender = Sender {
-            machine: self.machine,
-            memory: self.memory,
-            migration: self.migration,
-            options: self.options,
-            ram,
-            stream,
-            pages,
-            tracker,
-            commands: commanded,
-            returns,
-            began: self.began,
-            devices: Vec::new(),
-            is_stopped: false,
-            brake: Brake::new(&self.options.convergence),
-            deltas,
-            lanes,
-            batch: Box::new(Batch::new()),
-            labour: Labour::default(),
-            tally: Tally::default(),
-            measured: Measured::default(),
-            packing: Packing::default(),
-            device_cost: device_cost(self.machine.device_cost(), self.memory.last_saving()),
-            asked_to: 0,
-            asked_spent: Duration::ZERO,
-            multifd_sync: false,
-        };
-        if returns {
-            let migration = self.migration;
-            let hear = move || answers::hear(migration, reader);
-            self.hearing = Some(self.spawn("migrate/answers", hear)?);
-        } else {
-            drop(reader);
-            self.migration.lock().deaf = true;
-        }
-        self.commands = Some(commands);
-        let (migration, silence) = (self.migration, self.options.channel.silence);
-        let send = move || {
-            // A panic must not leave the driver waiting.
-            let sent = catch_unwind(AssertUnwindSafe(|| sender.run()));
-            if let Err(Stopped::Failed(error)) =
-                sent.unwrap_or(Err(Stopped::Failed(MigrateError::Bug)))
-            {
-                last_words(migration, silence, &error);
-                migration.fail(error);
-            }
-        };
-        self.sending = Some(self.spawn("migrate/send", send)?);
-        Ok(())
-    }
-
-    /// The connections of multifd, each with its thread.
-    fn connect_lanes(
-        &mut self,
-        connecting: &channel::Options,
-        ram: &GuestRam,
-        table: &Arc<BlockTable>,
-    ) -> Result<Option<Lanes>, MigrateError> {
-        let Some(multifd) = self.options.multifd else {
-            return Ok(None);
-        };
-        let unordered = self.options.sabotage == SourceSabotage::SkipMultifdSync;
-        let (lanes, queue) = Lanes::new(multifd.channels, unordered);
-        for channel in 0..multifd.channels {
-            let connected = Outgoing::connect(&self.options.address, connecting)
-                .map_err(MigrateError::Channel)?;
-            self.channels.push(connected.handle());
-            let (_, mut writer) = connected.split();
-            lanes::introduce(&mut writer, channel)
-                .map_err(|error| MigrateError::broken("open a multifd channel to", error))?;
-            let lane = Lane {
-                channel,
-                writer,
-                queue: queue.clone(),
-                ram: ram.clone(),
-                table: table.clone(),
-                compression: multifd.compression,
-                migration: self.migration,
-                silence: self.options.channel.silence,
-            };
-            let thread = self.spawn(&format!("migrate/lane{channel}"), move || lane.run())?;
-            self.lanes.push(thread);
-        }
-        Ok(Some(lanes))
-    }
-
-    fn spawn(
-        &self,
-        name: &str,
-        body: impl FnOnce() + Send + 'e,
-    ) -> Result<ScopedJoinHandle<'s, ()>, MigrateError>
-    where
-        'e: 's,
-    {
-        paguro_sys::NewThread::named(name.to_owned())
-            .spawn_scoped(self.scope, body)
-            .map_err(MigrateError::Thread)
+        let (to, id) = (&options.address, migration.id());
+        self.offered = options.mode.offer(to, &connecting, self.job.memory, id)?;
+        connect(self.job, self.scope, &connecting, &transfer)
     }
 
     /// Action by action, until it is decided where the machine runs and nobody need be told.
     fn obey(&mut self) {
         loop {
-            let state = self.migration.lock().source.state();
+            let state = self.job.migration.lock().source.state();
             match state {
                 SourceState::Ending { .. } if self.is_idle() => {
-                    self.end_threads(false);
+                    self.end_connection();
                     // Another one may begin once this one is known to have ended, while a
                     // destination is told of it.
                     self.busy = None;
-                    let _ = self.migration.on(SourceEvent::Ended);
-                    let took = self.migration.began.elapsed();
-                    Progress::set(&self.migration.progress.total_us, micros(took));
+                    let _ = self.job.migration.on(SourceEvent::Ended);
+                    let took = self.job.migration.began.elapsed();
+                    Progress::set(&self.job.migration.progress.total_us, micros(took));
                     self.over = Some(Instant::now());
                     continue;
                 }
                 SourceState::Resumed { telling, .. } if self.is_idle() => match telling {
                     Telling::Needless | Telling::Told | Telling::Contradicted => break,
                     Telling::Due | Telling::Asking => {
-                        let linger = self.options.linger;
+                        let linger = self.job.options.linger;
                         if self.over.is_none_or(|over| over.elapsed() > linger) {
                             break;
                         }
@@ -334,7 +144,8 @@ impl<'s, 'e> Driver<'s, 'e> {
                 None => self.look_at_the_clock(),
             }
         }
-        self.end_threads(true);
+        self.end_connection();
+        self.asking.end();
     }
 
     /// Time to try again, if there is something to try; or too late for an end of the channel that
@@ -342,41 +153,45 @@ impl<'s, 'e> Driver<'s, 'e> {
     fn look_at_the_clock(&mut self) {
         // A sender that ended with EOF in hand (the silence was over just then, or it has a bug) says no
         // more what became of it. First whether it has ended: what it had to say it said before.
-        let is_gone = self.sending.as_ref().is_some_and(|it| it.is_finished());
-        if is_gone && self.migration.lock().source.awaits_word_of_eof() {
-            let _ = self.migration.on(SourceEvent::EofTorn);
+        let is_gone = self
+            .connection
+            .as_ref()
+            .is_some_and(Connection::is_sender_gone);
+        if is_gone && self.job.migration.lock().source.awaits_word_of_eof() {
+            let _ = self.job.migration.on(SourceEvent::EofTorn);
             return;
         }
-        let silence = self.options.channel.silence;
+        let silence = self.job.options.channel.silence;
         // What the channel finds out by itself comes first.
         let overdue =
             |since: &Instant| silence.is_some_and(|silence| since.elapsed() >= silence + RETRY);
         if !self.ending_since.as_ref().is_some_and(overdue) {
-            let _ = self.migration.on(SourceEvent::Retry);
+            let _ = self.job.migration.on(SourceEvent::Retry);
             return;
         }
         self.ending_since = None;
-        if self.migration.on(SourceEvent::Overdue).is_ok() {
+        if self.job.migration.on(SourceEvent::Overdue).is_ok() {
             let error = ChannelError::Timeout {
                 doing: "see the end of",
-                address: self.options.address.to_string(),
+                address: self.job.options.address.to_string(),
                 within: silence.unwrap_or_default(),
             };
-            self.migration.note(MigrateError::Channel(error));
+            self.job.migration.note(MigrateError::Channel(error));
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.migration.lock().actions.is_empty()
+        self.job.migration.lock().actions.is_empty()
     }
 
     /// The next action; none after a while without one.
     fn next(&self) -> Option<SourceAction> {
-        let inner = self.migration.lock();
+        let inner = self.job.migration.lock();
         let quiet = |inner: &mut super::Inner| {
             inner.actions.is_empty() && !matches!(inner.source.state(), SourceState::Ending { .. })
         };
         let (mut inner, _) = self
+            .job
             .migration
             .changed
             .wait_timeout_while(inner, RETRY, quiet)
@@ -392,196 +207,97 @@ impl<'s, 'e> Driver<'s, 'e> {
             SourceAction::SendPing(value) => {
                 self.command(Command::Ping(value));
             }
-            SourceAction::HoldVm => {
-                if let Some(paused) = &mut self.paused {
-                    paused.stay(true);
-                }
-            }
-            SourceAction::SendEof => {
-                if !self.returns {
-                    self.ending_since = Some(Instant::now());
-                }
-                if !self.command(Command::Eof) {
-                    // Nobody is left who could have written any of it.
-                    let _ = self.migration.on(SourceEvent::EofWithheld);
-                }
-            }
+            SourceAction::HoldVm => self.standstill.hold(),
+            SourceAction::SendEof => self.send_eof(),
             SourceAction::SendForget => {
                 self.command(Command::Forget);
             }
             SourceAction::CloseChannel => self.close(),
-            SourceAction::ResumeVm => {
-                if let Some(mut paused) = self.paused.take() {
-                    // Nobody may have been told yet that pages of it are lost.
-                    paused.stay(self.memory.is_spoilt());
-                }
-            }
-            SourceAction::Ask(verb) => self.ask(verb),
-            SourceAction::Acknowledge => {
-                let asked = lock(&self.asked).take();
-                if let Some(asked) = asked {
-                    asked.acknowledge(self.migration.id());
-                }
-            }
+            // Nobody may have been told yet that pages of it are lost.
+            SourceAction::ResumeVm => self.standstill.end(self.job.memory.is_spoilt()),
+            SourceAction::Ask(verb) => self.asking.ask(self.job, self.scope, verb),
+            SourceAction::Acknowledge => self.asking.acknowledge(self.job.migration.id()),
             SourceAction::End => {}
         }
     }
 
-    /// False if the sender is gone. It has said why.
+    /// False if there is no sender. It has said why.
     fn command(&self, command: Command) -> bool {
-        let sent = self
-            .commands
+        self.connection
             .as_ref()
-            .map(|commands| commands.send(command));
-        matches!(sent, Some(Ok(())))
+            .is_some_and(|it| it.command(command))
     }
 
     fn pause(&mut self) {
-        let start = Instant::now();
-        self.stopped_at = Some(start);
-        self.guest_waits(true);
-        match self.machine.pause() {
-            Ok(paused) => {
-                self.stopped_in = start.elapsed();
-                self.paused = Some(paused);
-                let _ = self.migration.on(SourceEvent::Stopped);
-            }
-            Err(error) => self.migration.fail(MigrateError::Machine(error)),
+        if let Some(connection) = &self.connection {
+            connection.set_guest_waits(true);
         }
-    }
-
-    fn guest_waits(&self, waits: bool) {
-        for channel in &self.channels {
-            channel.set_guest_waits(waits);
+        match self.standstill.begin(self.job) {
+            Ok(()) => {
+                let _ = self.job.migration.on(SourceEvent::Stopped);
+            }
+            Err(error) => self.job.migration.fail(error),
         }
     }
 
     fn send_rest(&mut self) {
-        let Some(paused) = &mut self.paused else {
-            return;
-        };
-        let start = Instant::now();
-        let state = match paused.was_running() {
-            true => globalstate::RUNNING,
-            false => globalstate::PAUSED,
-        };
-        let collected = globalstate::section(state)
-            .map_err(|error| crate::machine::MachineError::new("say whether it runs", error))
-            .and_then(|first| {
-                let mut sections = vec![first];
-                sections.extend(paused.save_devices()?);
-                Ok(sections)
-            });
-        match collected {
-            Ok(sections) => {
-                let took = self.stopped_in + start.elapsed();
-                self.memory.was_saved(&sections, took);
+        match self.standstill.collect(self.job) {
+            Ok(Some(sections)) => {
                 self.command(Command::Rest(sections));
             }
-            Err(error) => self.migration.fail(MigrateError::Machine(error)),
+            Ok(None) => {}
+            Err(error) => self.job.migration.fail(error),
+        }
+    }
+
+    fn send_eof(&mut self) {
+        if self.connection.as_ref().is_some_and(|it| !it.returns()) {
+            self.ending_since = Some(Instant::now());
+        }
+        if !self.command(Command::Eof) {
+            // Nobody is left who could have written any of it.
+            let _ = self.job.migration.on(SourceEvent::EofWithheld);
         }
     }
 
     /// Ends the channel: as a whole one if all was confirmed, else at once.
     fn close(&mut self) {
-        let completed = self.migration.lock().source.state() == SourceState::Completed;
-        if completed {
-            if let Some(at) = self.stopped_at {
-                let downtime = micros(at.elapsed());
-                Progress::set(&self.migration.progress.downtime_us, downtime);
-            }
-            self.command(Command::Finish);
-            self.commands = None;
-            join(self.sending.take());
+        let completed = self.job.migration.lock().source.state() == SourceState::Completed;
+        let how = match completed {
+            true => Close::Whole,
+            false => Close::Broken,
+        };
+        if completed && let Some(downtime) = self.standstill.elapsed() {
+            let progress = &self.job.migration.progress;
+            Progress::set(&progress.downtime_us, micros(downtime));
         }
-        // In the other order a sender that fails at the closed channel would still be believed.
-        self.commands = None;
-        // Those of multifd end by themselves when all is done.
-        let over = if completed { 1 } else { self.channels.len() };
-        for channel in self.channels.iter().take(over) {
-            channel.shutdown();
+        if let Some(connection) = &mut self.connection {
+            connection.close(how);
         }
     }
 
-    /// Waits for all threads; what still blocks is ended.
-    fn end_threads(&mut self, all: bool) {
-        self.commands = None;
-        for channel in self.channels.drain(..) {
-            channel.shutdown();
-        }
-        join(self.sending.take());
-        for lane in self.lanes.drain(..) {
-            join(Some(lane));
-        }
-        join(self.hearing.take());
-        if all && let Some(asking) = self.asking.take() {
-            asking.stop();
-        }
-    }
-
-    fn ask(&mut self, verb: Verb) {
-        if let Some(before) = self.asking.take() {
-            before.stop();
-        }
-        lock(&self.asked).take();
-        let stop = match Stop::new() {
-            Ok(stop) => stop,
-            Err(error) => {
-                tracing::warn!(%error, "the destination cannot be asked");
-                let _ = self.migration.on(SourceEvent::NoAnswer);
-                return;
-            }
-        };
-        self.asking = Some(stop.clone());
-        let options = self.options;
-        let connecting = channel::Options {
-            stop: stop.clone(),
-            ..options.channel.clone()
-        };
-        let (migration, asked) = (self.migration, self.asked.clone());
-        let body = move || {
-            let answer = ask(options, &connecting, migration.id(), verb);
-            if stop.is_stopped() {
-                return;
-            }
-            let event = match answer {
-                Ok((answer, connection)) => {
-                    *lock(&asked) = Some(connection);
-                    SourceEvent::Answer(answer)
-                }
-                Err(error) => {
-                    tracing::debug!(error = crate::error::chain(&error), "no answer");
-                    SourceEvent::NoAnswer
-                }
-            };
-            let _ = migration.on(event);
-        };
-        if self.spawn("migrate/ask", body).is_err() {
-            let _ = self.migration.on(SourceEvent::NoAnswer);
-        }
+    /// Waits for all threads of it; what still blocks is ended. Nothing is tracked any more.
+    fn end_connection(&mut self) {
+        self.connection = None;
+        self.transfer = None;
     }
 
     fn result(mut self) -> Result<MigrateReport, MigrateError> {
         let (state, error) = {
-            let inner = self.migration.lock();
+            let inner = self.job.migration.lock();
             (inner.source.state(), inner.error.clone())
         };
-        let took = micros(self.migration.began.elapsed());
-        if Progress::get(&self.migration.progress.total_us) == 0 {
-            Progress::set(&self.migration.progress.total_us, took);
+        let took = micros(self.job.migration.began.elapsed());
+        if Progress::get(&self.job.migration.progress.total_us) == 0 {
+            Progress::set(&self.job.migration.progress.total_us, took);
         }
         match state {
             SourceState::Completed => {
-                if let Some(paused) = &mut self.paused {
-                    match self.options.hand_over {
-                        true => paused.gone(),
-                        false => paused.stay(true),
-                    }
-                }
-                let uri = self.options.address.to_string();
+                self.standstill.leave(&self.job.options.mode);
+                let uri = self.job.options.address.to_string();
                 Ok(MigrateReport {
-                    warning: self.migration.warning(),
-                    ..self.migration.progress.report(uri)
+                    warning: self.job.migration.warning(),
+                    ..self.job.migration.progress.report(uri)
                 })
             }
             SourceState::Resumed {
@@ -598,30 +314,4 @@ impl<'s, 'e> Driver<'s, 'e> {
             _ => Err(MigrateError::GivenUp(Reason::Quit)),
         }
     }
-}
-
-/// A destination that fails says so and closes the channel: what it said comes before what the
-/// broken channel means.
-///
-/// How soon its word comes is up to how busy its host is. There will be none when the return path has
-/// ended, and when it was silent for as long as it may be, or for a while where that is for ever; whoever
-/// cancels ends the return path.
-pub(super) fn last_words(migration: &Migration, silence: Option<Duration>, error: &MigrateError) {
-    if !error.is_closed_by_peer() {
-        return;
-    }
-    let inner = migration.lock();
-    let more = |inner: &mut super::Inner| !inner.deaf;
-    let within = silence.unwrap_or(LAST_WORDS);
-    drop(migration.changed.wait_timeout_while(inner, within, more));
-}
-
-fn join(thread: Option<ScopedJoinHandle<'_, ()>>) {
-    if let Some(Err(_)) = thread.map(ScopedJoinHandle::join) {
-        tracing::error!("a thread of the migration panicked: a bug");
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

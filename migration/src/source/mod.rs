@@ -1,17 +1,22 @@
-//! A machine that leaves while it runs: precopy.
+//! A machine that leaves while it runs: its RAM is sent (precopy), or handed over.
 //!
 //! | room | for |
 //! |---|---|
 //! | [`Migration`] | one migration as its operator sees it |
+//! | [`Mode`] | what becomes of RAM |
 //! | `drive` | obeys the control side: stops the machine, lets it run on, asks for the outcome |
+//! | `standstill` | the guest while it is stopped |
+//! | `outcome` | asks for the outcome |
+//! | `connection` | channels to the destination, and the threads on them; can be replaced |
+//! | `transfer` | what is to be sent and what was, whatever connection it goes by |
 //! | `sender` | the thread that sends |
 //! | `tally` | what it has done so far |
 //! | `answers` | the thread that hears what the destination says |
 //! | `outstanding` | which pages are still to be sent |
-//! | `delta` | only what changed of a page is sent (XBZRLE) |
-//! | `lanes` | the multifd channels |
+//! | `way` | how pages go: on it, as what changed of them (XBZRLE), over multifd channels |
 //! | `digestion` | what the destination has still to digest |
 //! | `forecast`, `throttle` | when the guest is stopped, and what if it writes too fast |
+//! | `hooks` | where it can be broken on purpose |
 //!
 //! RAM is sent in passes. Each pass sends what was dirty when it began; then the tracker is asked
 //! what was written meanwhile. When what is left would take no longer than the guest may stand
@@ -20,17 +25,21 @@
 //! else.
 
 mod answers;
-mod delta;
+mod connection;
 mod digestion;
 mod drive;
 mod forecast;
-mod lanes;
+mod hooks;
+mod mode;
 mod options;
 mod outcome;
 mod outstanding;
 mod sender;
+mod standstill;
 mod tally;
 mod throttle;
+mod transfer;
+mod way;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -39,17 +48,19 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Address, ChannelError, Stop};
 use crate::switchover::{
-    Advice, Choice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction,
-    SourceConfig, SourceEvent, SourceState, Unexpected, Wanted,
+    Advice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction, SourceConfig,
+    SourceEvent, SourceState, Unexpected,
 };
 use crate::time::micros;
 
-use digestion::Digestion;
+use answers::Heard;
 
 pub use crate::error::MigrateError;
 pub use crate::progress::{MigrateReport, Progress};
 pub use drive::migrate;
-pub use options::{AtTimeout, Convergence, DirtyLimit, MigrateOptions, SourceSabotage, Throttle};
+pub use hooks::SourceSabotage;
+pub use mode::{Mode, Pages};
+pub use options::{AtTimeout, Convergence, DirtyLimit, MigrateOptions, Throttle};
 
 type StatusHook = Box<dyn Fn(MigrationStatus) + Send + Sync>;
 type PassHook = Box<dyn Fn(u64) + Send + Sync>;
@@ -64,8 +75,7 @@ pub struct Migration {
     progress: Progress,
     /// Ends connecting.
     connecting: Stop,
-    /// There is one RAM for both sides.
-    hand_over: bool,
+    mode: Mode,
     address: Address,
     hook: Option<StatusHook>,
     pass_hook: Option<PassHook>,
@@ -89,12 +99,7 @@ struct Inner {
     error: Option<Arc<MigrateError>>,
     /// What could not be confirmed, in words.
     warning: Option<String>,
-    /// What PING 1 and PONG 1 say of the destination.
-    digestion: Digestion,
-    /// When the destination last said something.
-    heard: Instant,
-    /// The thread that hears the destination has ended.
-    deaf: bool,
+    heard: Heard,
 }
 
 impl std::fmt::Debug for Migration {
@@ -133,16 +138,14 @@ impl Migration {
                 actions: VecDeque::new(),
                 error: None,
                 warning: None,
-                digestion: Digestion::default(),
-                heard: Instant::now(),
-                deaf: false,
+                heard: Heard::new(),
             }),
             changed: Condvar::new(),
             id: MigrationId::new(random),
             began: Instant::now(),
             progress: Progress::default(),
             connecting: Stop::new()?,
-            hand_over: options.hand_over,
+            mode: options.mode.clone(),
             address: options.address.clone(),
             hook,
             pass_hook: None,
@@ -150,7 +153,7 @@ impl Migration {
                 downtime_us: AtomicU64::new(micros(options.downtime_limit)),
                 bandwidth: AtomicU64::new(options.max_bandwidth),
             },
-            xbzrle_cache_bytes: options.xbzrle_cache_bytes.unwrap_or(0).into(),
+            xbzrle_cache_bytes: options.mode.xbzrle_cache_bytes().unwrap_or(0).into(),
         })
     }
 
@@ -232,22 +235,8 @@ impl Migration {
     /// What is so, and what an operator may do.
     pub fn advice(&self) -> Advice {
         let inner = self.lock();
-        match (self.hand_over, inner.source.state()) {
-            (true, SourceState::Completed) => Advice {
-                is: "the guest was moved with its RAM, which is handed over and no copy: it cannot \
-                     run here again",
-                may: &[Choice::Quit],
-            },
-            (true, SourceState::InDoubt { wanted, .. }) => Advice {
-                is: "the destination was permitted to run the guest in the RAM that was handed \
-                     over, and whether it did is not known; it is stopped here",
-                may: match wanted {
-                    Wanted::Run => &[Choice::Wait, Choice::TakeBack, Choice::RunUntouched],
-                    Wanted::Back { .. } => &[Choice::Wait, Choice::HandOver, Choice::RunUntouched],
-                },
-            },
-            _ => inner.source.advice(),
-        }
+        let ram = self.mode.advice(inner.source.state());
+        ram.unwrap_or_else(|| inner.source.advice())
     }
 
     /// Why it failed, or why its outcome is in doubt.
@@ -319,10 +308,10 @@ impl Migration {
 
     /// Hands an event to the control side; its actions are queued for the driver.
     fn on(&self, event: SourceEvent) -> Result<(), Unexpected> {
-        self.hand_over(&mut self.lock(), event)
+        self.take_in(&mut self.lock(), event)
     }
 
-    fn hand_over(&self, inner: &mut Inner, event: SourceEvent) -> Result<(), Unexpected> {
+    fn take_in(&self, inner: &mut Inner, event: SourceEvent) -> Result<(), Unexpected> {
         let before = inner.source.status();
         let actions = inner.source.on(event).inspect_err(|why| {
             tracing::debug!(?event, %why, state = ?inner.source.state(), "not now");
@@ -359,7 +348,7 @@ impl Migration {
             inner.error = Some(error.into());
         }
         // What counts is what made the difference.
-        let taken = self.hand_over(&mut inner, SourceEvent::Failed(reason));
+        let taken = self.take_in(&mut inner, SourceEvent::Failed(reason));
         if taken.is_err() && first {
             inner.error = None;
         }
@@ -367,11 +356,15 @@ impl Migration {
 
     /// The PONG of a PING 1 came.
     fn answered(&self) {
-        self.lock().digestion.answer(Instant::now());
+        self.lock().heard.digestion.answer(Instant::now());
         self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use paguro_sys::{Limits, page_size};
+use paguro_sys::Limits;
 
-use super::MigrateError;
+use super::{MigrateError, Mode, SourceSabotage};
 use crate::channel::{self, Address};
-use crate::multifd::Multifd;
 
 /// How a machine is sent. [`MigrateOptions::new`] gives QEMU's defaults, without its limit of
 /// bandwidth.
@@ -14,6 +13,8 @@ use crate::multifd::Multifd;
 pub struct MigrateOptions {
     /// Where to.
     pub address: Address,
+    /// How the other side gets RAM.
+    pub mode: Mode,
     /// How the channel is made, and what ends it.
     pub channel: channel::Options,
     /// How long the guest may stand still, by the forecast.
@@ -24,20 +25,8 @@ pub struct MigrateOptions {
     pub avail_switchover_bandwidth: u64,
     /// Stop in `pre-switchover` until the operator says `migrate-continue`.
     pub pause_before_switchover: bool,
-    /// All of RAM, which is shared memory, is [handed over](crate::handover) instead of copied, to
-    /// a destination on this host that expects it.
-    pub hand_over: bool,
-    /// The unix socket over which that is done; none: that of `address`, by a connection before the
-    /// stream's.
-    pub hand_over_address: Option<Address>,
     /// What happens if the guest writes faster than the channel takes it.
     pub convergence: Convergence,
-    /// Pages go over connections of their own; the destination must be told the same.
-    pub multifd: Option<Multifd>,
-    /// From the second pass on only what changed of a page is sent, as far as a cache of so many
-    /// bytes knows the page: QEMU's `xbzrle-cache-size`, a power of two. It is smaller where
-    /// [`Allowance`](crate::Allowance) says so. Not with multifd.
-    pub xbzrle_cache_bytes: Option<u64>,
     /// How long a source whose guest runs on goes on trying to tell a destination so that may have
     /// loaded it, when all else is over.
     pub linger: Duration,
@@ -55,16 +44,13 @@ impl MigrateOptions {
     pub fn new(address: Address, channel: channel::Options) -> Self {
         Self {
             address,
+            mode: Mode::default(),
             channel,
             downtime_limit: Duration::from_millis(300),
             max_bandwidth: 0,
             avail_switchover_bandwidth: 0,
             pause_before_switchover: false,
-            hand_over: false,
-            hand_over_address: None,
             convergence: Convergence::default(),
-            multifd: None,
-            xbzrle_cache_bytes: None,
             linger: Duration::from_secs(30),
             limits: Limits::of_this_process(),
             sabotage: SourceSabotage::None,
@@ -77,71 +63,25 @@ impl MigrateOptions {
     ///
     /// [`MigrateError::Option`].
     pub fn check(&self) -> Result<(), MigrateError> {
-        let wrong = |(option, value, rule)| MigrateError::Option {
+        let unfit = |(option, value, rule)| MigrateError::Option {
             option,
             value,
             rule,
         };
-        if let Some(bytes) = self.xbzrle_cache_bytes {
-            let option = "xbzrle-cache-size";
-            if !bytes.is_power_of_two() || bytes < page_size() as u64 {
-                let rule = "it is a power of two, and at least a page";
-                return Err(wrong((option, bytes.to_string(), rule)));
-            }
-            if self.multifd.is_some() {
-                let rule = "pages that go over multifd channels have no differences";
-                return Err(wrong((option, bytes.to_string(), rule)));
-            }
-        }
-        if let Some(multifd) = &self.multifd {
-            multifd.check().map_err(wrong)?;
-            if !self.connects() {
-                let rule = "it needs an address that can be connected to more than once";
-                return Err(wrong(("multifd", format!("at {}", self.address), rule)));
-            }
-        }
-        if self.hand_over {
-            self.check_hand_over().map_err(wrong)?;
-        }
-        Ok(())
-    }
-
-    /// Where RAM is handed over, if it is.
-    pub(super) fn hand_over_address(&self) -> &Address {
-        self.hand_over_address.as_ref().unwrap_or(&self.address)
-    }
-
-    fn check_hand_over(&self) -> Result<(), (&'static str, String, &'static str)> {
-        const UNIX: &str = "mode cpr-transfer hands over descriptors, for which it takes unix:PATH";
-        let way = self.hand_over_address();
-        if !matches!(way, Address::Unix(_)) {
-            return Err(("the cpr channel", way.to_string(), UNIX));
-        }
-        if !self.connects() {
-            let rule = "mode cpr-transfer needs a destination that answers, for there is one RAM: \
-                        tcp, unix or vsock";
-            return Err(("the main channel", self.address.to_string(), rule));
-        }
-        let other = if self.multifd.is_some() {
-            "it is not compatible with multifd, which sends pages"
-        } else if self.xbzrle_cache_bytes.is_some() {
-            "it is not compatible with xbzrle, which sends pages"
-        } else if self.channel.tls.is_some() {
-            "it is not compatible with tls-creds: no descriptor goes through TLS"
-        } else {
-            return Ok(());
-        };
-        Err(("mode", "cpr-transfer".to_owned(), other))
+        self.mode.check(self).map_err(unfit)
     }
 
     /// Whether its address can be connected to, as often as needed.
-    fn connects(&self) -> bool {
+    pub(super) fn connects(&self) -> bool {
         matches!(
             self.address,
             Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }
         )
     }
 }
+
+/// Which option cannot be, what it is, and what it must be.
+pub(super) type Unfit = (&'static str, String, &'static str);
 
 /// What happens if the forecast does not come down to the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,32 +164,4 @@ impl Default for Throttle {
             tailslow: false,
         }
     }
-}
-
-/// What is broken on purpose, for tests to notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceSabotage {
-    /// Nothing.
-    None,
-    /// Pages are read before their chunk is cleared: a write in between is lost.
-    ClearAfterRead,
-    /// Some dirty pages of the last pass are left out.
-    SkipPage,
-    /// The multifd channels do not wait for each other but at the end, and one of them lags.
-    SkipMultifdSync,
-    /// The cache of XBZRLE is told of pages that are not sent.
-    StaleDelta,
-    /// Whoever is to send EOF ends instead, and says nothing.
-    SilentSender,
-}
-
-impl SourceSabotage {
-    /// The names under which a program offers them.
-    pub const NAMES: [(&'static str, Self); 5] = [
-        ("break-clear-after-read", Self::ClearAfterRead),
-        ("break-skip-dirty-page", Self::SkipPage),
-        ("break-skip-multifd-sync", Self::SkipMultifdSync),
-        ("break-stale-xbzrle", Self::StaleDelta),
-        ("break-silent-sender", Self::SilentSender),
-    ];
 }

@@ -1,6 +1,5 @@
 //! What a sender has done so far: its own count, by which it decides. [`Progress`] shows it.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::progress::Progress;
@@ -9,10 +8,12 @@ use crate::time::micros;
 /// Counts of one migration. Pages are of the host.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Pages sent with content, by the main channel.
+    /// Pages sent with content, by whatever channel.
     pub(super) normal_pages: u64,
-    /// Pages sent as zero, by the main channel.
+    /// Pages sent as zero.
     pub(super) zero_pages: u64,
+    /// Bytes written to the multifd channels.
+    pub(super) multifd_bytes: u64,
     /// What became of pages that were sent as differences, or might have been.
     pub(super) differences: Differences,
     /// Dirty syncs.
@@ -38,37 +39,12 @@ pub(super) struct Differences {
     pub(super) encoding_rate_permille: u64,
 }
 
-/// What the multifd channels have done; each of their threads adds to it.
-#[derive(Debug, Default)]
-pub(super) struct LaneCounts {
-    pub(super) bytes: AtomicU64,
-    pub(super) normal_pages: AtomicU64,
-    pub(super) zero_pages: AtomicU64,
-}
-
-impl LaneCounts {
-    pub(super) fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Relaxed);
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
-    }
-
-    pub(super) fn normal_pages(&self) -> u64 {
-        self.normal_pages.load(Relaxed)
-    }
-}
-
 impl Tally {
-    /// Shows it, with what the multifd channels did.
-    pub(super) fn mirror(&self, lanes: Option<&LaneCounts>, progress: &Progress) {
-        let count = |of: fn(&LaneCounts) -> &AtomicU64| lanes.map_or(0, |it| of(it).load(Relaxed));
-        let normal = self.normal_pages + count(|lanes| &lanes.normal_pages);
-        Progress::set(&progress.normal_pages, normal);
-        let zero = self.zero_pages + count(|lanes| &lanes.zero_pages);
-        Progress::set(&progress.zero_pages, zero);
-        Progress::set(&progress.multifd_bytes, count(|lanes| &lanes.bytes));
+    /// Shows it.
+    pub(super) fn mirror(&self, progress: &Progress) {
+        Progress::set(&progress.normal_pages, self.normal_pages);
+        Progress::set(&progress.zero_pages, self.zero_pages);
+        Progress::set(&progress.multifd_bytes, self.multifd_bytes);
         Progress::set(&progress.dirty_syncs, self.syncs);
         Progress::set(&progress.sync_us, micros(self.sync));
         let of = &self.differences;
@@ -87,23 +63,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_what_both_kinds_of_channels_did() {
+    fn what_is_shown_is_what_was_counted() {
         let mut tally = Tally {
-            normal_pages: 3,
+            normal_pages: 7,
+            multifd_bytes: 4 * 4096,
             syncs: 2,
             ..Tally::default()
         };
-        let (lanes, progress) = (LaneCounts::default(), Progress::default());
-        LaneCounts::add(&lanes.normal_pages, 4);
-        LaneCounts::add(&lanes.bytes, 4 * 4096);
+        let progress = Progress::default();
         // What an operator's display says is nobody's working state.
         Progress::set(&progress.normal_pages, 1000);
-        tally.mirror(Some(&lanes), &progress);
+        tally.mirror(&progress);
         assert_eq!(Progress::get(&progress.normal_pages), 7);
         assert_eq!(Progress::get(&progress.multifd_bytes), 4 * 4096);
         tally.normal_pages += 1;
-        tally.mirror(None, &progress);
-        assert_eq!(Progress::get(&progress.normal_pages), 4);
+        tally.mirror(&progress);
+        assert_eq!(Progress::get(&progress.normal_pages), 8);
         assert_eq!(Progress::get(&progress.dirty_syncs), 2);
     }
 }

@@ -12,7 +12,7 @@ mod main_channel;
 mod pace;
 mod table;
 
-pub(crate) use bandwidth::{Gathered, Packing};
+pub(crate) use bandwidth::{Bandwidth, Gathered, Packing};
 pub(crate) use main_channel::{BREATH, EofError, Stream};
 pub(crate) use pace::Pace;
 pub(crate) use table::table_of;

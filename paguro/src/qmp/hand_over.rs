@@ -5,6 +5,8 @@
 //! handed over before the stream is begun on the main one. With one address only, a unix socket, it
 //! is both: the first connection is for descriptors.
 
+use paguro_migration::channel::Address;
+use paguro_migration::source;
 use paguro_ram::Backing;
 
 use super::settings::Mode;
@@ -22,17 +24,21 @@ const UNFIT: [&str; 7] = [
     "zero-copy-send",
 ];
 
-/// Whether RAM shall be handed over. What can be known beforehand to be in the way is refused;
-/// addresses and TLS are the engine's to look at.
-pub fn wanted(monitor: &Monitor, terms: &Terms, cpr: bool) -> Result<bool, QmpError> {
+/// Whether RAM is handed over, at `cpr` if there is such a channel, or sent. What can be known beforehand
+/// to be in the way of the former is refused; addresses and TLS are the engine's to look at.
+pub fn mode(
+    monitor: &Monitor,
+    terms: &Terms,
+    cpr: Option<Address>,
+) -> Result<source::Mode, QmpError> {
     match terms.settings.mode {
-        Mode::Normal if cpr => {
+        Mode::Normal if cpr.is_some() => {
             return Err(QmpError::generic(
                 "Channel list has an entry of type 'cpr', for which the parameter 'mode' must be \
                  'cpr-transfer'",
             ));
         }
-        Mode::Normal => return Ok(false),
+        Mode::Normal => return Ok(terms.settings.precopy(terms.capabilities)),
         Mode::CprTransfer => {}
     }
     let on = terms.capabilities.on();
@@ -49,5 +55,5 @@ pub fn wanted(monitor: &Monitor, terms: &Terms, cpr: bool) -> Result<bool, QmpEr
             block.id()
         )));
     }
-    Ok(true)
+    Ok(source::Mode::HandOver { address: cpr })
 }

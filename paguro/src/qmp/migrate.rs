@@ -45,7 +45,7 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let mut migrations = monitor.migrations.lock();
     migrations.refuse_if_busy()?;
     let terms = Terms::take(monitor, &migrations, own)?;
-    let hand_over = hand_over::wanted(monitor, &terms, cpr.is_some())?;
+    let mode = hand_over::mode(monitor, &terms, cpr)?;
     let Terms {
         capabilities,
         settings,
@@ -61,12 +61,7 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
         options.background = background;
         Job::snapshot(monitor, to, options, on_disconnect)?
     } else {
-        let mut options = settings.migrate_options(capabilities, address)?;
-        if hand_over {
-            options.hand_over = true;
-            options.hand_over_address = cpr;
-            options.check()?;
-        }
+        let options = settings.migrate_options(capabilities, address, mode)?;
         Job::migration(monitor, options, on_disconnect)?
     };
     migrations.last = Some(job);

@@ -6,7 +6,7 @@ use paguro_migration::channel::{self, Address, Stop, TlsOptions};
 use paguro_migration::multifd::{self, Multifd};
 use paguro_migration::options::SnapshotOptions;
 use paguro_migration::source::{
-    AtTimeout, Convergence, DirtyLimit, MigrateOptions, SourceSabotage, Throttle,
+    self, AtTimeout, Convergence, DirtyLimit, MigrateOptions, Pages, SourceSabotage, Throttle,
 };
 
 use super::QmpError;
@@ -113,15 +113,15 @@ impl Settings {
         &self,
         capabilities: Capabilities,
         address: Address,
+        mode: source::Mode,
     ) -> Result<MigrateOptions, QmpError> {
         let timeout = self.convergence_timeout_s;
         Ok(MigrateOptions {
+            mode,
             downtime_limit: self.downtime_limit(),
             max_bandwidth: self.snapshot.max_bandwidth,
             avail_switchover_bandwidth: self.avail_switchover_bandwidth,
             pause_before_switchover: capabilities.pause_before_switchover,
-            multifd: self.multifd(capabilities),
-            xbzrle_cache_bytes: capabilities.xbzrle.then_some(self.xbzrle_cache_bytes),
             convergence: Convergence {
                 throttle: capabilities.auto_converge.then_some(self.throttle),
                 dirty_limit: capabilities.dirty_limit.then(|| DirtyLimit {
@@ -134,6 +134,16 @@ impl Settings {
             },
             sabotage: self.sabotage,
             ..MigrateOptions::new(address, self.channel_options()?)
+        })
+    }
+
+    /// How pages are sent; that multifd and xbzrle are not both on is seen to when they are set.
+    pub fn precopy(&self, capabilities: Capabilities) -> source::Mode {
+        let cache_bytes = self.xbzrle_cache_bytes;
+        source::Mode::Precopy(match self.multifd(capabilities) {
+            Some(multifd) => Pages::Multifd(multifd),
+            None if capabilities.xbzrle => Pages::Xbzrle { cache_bytes },
+            None => Pages::Plain,
         })
     }
 

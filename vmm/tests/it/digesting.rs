@@ -11,7 +11,7 @@ use std::time::Duration;
 use paguro_migration::channel::{self, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::multifd::Multifd;
-use paguro_migration::source::{MigrateOptions, MigrateReport, Migration, migrate};
+use paguro_migration::source::{MigrateOptions, MigrateReport, Migration, Mode, Pages, migrate};
 use paguro_migration::switchover::MigrationStatus;
 use paguro_vmm::{Config, RunState};
 
@@ -82,12 +82,15 @@ fn move_slowly(change: impl Fn(&mut MigrateOptions)) -> (MigrateReport, u64) {
     let mut options = MigrateOptions::new(listener.local_address().clone(), channel);
     options.downtime_limit = Duration::from_secs(1);
     change(&mut options);
-    let connections = 1 + options.multifd.map_or(0, |multifd| multifd.channels.into());
+    let connections = 1 + options
+        .mode
+        .multifd()
+        .map_or(0, |multifd| multifd.channels.into());
     let (address, held) = buffer(local["tcp:".len()..].to_owned(), connections);
     options.address = address.parse().unwrap();
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.linger = Duration::from_millis(200);
-    receiving.multifd = options.multifd;
+    receiving.multifd = options.mode.multifd();
     let received = {
         let vm = destination.clone();
         run(move || receive(&*vm, listener, &Arrival::new(receiving, None)))
@@ -112,7 +115,10 @@ fn a_guest_is_not_stopped_while_what_was_sent_lies_in_buffers() {
     let _turn = turn();
     for channels in [0, 2] {
         let (report, held) = move_slowly(|options| {
-            options.multifd = (channels > 0).then(|| Multifd::new(channels));
+            options.mode = Mode::Precopy(match channels {
+                0 => Pages::Plain,
+                channels => Pages::Multifd(Multifd::new(channels)),
+            });
         });
         assert!(report.precopy_bytes > 8 << 20, "{report:?}");
         assert!(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use paguro_migration::channel::{self, Stop};
 use paguro_migration::multifd::{Compression, Multifd};
-use paguro_migration::source::{AtTimeout, MigrateOptions, Migration, migrate};
+use paguro_migration::source::{AtTimeout, MigrateOptions, Migration, Mode, Pages, migrate};
 use paguro_vmm::{Accel, Config};
 
 use crate::common::*;
@@ -24,24 +24,23 @@ fn sparse() -> Config {
 #[test]
 fn a_guest_of_which_little_was_ever_touched_is_moved_in_a_few_passes() {
     let _turn = turn();
-    let ways: [fn(&mut MigrateOptions); 4] = [
-        |_| {},
-        |options| options.xbzrle_cache_bytes = Some(1 << 20),
-        |options| options.multifd = Some(Multifd::new(2)),
-        |options| {
-            options.multifd = Some(Multifd {
-                compression: Compression::Zstd { level: 1 },
-                ..Multifd::new(2)
-            });
-        },
+    let cache_bytes = 1 << 20;
+    let ways = [
+        Pages::Plain,
+        Pages::Xbzrle { cache_bytes },
+        Pages::Multifd(Multifd::new(2)),
+        Pages::Multifd(Multifd {
+            compression: Compression::Zstd { level: 1 },
+            ..Multifd::new(2)
+        }),
     ];
-    for (index, way) in ways.iter().enumerate() {
+    for (index, way) in ways.into_iter().enumerate() {
         let vm = start(&sparse());
         wait_writes(&vm, 1000);
         let name = Name::new();
         let moved = relocate_over(&vm, &name.address(), |options, receiving| {
-            way(options);
-            receiving.multifd = options.multifd;
+            options.mode = Mode::Precopy(way);
+            receiving.multifd = options.mode.multifd();
             options.convergence.timeout = Some(Duration::from_secs(20));
             options.convergence.at_timeout = AtTimeout::Switchover;
         });

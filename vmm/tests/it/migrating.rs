@@ -11,8 +11,8 @@ use paguro_migration::handover;
 use paguro_migration::machine::Machine;
 use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{
-    AtTimeout, DirtyLimit, MigrateError, MigrateOptions, MigrateReport, Migration, SourceSabotage,
-    Throttle, migrate,
+    AtTimeout, DirtyLimit, MigrateError, MigrateOptions, MigrateReport, Migration, Mode, Pages,
+    SourceSabotage, Throttle, migrate,
 };
 use paguro_migration::switchover::{Choice, MigrationId, MigrationStatus};
 use paguro_migration::{Control, SnapshotOptions, snapshot_to_stream};
@@ -289,7 +289,9 @@ fn what_is_broken_on_purpose_is_noticed() {
                 // A guest that runs on writes over what it lost.
                 receiving.paused = true;
                 if sabotage == SourceSabotage::StaleDelta {
-                    options.xbzrle_cache_bytes = Some(MigrateOptions::XBZRLE_CACHE_BYTES);
+                    options.mode = Mode::Precopy(Pages::Xbzrle {
+                        cache_bytes: MigrateOptions::XBZRLE_CACHE_BYTES,
+                    });
                     options.downtime_limit = Duration::ZERO;
                     // Differences begin with the third pass; the guest needs time for that.
                     options.max_bandwidth = 50 << 20;
@@ -297,8 +299,8 @@ fn what_is_broken_on_purpose_is_noticed() {
                     options.convergence.at_timeout = AtTimeout::Switchover;
                 }
                 if sabotage == SourceSabotage::SkipMultifdSync {
-                    options.multifd = Some(Multifd::new(2));
-                    receiving.multifd = options.multifd;
+                    options.mode = Mode::Precopy(Pages::Multifd(Multifd::new(2)));
+                    receiving.multifd = options.mode.multifd();
                 }
             });
             assert_arrived(&moved, RunState::Paused);
@@ -554,7 +556,7 @@ fn shared_ram_is_handed_over_by_descriptor() {
                     })
                 };
                 let mut options = options(name.address());
-                options.hand_over = true;
+                options.mode = Mode::HandOver { address: None };
                 let migration = Migration::new(&options, None).unwrap();
                 let report = migrate(&*vm, &options, &migration).unwrap();
                 let moved = received.join().unwrap();
@@ -601,7 +603,7 @@ fn devices_of_one_machine_do_not_come_into_ram_of_another() {
         chain(&receive(&*vm, listener, &arrival).unwrap_err())
     });
     let mut options = options(name.address());
-    options.hand_over = true;
+    options.mode = Mode::HandOver { address: None };
     options.linger = Duration::from_millis(200);
     let migration = Migration::new(&options, None).unwrap();
     migrate(&*vm, &options, &migration).unwrap_err();
@@ -620,7 +622,7 @@ fn ram_of_its_own_is_not_handed_over_and_the_guest_runs_on() {
     let channel = channel::Options::new(Stop::new().unwrap());
     let _listener = Incoming::listen(&name.address(), &channel).unwrap();
     let mut options = options(name.address());
-    options.hand_over = true;
+    options.mode = Mode::HandOver { address: None };
     let migration = Migration::new(&options, None).unwrap();
     let error = migrate(&*vm, &options, &migration).unwrap_err();
     let error = chain(&error);

@@ -11,7 +11,7 @@ use paguro_lab::certificates;
 use paguro_migration::channel::{self, Address, Incoming, Listener, Stop, TlsOptions};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::multifd::{Compression, Multifd};
-use paguro_migration::source::{MigrateError, MigrateOptions, Migration, migrate};
+use paguro_migration::source::{MigrateError, MigrateOptions, Migration, Mode, Pages, migrate};
 use paguro_vmm::{Accel, Config, RunState, Vm};
 
 use crate::common::*;
@@ -40,18 +40,16 @@ const WAYS: [Way; 8] = [
 
 impl Way {
     fn set_up(self, source: &mut MigrateOptions, destination: &mut ReceiveOptions) {
-        source.multifd = match self {
-            Self::Plain | Self::Xbzrle(_) => None,
-            Self::Multifd(channels) => Some(Multifd::new(channels)),
-            Self::Zstd(channels) => Some(Multifd {
+        source.mode = Mode::Precopy(match self {
+            Self::Plain => Pages::Plain,
+            Self::Xbzrle(cache_bytes) => Pages::Xbzrle { cache_bytes },
+            Self::Multifd(channels) => Pages::Multifd(Multifd::new(channels)),
+            Self::Zstd(channels) => Pages::Multifd(Multifd {
                 channels,
                 compression: Compression::Zstd { level: 1 },
             }),
-        };
-        if let Self::Xbzrle(bytes) = self {
-            source.xbzrle_cache_bytes = Some(bytes);
-        }
-        destination.multifd = source.multifd;
+        });
+        destination.multifd = source.mode.multifd();
     }
 }
 
@@ -405,20 +403,15 @@ fn pages_on_a_channel_that_nobody_listens_to_are_missed() {
 
 #[test]
 fn options_that_exclude_each_other_are_refused() {
-    let options = |address: &str| {
+    let cache_bytes = 100_000;
+    for (address, pages) in [
+        ("exec:cat", Pages::Multifd(Multifd::new(2))),
+        ("unix:/nowhere", Pages::Multifd(Multifd::new(0))),
+        ("unix:/nowhere", Pages::Xbzrle { cache_bytes }),
+    ] {
         let channel = channel::Options::new(Stop::new().unwrap());
-        MigrateOptions::new(address.parse().unwrap(), channel)
-    };
-    let mut one_way = options("exec:cat");
-    one_way.multifd = Some(Multifd::new(2));
-    let mut none = options("unix:/nowhere");
-    none.multifd = Some(Multifd::new(0));
-    let mut both = options("unix:/nowhere");
-    both.multifd = Some(Multifd::new(1));
-    both.xbzrle_cache_bytes = Some(MigrateOptions::XBZRLE_CACHE_BYTES);
-    let mut odd = options("unix:/nowhere");
-    odd.xbzrle_cache_bytes = Some(100_000);
-    for wrong in [one_way, none, both, odd] {
+        let mut wrong = MigrateOptions::new(address.parse().unwrap(), channel);
+        wrong.mode = Mode::Precopy(pages);
         assert!(matches!(wrong.check(), Err(MigrateError::Option { .. })));
     }
 }

@@ -23,11 +23,11 @@ impl Sender<'_> {
         if !self.can_tell() || !self.is_enough(&at_best) || self.is_time_over() {
             return false;
         }
-        let inner = self.migration.lock();
-        let digestion = &inner.digestion;
+        let inner = self.job.migration.lock();
+        let digestion = &inner.heard.digestion;
         !digestion.has(sent_to)
             && (is_first
-                || is_short(digestion.round_trip(), self.migration.downtime_limit())
+                || is_short(digestion.round_trip(), self.job.migration.downtime_limit())
                 || !self.is_enough(outlook)
                 || is_worth_a_wait(outlook.backlog, at_best.downtime()))
     }
@@ -53,20 +53,24 @@ impl Sender<'_> {
             let at = Instant::now();
             self.stream.settle()?;
             let writing = self.writing();
-            let digestion = &mut self.migration.lock().digestion;
+            let digestion = &mut self.job.migration.lock().heard.digestion;
             digestion.settle(sent_to, writing, at, Instant::now());
             return Ok(());
         }
         let start = Instant::now();
         loop {
-            let inner = self.migration.lock();
-            let more = |inner: &mut Inner| !inner.digestion.has(sent_to) && !inner.deaf;
-            let waited = self.migration.changed.wait_timeout_while(inner, LOOK, more);
+            let inner = self.job.migration.lock();
+            let more = |inner: &mut Inner| !inner.heard.digestion.has(sent_to) && !inner.heard.deaf;
+            let waited = self
+                .job
+                .migration
+                .changed
+                .wait_timeout_while(inner, LOOK, more);
             let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if inner.digestion.has(sent_to) || self.is_time_over() {
+            if inner.heard.digestion.has(sent_to) || self.is_time_over() {
                 return Ok(());
             }
-            let (is_told, heard) = (inner.digestion.will_tell(sent_to), inner.heard);
+            let (is_told, heard) = (inner.heard.digestion.will_tell(sent_to), inner.heard.at);
             drop(inner);
             if self.is_told_to_stop() {
                 return Err(Stopped::Told);
@@ -83,11 +87,11 @@ impl Sender<'_> {
 
     /// A destination that says nothing, although it was asked, is given up.
     pub(super) fn check_silence(&self, since: Instant) -> Result<(), Stopped> {
-        let silence = self.options.channel.silence.filter(|_| self.returns);
+        let silence = self.job.options.channel.silence.filter(|_| self.returns);
         match silence.filter(|limit| since.elapsed() > *limit) {
             None => Ok(()),
             Some(silence) => {
-                let peer = self.options.address.to_string();
+                let peer = self.job.options.address.to_string();
                 let silent = ChannelError::Silent { peer, silence };
                 Err(Stopped::Failed(MigrateError::Channel(silent)))
             }
@@ -104,8 +108,8 @@ impl Sender<'_> {
             let writing = self.writing();
             // Not under the lock: the destination may be slow to take it, and who cancels waits for none.
             let asks = {
-                let mut inner = self.migration.lock();
-                inner.digestion.ask(self.asked_to, began, writing)
+                let mut inner = self.job.migration.lock();
+                inner.heard.digestion.ask(self.asked_to, began, writing)
             };
             if asks {
                 self.stream.order(&Order::Ping(PING_OPEN))?;
@@ -116,7 +120,7 @@ impl Sender<'_> {
 
     /// Time spent in writing since this was asked last.
     fn writing(&mut self) -> Duration {
-        self.measure_lanes();
+        self.measure();
         let spent = self.stream.bandwidth.spent();
         spent - std::mem::replace(&mut self.asked_spent, spent)
     }

@@ -10,7 +10,6 @@ use super::{Command, Sender, Slowed, Stopped};
 use crate::channel::Address;
 use crate::progress::Progress;
 use crate::source::MigrateError;
-use crate::source::options::SourceSabotage;
 use crate::source::outstanding::Due;
 use crate::stream::{EofError, table_of};
 use crate::switchover::SourceEvent;
@@ -20,13 +19,13 @@ impl Sender<'_> {
     pub(super) fn obey(mut self, slowed: Slowed<'_>) -> Result<(), Stopped> {
         let mut slowed = Some(slowed);
         // The destination hears from us even while an operator decides, and so do we from it.
-        let silence = self.options.channel.silence.filter(|_| self.returns);
+        let silence = self.job.options.channel.silence.filter(|_| self.returns);
         let patience = silence.map_or(Duration::from_secs(3600), |silence| silence / 3);
         // What is sent from here on is little and lies in buffers: that it can be written does not
         // show that anybody takes it. So an answer is waited for, to the PINGs at least.
         let mut asked = Instant::now();
         loop {
-            let command = self.commands.recv_timeout(patience);
+            let command = self.job.hooks.told(self.commands.recv_timeout(patience));
             if command.is_ok() {
                 asked = Instant::now();
             }
@@ -35,30 +34,13 @@ impl Sender<'_> {
                     drop(slowed.take());
                     self.stopped(devices)?;
                     asked = Instant::now();
-                    self.hand_over(SourceEvent::Sent)?;
+                    self.tell(SourceEvent::Sent)?;
                 }
                 Ok(Command::Ping(value)) => {
                     self.stream.order(&Order::Ping(value))?;
-                    self.stream.describe(&self.devices);
+                    self.stream.describe(&self.transfer.devices);
                 }
-                Ok(Command::Eof) if self.options.sabotage == SourceSabotage::SilentSender => {
-                    return Err(Stopped::Told);
-                }
-                Ok(Command::Eof) if self.returns => {
-                    let sound = self.check_ram().map_err(EofError::Withheld);
-                    let event = match sound.and_then(|()| self.stream.eof(&self.devices)) {
-                        Ok(()) => SourceEvent::EofWritten,
-                        Err(EofError::Torn(error)) => {
-                            self.migration.note(error);
-                            SourceEvent::EofTorn
-                        }
-                        Err(EofError::Withheld(error)) => {
-                            self.migration.note(error);
-                            SourceEvent::EofWithheld
-                        }
-                    };
-                    self.hand_over(event)?;
-                }
+                Ok(Command::Eof) if self.returns => self.permit()?,
                 Ok(Command::Eof) => return self.last_way(),
                 Ok(Command::Forget) => {
                     if self.stream.is_whole() {
@@ -66,17 +48,11 @@ impl Sender<'_> {
                     }
                 }
                 Ok(Command::Finish) => {
-                    if let Some(lanes) = &self.lanes {
-                        lanes.finish();
-                    }
-                    // All was confirmed: how the channel ends changes nothing any more.
-                    if let Err(error) = self.stream.finish() {
-                        tracing::debug!(%error, "the channel did not end well");
-                    }
+                    self.finish();
                     return Ok(());
                 }
                 Err(RecvTimeoutError::Timeout) if self.returns => {
-                    let heard = self.migration.lock().heard;
+                    let heard = self.job.migration.lock().heard.at;
                     self.check_silence(asked.max(heard))?;
                     self.ask(Instant::now())?;
                 }
@@ -86,12 +62,37 @@ impl Sender<'_> {
         }
     }
 
+    /// Sends the permission to run, of which the destination says that it came.
+    fn permit(&mut self) -> Result<(), Stopped> {
+        let sound = self.check_ram().map_err(EofError::Withheld);
+        let event = match sound.and_then(|()| self.stream.eof(&self.transfer.devices)) {
+            Ok(()) => SourceEvent::EofWritten,
+            Err(EofError::Torn(error)) => {
+                self.job.migration.note(error);
+                SourceEvent::EofTorn
+            }
+            Err(EofError::Withheld(error)) => {
+                self.job.migration.note(error);
+                SourceEvent::EofWithheld
+            }
+        };
+        self.tell(event)
+    }
+
+    /// All was confirmed: how the channels end changes nothing any more.
+    fn finish(mut self) {
+        self.way.finish();
+        if let Err(error) = self.stream.finish() {
+            tracing::debug!(%error, "the channel did not end well");
+        }
+    }
+
     /// The guest stands still: sends what is left.
     fn stopped(&mut self, devices: Vec<DeviceSection>) -> Result<(), Stopped> {
         let before = self.written_bytes();
-        let progress = self.migration.progress();
+        let progress = self.job.migration.progress();
         Progress::set(&progress.precopy_bytes, before);
-        self.is_stopped = true;
+        self.transfer.is_stopped = true;
         self.rest(devices)?;
         // Where nobody will say that it has all: a disk fails, and takes its time, while a
         // cancel lets the guest run on.
@@ -106,10 +107,10 @@ impl Sender<'_> {
 
     /// Without a return path the end of the channel is the only confirmation there is.
     fn last_way(mut self) -> Result<(), Stopped> {
-        let is_file = matches!(self.options.address, Address::File { .. });
+        let is_file = matches!(self.job.options.address, Address::File { .. });
         let sound = self.check_ram().map_err(EofError::Withheld);
-        let sent = sound.and_then(|()| self.stream.eof(&self.devices));
-        let migration = self.migration;
+        let sent = sound.and_then(|()| self.stream.eof(&self.transfer.devices));
+        let migration = self.job.migration;
         let event = match sent.map(|()| self.stream.finish()) {
             Ok(Ok(unconfirmed)) => {
                 if let Some(what) = unconfirmed {
@@ -143,41 +144,27 @@ impl Sender<'_> {
 
     /// The guest stands still and device state was collected: the last sync comes now.
     fn rest(&mut self, devices: Vec<DeviceSection>) -> Result<(), Stopped> {
-        if table_of(&self.ram)? != *self.stream.table() {
+        if table_of(&self.transfer.ram)? != *self.stream.table() {
             return Err(Stopped::Failed(MigrateError::BlocksChanged));
         }
         self.sync()?;
-        if let Some(deltas) = &mut self.deltas {
-            deltas.begin_pass(&mut self.tally);
-        }
-        let skip = self.options.sabotage == SourceSabotage::SkipPage;
+        self.way.begin_pass(&mut self.transfer.tally);
         let mut due = Due::default();
-        let chunks: Vec<_> = self.pages.chunks().collect();
-        // In END nothing can be said while the multifd channels are waited for.
-        self.stream.begin_part(self.lanes.is_none());
-        let count = chunks.len();
-        for (index, (block, mut chunk)) in chunks.into_iter().enumerate() {
+        let chunks = self.job.hooks.rest(self.transfer.pages.chunks().collect());
+        let (way, mut main) = self.way();
+        way.begin_rest(&mut main);
+        for (block, chunk) in chunks {
             if self.is_told_to_stop() {
                 return Err(Stopped::Told);
             }
-            if skip && index + 1 == count {
-                // Half of the last one, so that there is something to miss.
-                chunk.end -= chunk.len() / 2;
-            }
             self.send(block, chunk, &mut due)?;
         }
-        if self.lanes.is_some() {
-            self.sync_lanes(true)?;
-            self.stream.end_part()?;
-            self.stream.begin_part(true);
-            if std::mem::take(&mut self.multifd_sync) {
-                self.stream.multifd_flush();
-            }
-        }
+        let (way, mut main) = self.way();
+        way.end_rest(&mut main)?;
         self.stream.end_part()?;
         self.check_ram()?;
         self.stream.devices(&devices)?;
-        self.devices = devices;
+        self.transfer.devices = devices;
         Ok(())
     }
 }

@@ -6,34 +6,23 @@ mod outlook;
 mod pages;
 mod passes;
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use paguro_dirty::tracker::Tracker;
-use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 
-use super::delta::Deltas;
-use super::forecast::Labour;
-use super::lanes::{Batch, Lanes};
-use super::options::MigrateOptions;
-use super::outstanding::Outstanding;
-use super::tally::Tally;
-use super::throttle::Brake;
-use super::{MigrateError, Migration};
-use crate::Memory;
-use crate::machine::{DeviceCost, Machine};
+use super::MigrateError;
+use super::transfer::{Job, Transfer};
+use super::way::{Main, Way, is_told_to_stop};
+use crate::machine::Machine;
 use crate::progress::Progress;
-use crate::stream::{Packing, Stream};
+use crate::stream::Stream;
 use crate::switchover::outcome::PING_OPEN;
 use crate::switchover::{SourceEvent, Unexpected};
 use crate::time::micros;
 
-pub(super) use pages::Measured;
-
 /// Waits are looked into that often.
-const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// What the control side has it do.
 pub(super) enum Command {
@@ -63,43 +52,21 @@ impl From<MigrateError> for Stopped {
     }
 }
 
+/// What sends over one connection.
 pub(super) struct Sender<'a> {
-    pub(super) machine: &'a dyn Machine,
-    pub(super) memory: &'a Memory,
-    pub(super) migration: &'a Migration,
-    pub(super) options: &'a MigrateOptions,
-    pub(super) ram: GuestRam,
-    pub(super) stream: Stream,
-    pub(super) pages: Outstanding,
-    pub(super) tracker: Arc<dyn Tracker>,
-    pub(super) commands: Receiver<Command>,
+    job: Job<'a>,
+    /// What is sent, and what was over connections before.
+    transfer: &'a mut Transfer,
+    stream: Stream,
+    /// How pages go.
+    way: Box<dyn Way>,
+    commands: Receiver<Command>,
     /// Whether there is a return path.
-    pub(super) returns: bool,
-    pub(super) began: Instant,
-    pub(super) devices: Vec<DeviceSection>,
-    /// The guest was stopped, and what is left is sent.
-    pub(super) is_stopped: bool,
-    /// What slows the guest down.
-    pub(super) brake: Brake,
-    /// The cache of XBZRLE.
-    pub(super) deltas: Option<Deltas>,
-    /// The multifd channels, and what goes to them next.
-    pub(super) lanes: Option<Lanes>,
-    pub(super) batch: Box<Batch>,
-    /// What sending was, so far.
-    pub(super) labour: Labour,
-    pub(super) tally: Tally,
-    /// What the lanes had done when they were looked at last, and what compression saves there.
-    pub(super) measured: Measured,
-    pub(super) packing: Packing,
-    /// What device state is expected to cost.
-    pub(super) device_cost: DeviceCost,
+    returns: bool,
     /// Bytes before the last PING, and the time that was spent in writing up to then, or up to the last
     /// sync of a file.
-    pub(super) asked_to: u64,
-    pub(super) asked_spent: Duration,
-    /// Every channel writes SYNC, and the mark on the main channel is due.
-    pub(super) multifd_sync: bool,
+    asked_to: u64,
+    asked_spent: Duration,
 }
 
 /// Slows the vCPUs down, and lets them go on every path.
@@ -111,47 +78,56 @@ impl Drop for Slowed<'_> {
     }
 }
 
-/// Tracking ends on every path.
-struct Tracked(Arc<dyn Tracker>);
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        self.0.stop();
+impl<'a> Sender<'a> {
+    /// Of a connection that is open, and over which nothing was sent yet.
+    pub(super) fn new(
+        job: Job<'a>,
+        transfer: &'a mut Transfer,
+        stream: Stream,
+        way: Box<dyn Way>,
+        commands: Receiver<Command>,
+        returns: bool,
+    ) -> Self {
+        Self {
+            job,
+            transfer,
+            stream,
+            way,
+            commands,
+            returns,
+            asked_to: 0,
+            asked_spent: Duration::ZERO,
+        }
     }
-}
 
-impl Sender<'_> {
     /// All of it, up to the command to finish.
     pub(super) fn run(mut self) -> Result<(), Stopped> {
         let pings = match self.returns {
-            true => [&[PING_OPEN], &self.migration.id().pings()[..]].concat(),
+            true => [&[PING_OPEN], &self.job.migration.id().pings()[..]].concat(),
             false => Vec::new(),
         };
-        self.ask_multifd_sync(false);
         if self.returns {
-            let digestion = &mut self.migration.lock().digestion;
+            let digestion = &mut self.job.migration.lock().heard.digestion;
             digestion.ask(0, Instant::now(), Duration::ZERO);
         }
-        self.stream
-            .begin(&pings, std::mem::take(&mut self.multifd_sync))?;
+        self.stream.begin(&pings, self.way.begin())?;
         let start = Instant::now();
-        let _tracked = Tracked(self.tracker.clone());
-        self.tracker.start().map_err(MigrateError::Tracker)?;
+        self.transfer.track()?;
         // What was written before is sent with all the rest.
         self.sync()?;
-        let progress = self.migration.progress();
+        let progress = self.job.migration.progress();
         Progress::set(&progress.track_us, micros(start.elapsed()));
-        Progress::set(&progress.setup_us, micros(self.began.elapsed()));
-        self.hand_over(SourceEvent::Ready)?;
-        let slowed = Slowed(self.machine);
+        Progress::set(&progress.setup_us, micros(self.job.began.elapsed()));
+        self.tell(SourceEvent::Ready)?;
+        let slowed = Slowed(self.job.machine);
         self.precopy()?;
-        self.hand_over(SourceEvent::Converged)?;
+        self.tell(SourceEvent::Converged)?;
         self.obey(slowed)
     }
 
     /// An event that is too late means that the channel is about to be closed.
-    fn hand_over(&self, event: SourceEvent) -> Result<(), Stopped> {
-        match self.migration.on(event) {
+    fn tell(&self, event: SourceEvent) -> Result<(), Stopped> {
+        match self.job.migration.on(event) {
             Ok(()) => Ok(()),
             Err(Unexpected::Late(_) | Unexpected::NotNow(_)) => Err(Stopped::Told),
         }
@@ -160,7 +136,7 @@ impl Sender<'_> {
     /// Whoever reads a page that cannot be had may have been given zeros for it, and they were sent. From
     /// the last page on nothing goes out before this is known: what is there may be run.
     fn check_ram(&self) -> Result<(), MigrateError> {
-        match self.memory.is_spoilt() {
+        match self.job.memory.is_spoilt() {
             true => Err(MigrateError::LostPages),
             false => Ok(()),
         }
@@ -172,9 +148,12 @@ impl Sender<'_> {
 
     /// A pass is over: what was written meanwhile, in pages.
     fn sync(&mut self) -> Result<usize, MigrateError> {
-        self.tally.syncs += 1;
-        Progress::set(&self.migration.progress().dirty_syncs, self.tally.syncs);
-        self.migration.begin_pass(self.tally.syncs);
+        self.transfer.tally.syncs += 1;
+        Progress::set(
+            &self.job.migration.progress().dirty_syncs,
+            self.transfer.tally.syncs,
+        );
+        self.job.migration.begin_pass(self.transfer.tally.syncs);
         self.collect()
     }
 
@@ -182,60 +161,46 @@ impl Sender<'_> {
     fn collect(&mut self) -> Result<usize, MigrateError> {
         let start = Instant::now();
         let new = self
+            .transfer
             .pages
-            .sync(&*self.tracker)
+            .sync(&*self.transfer.tracker)
             .map_err(MigrateError::Tracker)?;
-        self.tally.sync = start.elapsed();
+        self.transfer.tally.sync = start.elapsed();
         self.publish();
         Ok(new)
     }
 
     /// Bytes written to all channels.
     fn written_bytes(&self) -> u64 {
-        let lanes = self.lanes.as_ref().map_or(0, |it| it.counts().bytes());
-        self.stream.written_bytes() + lanes
+        self.stream.written_bytes() + self.way.written_bytes()
     }
 
-    fn publish(&self) {
-        let progress = self.migration.progress();
+    /// The way that pages go, and what it works with.
+    fn way(&mut self) -> (&mut dyn Way, Main<'_>) {
+        let main = Main {
+            stream: &mut self.stream,
+            tally: &mut self.transfer.tally,
+            commands: &self.commands,
+        };
+        (&mut *self.way, main)
+    }
+
+    /// Counts what was written since this was called last.
+    fn measure(&mut self) {
+        self.way
+            .measure(&mut self.transfer.tally, &mut self.stream.bandwidth);
+    }
+
+    /// Shows how things stand.
+    fn publish(&mut self) {
+        self.measure();
+        let progress = self.job.migration.progress();
         let written = self.written_bytes();
-        Progress::set(&progress.remaining_bytes, self.pages.bytes());
+        Progress::set(&progress.remaining_bytes, self.transfer.pages.bytes());
         Progress::set(&progress.transferred_bytes, written);
-        if !self.is_stopped {
+        if !self.transfer.is_stopped {
             Progress::set(&progress.precopy_bytes, written);
         }
-        let lanes = self.lanes.as_ref().map(Lanes::counts);
-        self.tally.mirror(lanes, progress);
+        self.transfer.tally.mirror(progress);
     }
-}
-
-fn is_told_to_stop(commands: &Receiver<Command>) -> bool {
-    // Nothing is commanded before the guest is stopped.
-    matches!(commands.try_recv(), Err(TryRecvError::Disconnected))
-}
-
-/// A tracker that hears nothing: where there is nothing to hear, or something is broken on purpose.
-pub(super) struct Nothing;
-
-impl Tracker for Nothing {
-    fn start(&self) -> Result<(), paguro_dirty::tracker::TrackerError> {
-        Ok(())
-    }
-
-    fn sync(
-        &self,
-        _: &[paguro_ram::PageSet],
-    ) -> Result<usize, paguro_dirty::tracker::TrackerError> {
-        Ok(0)
-    }
-
-    fn clear(
-        &self,
-        _: usize,
-        _: std::ops::Range<usize>,
-    ) -> Result<(), paguro_dirty::tracker::TrackerError> {
-        Ok(())
-    }
-
-    fn stop(&self) {}
 }

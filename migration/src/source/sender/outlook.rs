@@ -15,19 +15,19 @@ impl Sender<'_> {
     /// Whether the guest may be stopped. Where nothing is left another pass makes it no shorter, and it is
     /// stopped whatever the way and its devices take, as QEMU does; the report says what was expected.
     pub(super) fn is_enough(&self, outlook: &Outlook) -> bool {
-        let limit = self.migration.downtime_limit();
-        outlook.downtime() <= limit || self.pages.pages() == 0
+        let limit = self.job.migration.downtime_limit();
+        outlook.downtime() <= limit || self.transfer.pages.pages() == 0
     }
 
     pub(super) fn is_time_over(&self) -> bool {
-        let timeout = self.options.convergence.timeout;
-        timeout.is_some_and(|time| self.began.elapsed() >= time)
+        let timeout = self.job.options.convergence.timeout;
+        timeout.is_some_and(|time| self.job.began.elapsed() >= time)
     }
 
     /// Whether the time to converge is over and the guest is to be stopped all the same.
     pub(super) fn is_out_of_time(&self, forecast: Duration) -> Result<bool, Stopped> {
-        let convergence = &self.options.convergence;
-        let over = |time: &Duration| self.began.elapsed() >= *time;
+        let convergence = &self.job.options.convergence;
+        let over = |time: &Duration| self.job.began.elapsed() >= *time;
         match (convergence.timeout.filter(over), convergence.at_timeout) {
             (None, _) => Ok(false),
             (Some(_), AtTimeout::Switchover) => Ok(true),
@@ -41,9 +41,9 @@ impl Sender<'_> {
     /// How things stand.
     pub(super) fn outlook(&self) -> Outlook {
         let measured = self.stream.bandwidth.bytes_per_s();
-        let given = self.options.avail_switchover_bandwidth;
-        let inner = self.migration.lock();
-        let digestion = &inner.digestion;
+        let given = self.job.options.avail_switchover_bandwidth;
+        let inner = self.job.migration.lock();
+        let digestion = &inner.heard.digestion;
         let digested = digestion.bytes_per_s().map_or(0, |rate| rate as u64);
         let bytes_per_s = match (given, digested) {
             (0, 0) => measured,
@@ -57,31 +57,30 @@ impl Sender<'_> {
             }
             false => self.stream.held(bytes_per_s),
         };
-        let (pages, work) = self.labour.expect(self.pages.pages() as u64);
+        let (pages, work) = self
+            .transfer
+            .labour
+            .expect(self.transfer.pages.pages() as u64);
         let dirty_bytes = pages * page_size() as u64;
-        // Lanes write while pages are looked for; the main channel does one after the other. What an
-        // operator says of the way counts for that, too.
+        // What an operator says of the way counts for writing, too.
         let writes_per_s = if given > 0 { given } else { measured };
-        let writing = match self.lanes {
-            Some(_) => Duration::ZERO,
-            None => Duration::from_secs_f64(dirty_bytes as f64 / writes_per_s as f64),
-        };
+        let writing = self.way.writing(dirty_bytes, writes_per_s);
         Outlook {
             backlog: backlog.unwrap_or_default(),
             dirty_bytes,
-            packed_bytes: (dirty_bytes as f64 * self.packing.share()) as u64,
+            packed_bytes: self.way.packed_bytes(dirty_bytes),
             work: work.saturating_add(writing),
             bytes_per_s,
             round_trip: digestion.round_trip(),
-            sync: self.tally.sync,
-            devices: self.device_cost,
+            sync: self.transfer.tally.sync,
+            devices: self.transfer.device_cost,
         }
     }
 
     /// What is to be expected, for all to see.
     pub(super) fn forecast(&self, outlook: &Outlook) -> Duration {
         let forecast = outlook.downtime();
-        let progress = self.migration.progress();
+        let progress = self.job.migration.progress();
         Progress::set(&progress.bandwidth, self.stream.bandwidth.bytes_per_s());
         // Nothing was sent yet from which to tell: then there is next to nothing to send.
         let known = match forecast {

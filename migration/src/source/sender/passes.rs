@@ -9,6 +9,7 @@ use super::{LOOK, Sender, Stopped};
 use crate::progress::Progress;
 use crate::source::forecast::is_worth_a_pass;
 use crate::source::outstanding::Due;
+use crate::source::way::Told;
 use crate::stream::{BREATH, Pace};
 use crate::time::micros;
 
@@ -23,9 +24,9 @@ type Chunk = (usize, Range<usize>);
 impl Sender<'_> {
     /// Pass after pass, until the rest can be sent within the limit.
     pub(super) fn precopy(&mut self) -> Result<(), Stopped> {
-        let mut pace = Pace::new(self.written_bytes(), self.migration.max_bandwidth());
+        let mut pace = Pace::new(self.written_bytes(), self.job.migration.max_bandwidth());
         let mut since = (Instant::now(), self.written_bytes());
-        self.labour.unlooked = self.pages.pages() as u64;
+        self.transfer.labour.unlooked = self.transfer.pages.pages() as u64;
         // What was sent at first is by far the most of it.
         let mut is_first = true;
         loop {
@@ -44,14 +45,15 @@ impl Sender<'_> {
             }
             let new_bytes = (new_pages * page_size()) as u64;
             let took = since.0.elapsed().as_secs_f64().max(1e-6);
-            let progress = self.migration.progress();
+            let progress = self.job.migration.progress();
             Progress::set(&progress.dirty_pages_rate, (new_pages as f64 / took) as u64);
             let sent_bytes = self.written_bytes() - since.1;
             since = (Instant::now(), self.written_bytes());
 
             let forecast = self.forecast(&outlook);
             if self.is_enough(&outlook) {
-                if self.is_time_over() || !is_worth_a_pass(forecast, sent_bytes, self.pages.bytes())
+                if self.is_time_over()
+                    || !is_worth_a_pass(forecast, sent_bytes, self.transfer.pages.bytes())
                 {
                     return Ok(());
                 }
@@ -65,7 +67,10 @@ impl Sender<'_> {
                 Progress::set(&progress.forced, 1);
                 return Ok(());
             }
-            let percent = self.brake.sync(self.machine, new_bytes, sent_bytes);
+            let percent = self
+                .transfer
+                .brake
+                .sync(self.job.machine, new_bytes, sent_bytes);
             self.slowed(percent);
             self.look_at_vcpus();
         }
@@ -73,43 +78,34 @@ impl Sender<'_> {
 
     /// Everything that is dirty now, in PARTs; less when the time to converge is over.
     fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
-        let chunks: Vec<_> = self.pages.chunks().collect();
-        if let Some(deltas) = &mut self.deltas {
-            deltas.begin_pass(&mut self.tally);
-        }
+        let chunks: Vec<_> = self.transfer.pages.chunks().collect();
+        self.way.begin_pass(&mut self.transfer.tally);
         let mut due = Due::default();
         let mut chunks = chunks.into_iter().peekable();
         let pass = Instant::now();
         while chunks.peek().is_some() {
             let part = Instant::now();
             self.part(&mut chunks, pace, &mut due)?;
-            self.measure_lanes();
             self.publish();
             self.look_at_vcpus();
             let outlook = self.outlook();
             let over = self.is_out_of_time(self.forecast(&outlook))?;
             let is_last = over || chunks.peek().is_none();
-            if is_last {
-                self.end_multifd_pass(false)?;
-            }
+            let (way, mut main) = self.way();
+            let told = way.end_part(&mut main, is_last)?;
             self.stream.end_part()?;
-            // What goes over multifd channels is known to be there at the end of a pass only.
-            match (self.lanes.is_some(), is_last) {
-                (false, _) => self.ask(part)?,
-                (true, true) => self.ask(pass)?,
-                (true, false) => {}
+            match told {
+                Told::Part => self.ask(part)?,
+                Told::Pass => self.ask(pass)?,
+                Told::Nothing => self.stream.flush()?,
             }
             if over {
                 break;
             }
-            if self.lanes.is_some() {
-                // There is little in it, but it says that this side is well.
-                self.stream.flush()?;
-            }
             self.keep(pace)?;
         }
         self.stream.flush()?;
-        self.labour.fade();
+        self.transfer.labour.fade();
         self.stream.bandwidth.fade();
         Ok(())
     }
@@ -131,21 +127,15 @@ impl Sender<'_> {
             if self.is_told_to_stop() {
                 return Err(Stopped::Told);
             }
-            let (start, before) = (Instant::now(), self.written_bytes());
+            let start = Instant::now();
             let writing = self.stream.bandwidth.spent();
-            self.send(block, chunk.clone(), due)?;
+            let found = self.send(block, chunk.clone(), due)?;
             // What is written here is counted as that.
             let written = self.stream.bandwidth.spent() - writing;
             let took = start.elapsed().saturating_sub(written);
-            let bytes = self.written_bytes() - before;
             let sent = due.content.len() + due.gone.len();
-            // What is in doubt is looked at and turns out to be zero. Lanes tell only later what they
-            // wrote.
-            let found = match self.lanes {
-                Some(_) => sent as u64,
-                None => bytes.div_ceil(page_size() as u64),
-            };
-            self.labour
+            self.transfer
+                .labour
                 .count(chunk.len() as u64, found, sent as u64, took);
         }
         Ok(())
@@ -153,7 +143,7 @@ impl Sender<'_> {
 
     /// Waits until so much may have been sent, as the limit of bandwidth has it.
     fn keep(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
-        while let Some(rest) = pace.due(self.written_bytes(), self.migration.max_bandwidth()) {
+        while let Some(rest) = pace.due(self.written_bytes(), self.job.migration.max_bandwidth()) {
             if self.is_told_to_stop() {
                 return Err(Stopped::Told);
             }
@@ -169,14 +159,17 @@ impl Sender<'_> {
     }
 
     pub(super) fn look_at_vcpus(&mut self) {
-        let percent = self.brake.look(self.machine, &*self.tracker);
+        let percent = self
+            .transfer
+            .brake
+            .look(self.job.machine, &*self.transfer.tracker);
         self.slowed(percent);
     }
 
     fn slowed(&self, percent: Option<u8>) {
         if let Some(percent) = percent {
             tracing::info!(percent, "the guest is slowed down");
-            let progress = self.migration.progress();
+            let progress = self.job.migration.progress();
             Progress::set(&progress.throttle_percent, u64::from(percent));
         }
     }

@@ -12,9 +12,13 @@ use paguro_sys::page_size;
 use paguro_wire::PAGE_BYTES;
 use paguro_wire::stream::xbzrle::{self, Encoded};
 
-use super::MigrateError;
-use super::tally::Tally;
+use super::{Main, Way};
 use crate::Allowance;
+use crate::source::MigrateError;
+use crate::source::hooks::Hooks;
+use crate::source::outstanding::Due;
+use crate::source::sender::Stopped;
+use crate::source::tally::Tally;
 use crate::stream::Stream;
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -24,7 +28,8 @@ const LIFETIME: u32 = 2;
 const EMPTY: u64 = u64::MAX;
 
 /// The cache, and what it is used with.
-pub(super) struct Deltas {
+pub(in crate::source) struct Deltas {
+    ram: GuestRam,
     /// Of each place: which page, and the pass in which it was used last.
     tags: Box<[(u64, u32)]>,
     /// The pages; what was never used of it costs nothing.
@@ -34,8 +39,7 @@ pub(super) struct Deltas {
     pass: u32,
     scratch: Box<[u8; PAGE]>,
     delta: Vec<u8>,
-    /// Break it on purpose: some pages are cached and not sent.
-    hoards: bool,
+    hooks: Hooks,
     passed: Period,
 }
 
@@ -50,7 +54,7 @@ struct Period {
 
 /// The size of a cache that the host has memory for: as asked for, or the next power of two below
 /// what may be taken. A cache that got the machine killed would save nothing.
-pub(super) fn affordable(cache_bytes: u64, allowance: &Allowance) -> u64 {
+pub(in crate::source) fn affordable(cache_bytes: u64, allowance: &Allowance) -> u64 {
     if cache_bytes <= allowance.bytes {
         return cache_bytes;
     }
@@ -67,10 +71,10 @@ impl Deltas {
     /// # Errors
     ///
     /// [`MigrateError::Cache`]: the host has no memory for it.
-    pub(super) fn new(
+    pub(in crate::source) fn new(
         ram: &GuestRam,
         cache_bytes: u64,
-        hoards: bool,
+        hooks: Hooks,
     ) -> Result<Self, MigrateError> {
         let mut next = 0;
         let firsts = ram.blocks().iter().map(|block| {
@@ -86,33 +90,16 @@ impl Deltas {
         let asked = Vec::<u8>::new().try_reserve_exact(bytes);
         asked.map_err(|source| MigrateError::Cache { bytes, source })?;
         Ok(Self {
+            ram: ram.clone(),
             tags: vec![(EMPTY, 0); places].into_boxed_slice(),
             pages: vec![0; places * PAGE],
             firsts,
             pass: 0,
             scratch: Box::new([0; PAGE]),
             delta: Vec::with_capacity(PAGE),
-            hoards,
+            hooks,
             passed: Period::default(),
         })
-    }
-
-    /// A pass begins. Before the second nothing is cached.
-    pub(super) fn begin_pass(&mut self, tally: &mut Tally) {
-        self.pass += 1;
-        let of = &mut tally.differences;
-        let now = Period {
-            pages: of.pages,
-            bytes: of.bytes,
-            misses: of.misses,
-            sent: tally.normal_pages,
-        };
-        let before = std::mem::replace(&mut self.passed, now);
-        let permille = |part: u64, of: u64| (part * 1000).checked_div(of).unwrap_or(0);
-        let tried = now.pages - before.pages + (now.sent - before.sent);
-        of.miss_permille = permille(now.misses - before.misses, tried);
-        let plain = (now.pages - before.pages) * PAGE_BYTES;
-        of.encoding_rate_permille = permille(plain, now.bytes - before.bytes);
     }
 
     fn is_active(&self) -> bool {
@@ -120,10 +107,9 @@ impl Deltas {
     }
 
     /// Sends a page as it is now.
-    pub(super) fn page(
+    fn page(
         &mut self,
         stream: &mut Stream,
-        ram: &GuestRam,
         (block, page): (usize, usize),
         tally: &mut Tally,
     ) -> Result<(), MigrateError> {
@@ -135,7 +121,7 @@ impl Deltas {
             }
             return Ok(());
         }
-        let mapping = ram.blocks()[block].mapping();
+        let mapping = self.ram.blocks()[block].mapping();
         mapping.copy_out(page * page_size(), &mut self.scratch[..]);
         if self.scratch.iter().all(|byte| *byte == 0) {
             return self.zero(stream, (block, page), tally);
@@ -157,7 +143,7 @@ impl Deltas {
             return Err(MigrateError::Bug);
         };
         let encoded = xbzrle::encode(old, &self.scratch, PAGE - 1, &mut self.delta);
-        let hoarded = self.hoards && page.is_multiple_of(4);
+        let hoarded = self.hooks.hoards(page);
         match encoded {
             _ if hoarded => {}
             Encoded::Unchanged => {
@@ -181,7 +167,7 @@ impl Deltas {
     }
 
     /// Sends a page of zeros.
-    pub(super) fn zero(
+    fn zero(
         &mut self,
         stream: &mut Stream,
         (block, page): (usize, usize),
@@ -201,11 +187,44 @@ impl Deltas {
     }
 }
 
+impl Way for Deltas {
+    /// A pass begins. Before the second nothing is cached.
+    fn begin_pass(&mut self, tally: &mut Tally) {
+        self.pass += 1;
+        let of = &mut tally.differences;
+        let now = Period {
+            pages: of.pages,
+            bytes: of.bytes,
+            misses: of.misses,
+            sent: tally.normal_pages,
+        };
+        let before = std::mem::replace(&mut self.passed, now);
+        let permille = |part: u64, of: u64| (part * 1000).checked_div(of).unwrap_or(0);
+        let tried = now.pages - before.pages + (now.sent - before.sent);
+        of.miss_permille = permille(now.misses - before.misses, tried);
+        let plain = (now.pages - before.pages) * PAGE_BYTES;
+        of.encoding_rate_permille = permille(plain, now.bytes - before.bytes);
+    }
+
+    fn send(&mut self, main: &mut Main<'_>, block: usize, due: &Due) -> Result<u64, Stopped> {
+        main.pages(|Main { stream, tally, .. }| {
+            for &page in &due.content {
+                self.page(stream, (block, page), tally)?;
+            }
+            for &page in &due.gone {
+                self.zero(stream, (block, page), tally)?;
+            }
+            Ok(())
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use paguro_ram::{Backing, BlockConfig, PageKind, RamBlock};
 
     use super::*;
+    use crate::source::SourceSabotage;
 
     #[test]
     fn a_cache_for_which_there_is_no_memory_is_an_error() {
@@ -218,9 +237,10 @@ mod tests {
             pages: PageKind::Small,
         });
         let ram = GuestRam::new(vec![block.unwrap()]);
-        let error = Deltas::new(&ram, 1 << 46, false).map(drop).unwrap_err();
+        let hooks = Hooks::new(SourceSabotage::None);
+        let error = Deltas::new(&ram, 1 << 46, hooks).map(drop).unwrap_err();
         assert!(matches!(error, MigrateError::Cache { .. }), "{error}");
-        assert!(Deltas::new(&ram, 1 << 20, false).is_ok());
+        assert!(Deltas::new(&ram, 1 << 20, hooks).is_ok());
     }
 
     #[test]

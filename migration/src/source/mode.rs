@@ -1,0 +1,266 @@
+//! What becomes of RAM when a machine leaves. All that depends on it is decided here.
+
+use std::sync::Arc;
+
+use paguro_dirty::tracker::Tracker;
+use paguro_ram::GuestRam;
+use paguro_sys::page_size;
+
+use super::options::Unfit;
+use super::transfer::Nothing;
+use super::{MigrateError, MigrateOptions};
+use crate::Memory;
+use crate::channel::{self, Address, Outgoing};
+use crate::handover::{self, HandOverError, Offered};
+use crate::machine::{Machine, Paused};
+use crate::multifd::Multifd;
+use crate::stream::Stream;
+use crate::switchover::{Advice, Choice, MigrationId, SourceState, Wanted};
+
+/// How the other side gets RAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is copied: pages are sent while the guest runs, what was written meanwhile is sent again, and
+    /// the last of it when the guest stands still.
+    Precopy(Pages),
+    /// All of it, which is shared memory, is [handed over](crate::handover) to a destination on this
+    /// host that expects it. The guest cannot run here again afterwards.
+    HandOver {
+        /// The unix socket over which that is done; none: that of the stream, by a connection before
+        /// the stream's.
+        address: Option<Address>,
+    },
+}
+
+/// The way that pages go, which the destination must be told, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// In the stream, each as a whole.
+    #[default]
+    Plain,
+    /// In the stream, and from the second pass on as what changed of them.
+    Xbzrle {
+        /// Pages are known by a cache of so many bytes: QEMU's `xbzrle-cache-size`, a power of two. It is
+        /// smaller where [`Allowance`](crate::Allowance) says so.
+        cache_bytes: u64,
+    },
+    /// Over connections of their own.
+    Multifd(Multifd),
+}
+
+impl Default for Mode {
+    /// Every page is sent, in the stream.
+    fn default() -> Self {
+        Self::Precopy(Pages::Plain)
+    }
+}
+
+impl Mode {
+    /// What is to be known of multifd at the destination.
+    pub fn multifd(&self) -> Option<Multifd> {
+        match self {
+            Self::Precopy(Pages::Multifd(multifd)) => Some(*multifd),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the cache of XBZRLE that is asked for, if there shall be one.
+    pub(super) fn xbzrle_cache_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Precopy(Pages::Xbzrle { cache_bytes }) => Some(*cache_bytes),
+            _ => None,
+        }
+    }
+
+    /// What of `options` cannot be in this mode.
+    pub(super) fn check(&self, options: &MigrateOptions) -> Result<(), Unfit> {
+        match self {
+            Self::Precopy(Pages::Plain) => Ok(()),
+            Self::Precopy(Pages::Xbzrle { cache_bytes }) => check_cache(*cache_bytes),
+            Self::Precopy(Pages::Multifd(multifd)) => {
+                multifd.check()?;
+                if !options.connects() {
+                    let rule = "it needs an address that can be connected to more than once";
+                    return Err(("multifd", format!("at {}", options.address), rule));
+                }
+                Ok(())
+            }
+            Self::HandOver { address } => check_hand_over(address.as_ref(), options),
+        }
+    }
+
+    /// RAM that is to be sent, and who says what of it is written.
+    pub(super) fn sends(
+        &self,
+        machine: &dyn Machine,
+    ) -> Result<(GuestRam, Arc<dyn Tracker>), MigrateError> {
+        match self {
+            Self::Precopy(_) => {
+                let tracker = machine.tracker().map_err(MigrateError::Machine)?;
+                Ok((machine.memory().ram().clone(), tracker))
+            }
+            // Nothing is sent, so nothing can be sent too late.
+            Self::HandOver { .. } => Ok((GuestRam::new(Vec::new()), Arc::new(Nothing))),
+        }
+    }
+
+    /// Lets the other side have RAM before the stream is begun, where it is not sent.
+    pub(super) fn offer(
+        &self,
+        stream: &Address,
+        channel: &channel::Options,
+        memory: &Memory,
+        id: MigrationId,
+    ) -> Result<Option<Offered>, MigrateError> {
+        let Self::HandOver { address } = self else {
+            return Ok(None);
+        };
+        // What is absent at the other side's mapping would be zeros there, for good.
+        if memory.supply().is_some() {
+            return Err(MigrateError::HandOver(HandOverError::Unarrived));
+        }
+        let way = Outgoing::connect(address.as_ref().unwrap_or(stream), channel)
+            .map_err(MigrateError::Channel)?;
+        let offered = handover::offer(memory.ram(), id, way);
+        offered.map(Some).map_err(MigrateError::HandOver)
+    }
+
+    /// Says in a stream what the other side has to know.
+    pub(super) fn declare(&self, stream: &mut Stream) {
+        match self {
+            Self::Precopy(_) => {}
+            Self::HandOver { .. } => stream.ignore_shared(),
+        }
+    }
+
+    /// It runs at the destination: what is left here.
+    pub(super) fn leave(&self, paused: &mut dyn Paused) {
+        match self {
+            Self::Precopy(_) => paused.stay(true),
+            Self::HandOver { .. } => paused.gone(),
+        }
+    }
+
+    /// What is so, and what an operator may do, where RAM makes a difference.
+    pub(super) fn advice(&self, state: SourceState) -> Option<Advice> {
+        match (self, state) {
+            (Self::HandOver { .. }, SourceState::Completed) => Some(Advice {
+                is: "the guest was moved with its RAM, which is handed over and no copy: it cannot \
+                     run here again",
+                may: &[Choice::Quit],
+            }),
+            (Self::HandOver { .. }, SourceState::InDoubt { wanted, .. }) => Some(Advice {
+                is: "the destination was permitted to run the guest in the RAM that was handed \
+                     over, and whether it did is not known; it is stopped here",
+                may: match wanted {
+                    Wanted::Run => &[Choice::Wait, Choice::TakeBack, Choice::RunUntouched],
+                    Wanted::Back { .. } => &[Choice::Wait, Choice::HandOver, Choice::RunUntouched],
+                },
+            }),
+            _ => None,
+        }
+    }
+}
+
+fn check_cache(bytes: u64) -> Result<(), Unfit> {
+    if !bytes.is_power_of_two() || bytes < page_size() as u64 {
+        let rule = "it is a power of two, and at least a page";
+        return Err(("xbzrle-cache-size", bytes.to_string(), rule));
+    }
+    Ok(())
+}
+
+fn check_hand_over(address: Option<&Address>, options: &MigrateOptions) -> Result<(), Unfit> {
+    const UNIX: &str = "mode cpr-transfer hands over descriptors, for which it takes unix:PATH";
+    let way = address.unwrap_or(&options.address);
+    if !matches!(way, Address::Unix(_)) {
+        return Err(("the cpr channel", way.to_string(), UNIX));
+    }
+    if !options.connects() {
+        let rule = "mode cpr-transfer needs a destination that answers, for there is one RAM: \
+                    tcp, unix or vsock";
+        return Err(("the main channel", options.address.to_string(), rule));
+    }
+    if options.channel.tls.is_some() {
+        let rule = "it is not compatible with tls-creds: no descriptor goes through TLS";
+        return Err(("mode", "cpr-transfer".to_owned(), rule));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Stop, TlsOptions};
+
+    fn options(address: &str, mode: Mode) -> MigrateOptions {
+        let channel = channel::Options::new(Stop::new().unwrap());
+        MigrateOptions {
+            mode,
+            ..MigrateOptions::new(address.parse().unwrap(), channel)
+        }
+    }
+
+    #[track_caller]
+    fn assert_refused(options: &MigrateOptions, word: &str) {
+        let error = options.check().unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+
+    #[test]
+    fn ram_is_handed_over_through_a_unix_socket_to_who_answers() {
+        let to = |at: Option<&str>| Mode::HandOver {
+            address: at.map(|at| at.parse().unwrap()),
+        };
+        assert!(options("unix:/m", to(None)).check().is_ok());
+        assert!(
+            options("tcp:1.2.3.4:5", to(Some("unix:/c")))
+                .check()
+                .is_ok()
+        );
+        assert_refused(&options("tcp:1.2.3.4:5", to(None)), "the cpr channel");
+        assert_refused(&options("unix:/m", to(Some("tcp:1.2.3.4:5"))), "unix:PATH");
+        assert_refused(&options("exec:cat", to(Some("unix:/c"))), "main channel");
+        let mut encrypted = options("unix:/m", to(None));
+        encrypted.channel.tls = Some(TlsOptions {
+            directory: "/nowhere".into(),
+            hostname: None,
+        });
+        assert_refused(&encrypted, "tls-creds");
+    }
+
+    #[test]
+    fn each_way_of_pages_has_its_rule() {
+        let by = |address, pages| options(address, Mode::Precopy(pages));
+        for cache_bytes in [0, 2048, 100_000] {
+            assert_refused(
+                &by("exec:cat", Pages::Xbzrle { cache_bytes }),
+                "power of two",
+            );
+        }
+        let cache_bytes = MigrateOptions::XBZRLE_CACHE_BYTES;
+        let pages = Pages::Xbzrle { cache_bytes };
+        assert!(by("exec:cat", pages).check().is_ok());
+        assert_refused(&by("exec:cat", Pages::Multifd(Multifd::new(2))), "multifd");
+        assert_refused(
+            &by("unix:/m", Pages::Multifd(Multifd::new(0))),
+            "must be one",
+        );
+        assert!(
+            by("unix:/m", Pages::Multifd(Multifd::new(2)))
+                .check()
+                .is_ok()
+        );
+    }
+
+    /// What an operator may do with a guest whose RAM another process has.
+    #[test]
+    fn who_has_handed_ram_over_may_not_run_in_it() {
+        let handed = Mode::HandOver { address: None };
+        let may = handed
+            .advice(SourceState::Completed)
+            .map(|advice| advice.may);
+        assert_eq!(may, Some(&[Choice::Quit][..]));
+        assert!(Mode::default().advice(SourceState::Completed).is_none());
+    }
+}

@@ -1,0 +1,91 @@
+//! A guest that stands still at the source, from the order to stop it.
+
+use std::time::{Duration, Instant};
+
+use paguro_wire::device::DeviceSection;
+use paguro_wire::globalstate;
+
+use super::transfer::Job;
+use super::{MigrateError, Mode};
+use crate::machine::{MachineError, Paused};
+
+/// Nothing before it is stopped.
+#[derive(Default)]
+pub(super) struct Standstill<'e> {
+    paused: Option<Box<dyn Paused + 'e>>,
+    since: Option<Instant>,
+    /// How long it took to stop it.
+    stopped_in: Duration,
+}
+
+impl<'e> Standstill<'e> {
+    /// Stops it.
+    ///
+    /// # Errors
+    ///
+    /// The machine's; it runs on.
+    pub(super) fn begin(&mut self, job: Job<'e>) -> Result<(), MigrateError> {
+        let start = Instant::now();
+        self.since = Some(start);
+        self.paused = Some(job.machine.pause().map_err(MigrateError::Machine)?);
+        self.stopped_in = start.elapsed();
+        Ok(())
+    }
+
+    /// How long it has stood still, if it was ever stopped.
+    pub(super) fn elapsed(&self) -> Option<Duration> {
+        self.since.map(|since| since.elapsed())
+    }
+
+    /// The state of vCPUs and devices, and whether it ran; nothing if it does not stand still.
+    ///
+    /// # Errors
+    ///
+    /// The machine's.
+    pub(super) fn collect(
+        &mut self,
+        job: Job<'_>,
+    ) -> Result<Option<Vec<DeviceSection>>, MigrateError> {
+        let Some(paused) = &mut self.paused else {
+            return Ok(None);
+        };
+        let start = Instant::now();
+        let sections = sections(&mut **paused).map_err(MigrateError::Machine)?;
+        let took = self.stopped_in + start.elapsed();
+        job.memory.was_saved(&sections, took);
+        Ok(Some(sections))
+    }
+
+    /// It stays so, whoever lets go of it.
+    pub(super) fn hold(&mut self) {
+        if let Some(paused) = &mut self.paused {
+            paused.stay(true);
+        }
+    }
+
+    /// It runs on, unless it `stays`.
+    pub(super) fn end(&mut self, stays: bool) {
+        if let Some(mut paused) = self.paused.take() {
+            paused.stay(stays);
+        }
+    }
+
+    /// It runs elsewhere.
+    pub(super) fn leave(&mut self, mode: &Mode) {
+        if let Some(paused) = &mut self.paused {
+            mode.leave(&mut **paused);
+        }
+    }
+}
+
+fn sections(paused: &mut dyn Paused) -> Result<Vec<DeviceSection>, MachineError> {
+    let state = match paused.was_running() {
+        true => globalstate::RUNNING,
+        false => globalstate::PAUSED,
+    };
+    let first = globalstate::section(state)
+        .map_err(|error| MachineError::new("say whether it runs", error))?;
+    let mut sections = vec![first];
+    sections.extend(paused.save_devices()?);
+    Ok(sections)
+}
