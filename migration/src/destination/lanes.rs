@@ -323,7 +323,7 @@ pub(super) fn receive<R: Direct>(
     };
     let guard = Broken(lanes);
     let taken = Packets::new(place.memory, place.table, multifd.compression)
-        .and_then(|packets| take_all(arrival, channel, packets, input, &clock));
+        .and_then(|packets| take_all(arrival, channel, packets, &mut input, &clock));
     match taken {
         Ok(()) => std::mem::forget(guard),
         Err(_) if lanes.is_over() => std::mem::forget(guard),
@@ -351,7 +351,7 @@ fn take_all<R: Direct>(
     arrival: &Arrival,
     channel: u8,
     mut packets: Packets,
-    mut input: ChannelInput<R>,
+    input: &mut ChannelInput<R>,
     clock: &Clock,
 ) -> Result<(), TakeError> {
     let progress = &arrival.progress;
@@ -363,7 +363,7 @@ fn take_all<R: Direct>(
         clock.rest();
         input.at_end(packets::WHAT)?;
         clock.restart();
-        let Some(came) = packets.take(&mut input, || arrival.lanes.is_over())? else {
+        let Some(came) = packets.take(input, || arrival.lanes.is_over())? else {
             return Ok(());
         };
         taken.add(Taken {

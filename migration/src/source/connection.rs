@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender as CommandSender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Scope, ScopedJoinHandle};
 
-use super::sender::{Command, Sender, Stopped};
+use super::sender::{Command, Sender};
 use super::transfer::{Job, Transfer};
 use super::way::{self, Deltas, Lane, Multifd, Plain, Way};
 use super::{MigrateError, Mode, Pages, answers, lock};
@@ -116,12 +116,8 @@ impl<'s> Connection<'s> {
             let mut transfer = lock(&transfer);
             let sender = Sender::new(job, &mut transfer, stream, way, commanded, returns);
             // A panic must not leave the driver waiting.
-            let sent = catch_unwind(AssertUnwindSafe(|| sender.run()));
-            if let Err(Stopped::Failed(error)) =
-                sent.unwrap_or(Err(Stopped::Failed(MigrateError::Bug)))
-            {
-                answers::last_words(job.migration, job.silence(), &error);
-                job.migration.fail(error);
+            if catch_unwind(AssertUnwindSafe(|| sender.run())).is_err() {
+                job.migration.fail(MigrateError::Bug);
             }
         };
         self.sending = Some(spawn(scope, "migrate/send", send)?);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
-use super::{Command, Sender, Slowed, Stopped};
+use super::{Command, Ending, Sender, Slowed, Stopped};
 use crate::channel::Address;
 use crate::progress::Progress;
 use crate::source::MigrateError;
@@ -16,7 +16,7 @@ use crate::switchover::SourceEvent;
 
 impl Sender<'_> {
     /// Does what the control side commands, until it lets go of the channel.
-    pub(super) fn obey(mut self, slowed: Slowed<'_>) -> Result<(), Stopped> {
+    pub(super) fn obey(&mut self, slowed: Slowed<'_>) -> Result<Ending, Stopped> {
         let mut slowed = Some(slowed);
         // The destination hears from us even while an operator decides, and so do we from it.
         let silence = self.job.options.channel.silence.filter(|_| self.returns);
@@ -41,16 +41,13 @@ impl Sender<'_> {
                     self.stream.describe(&self.transfer.devices);
                 }
                 Ok(Command::Eof) if self.returns => self.permit()?,
-                Ok(Command::Eof) => return self.last_way(),
+                Ok(Command::Eof) => return Ok(Ending::Eof),
                 Ok(Command::Forget) => {
                     if self.stream.is_whole() {
                         self.stream.order(&Order::Forget)?;
                     }
                 }
-                Ok(Command::Finish) => {
-                    self.finish();
-                    return Ok(());
-                }
+                Ok(Command::Finish) => return Ok(Ending::Whole),
                 Err(RecvTimeoutError::Timeout) if self.returns => {
                     let heard = self.job.migration.lock().heard.at;
                     self.check_silence(asked.max(heard))?;
@@ -80,7 +77,7 @@ impl Sender<'_> {
     }
 
     /// All was confirmed: how the channels end changes nothing any more.
-    fn finish(mut self) {
+    pub(super) fn finish(mut self) {
         self.way.finish();
         if let Err(error) = self.stream.finish() {
             tracing::debug!(%error, "the channel did not end well");
@@ -106,7 +103,7 @@ impl Sender<'_> {
     }
 
     /// Without a return path the end of the channel is the only confirmation there is.
-    fn last_way(mut self) -> Result<(), Stopped> {
+    pub(super) fn last_way(mut self) {
         let is_file = matches!(self.job.options.address, Address::File { .. });
         let sound = self.check_ram().map_err(EofError::Withheld);
         let sent = sound.and_then(|()| self.stream.eof(&self.transfer.devices));
@@ -136,10 +133,8 @@ impl Sender<'_> {
                 SourceEvent::EofTorn
             }
         };
-        match migration.on(event) {
-            Ok(()) => Ok(()),
-            Err(_) => Err(Stopped::Told),
-        }
+        // Too late means that the channel is about to be closed.
+        let _ = migration.on(event);
     }
 
     /// The guest stands still and device state was collected: the last sync comes now.

@@ -6,14 +6,15 @@ mod outlook;
 mod pages;
 mod passes;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use paguro_wire::device::DeviceSection;
 
-use super::MigrateError;
 use super::transfer::{Job, Transfer};
 use super::way::{Main, Way, is_told_to_stop};
+use super::{MigrateError, answers};
 use crate::machine::Machine;
 use crate::progress::Progress;
 use crate::stream::Stream;
@@ -44,6 +45,14 @@ pub(super) enum Stopped {
     Told,
     /// It failed.
     Failed(MigrateError),
+}
+
+/// What is left to do when all is sent.
+enum Ending {
+    /// Nothing: it was confirmed.
+    Whole,
+    /// The permission to run, which nobody will confirm.
+    Eof,
 }
 
 impl From<MigrateError> for Stopped {
@@ -100,8 +109,22 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// All of it, up to the command to finish.
-    pub(super) fn run(mut self) -> Result<(), Stopped> {
+    /// All of it. A failure is told while the channels are still open: what the other side makes of it
+    /// that they close is not to be taken for the reason.
+    pub(super) fn run(mut self) {
+        let sent = catch_unwind(AssertUnwindSafe(|| self.work()));
+        let error = match sent.unwrap_or(Err(Stopped::Failed(MigrateError::Bug))) {
+            Ok(Ending::Whole) => return self.finish(),
+            Ok(Ending::Eof) => return self.last_way(),
+            Err(Stopped::Told) => return,
+            Err(Stopped::Failed(error)) => error,
+        };
+        answers::last_words(self.job.migration, self.job.silence(), &error);
+        self.job.migration.fail(error);
+    }
+
+    /// Up to the command that ends it.
+    fn work(&mut self) -> Result<Ending, Stopped> {
         let pings = match self.returns {
             true => [&[PING_OPEN], &self.job.migration.id().pings()[..]].concat(),
             false => Vec::new(),

@@ -11,7 +11,7 @@ use paguro_wire::stream::multifd::{self, PACKET_BYTES, Packet};
 use paguro_wire::stream::ram::BlockTable;
 
 use super::packet::{Batch, Copies, Sorted};
-use super::queue::{Queue, Work, Writes};
+use super::queue::{Ending, Queue, Work, Writes};
 use crate::channel::Writer;
 use crate::multifd::{Compression, Packer};
 use crate::source::{MigrateError, Migration, answers};
@@ -30,18 +30,27 @@ pub(in crate::source) struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// Sends what is handed over until all ends. To be called in a thread of its own.
-    pub(in crate::source) fn run(self) {
-        let (queue, migration, silence) = (self.queue.clone(), self.migration, self.silence);
+    /// Sends what is handed over until all ends. To be called in a thread of its own. A failure is told
+    /// before anything closes: what the other side makes of that is not to be taken for the reason.
+    pub(in crate::source) fn run(mut self) {
         let sent = catch_unwind(AssertUnwindSafe(|| self.send()));
-        if let Err(error) = sent.unwrap_or(Err(MigrateError::Bug)) {
-            queue.give_up();
-            answers::last_words(migration, silence, &error);
-            migration.fail(error);
+        match sent.unwrap_or(Err(MigrateError::Bug)) {
+            Ok(Ending::Whole) => {
+                // The destination may have closed it long since.
+                if let Err(error) = self.writer.finish() {
+                    tracing::debug!(%error, "a multifd channel did not end well");
+                }
+            }
+            Ok(Ending::Broken) => {}
+            Err(error) => {
+                answers::last_words(self.migration, self.silence, &error);
+                self.migration.fail(error);
+                self.queue.give_up();
+            }
         }
     }
 
-    fn send(mut self) -> Result<(), MigrateError> {
+    fn send(&mut self) -> Result<Ending, MigrateError> {
         let mut desk = Desk::new(self.compression)?;
         let mut synced = 0;
         loop {
@@ -53,13 +62,7 @@ impl Lane<'_> {
                     synced += 1;
                     self.queue.wrote_sync(synced);
                 }
-                Work::End { whole } => {
-                    // The destination may have closed it long since.
-                    if whole && let Err(error) = self.writer.finish() {
-                        tracing::debug!(%error, "a multifd channel did not end well");
-                    }
-                    return Ok(());
-                }
+                Work::End(ending) => return Ok(ending),
             }
         }
     }

@@ -171,7 +171,7 @@ impl Queue {
         let mut inner = self.lock();
         loop {
             if inner.ended || inner.broken {
-                return Work::End { whole: false };
+                return Work::End(Ending::Broken);
             }
             let number = inner.number;
             if let Some(batch) = inner.batches.pop_front() {
@@ -184,7 +184,7 @@ impl Queue {
                 return Work::Sync(number);
             }
             if inner.finished {
-                return Work::End { whole: true };
+                return Work::End(Ending::Whole);
             }
             inner = self
                 .work
@@ -211,7 +211,15 @@ impl Queue {
 pub(super) enum Work {
     Batch(Batch, u64),
     Sync(u64),
-    End { whole: bool },
+    End(Ending),
+}
+
+/// How channels end.
+pub(super) enum Ending {
+    /// All was sent, and has arrived.
+    Whole,
+    /// Nothing more is to be sent.
+    Broken,
 }
 
 /// The sender's end of the channels. Dropping it ends their threads.
