@@ -32,6 +32,7 @@ mod spool;
 mod thread;
 mod uffd;
 mod vsock;
+mod zeros;
 
 pub use arena::Unit;
 pub use bus_error::{BusErrors, catch_bus_errors, wait_at_bus_errors};
@@ -45,8 +46,12 @@ pub use reserve::Reserving;
 pub use signals::is_ignored;
 pub use spool::{Spool, SpoolCounts};
 pub use thread::{NewThread, Pacer, Raised, boost_timer, raise_priority};
-pub use uffd::{Event, Fault, FaultKind, Features, Placed, RegisterMode, Uffd, UffdError};
+pub use uffd::{
+    AdoptError, Event, Fault, FaultKind, Features, Handshake, Placed, RegisterMode, Uffd,
+    UffdError, Waiting,
+};
 pub use vsock::VsockAddr;
+pub use zeros::Zeros;
 
 /// Bytes in a page of this host (4096 on x86-64), asked once.
 pub fn page_size() -> usize {

@@ -1,5 +1,6 @@
-//! Mappings, presence and bus errors, on the real kernel.
+//! Mappings, userfaultfd, presence and bus errors, on the real kernel.
 
+mod adopting;
 mod arena;
 mod bus_error;
 mod host;

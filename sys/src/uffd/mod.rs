@@ -3,14 +3,24 @@
 //! This is a thin layer: one method an ioctl, kernel answers turned into meaning. Policy (which
 //! answer is success, who waits) belongs to the crate `faults`. See the kernel's
 //! `Documentation/admin-guide/mm/userfaultfd.rst`.
+//!
+//! Everything here concerns the memory of the process that *opened* the descriptor, whoever holds it:
+//! with one that another process has sent ([`Uffd::adopt`]), that process' pages are placed.
+
+mod adopting;
+mod opening;
+mod waiting;
 
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as op;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl};
+
+pub use adopting::{AdoptError, Handshake};
+pub use waiting::Waiting;
 
 /// Protect (1) or release (0) in `UFFDIO_WRITEPROTECT`. Not in linux-raw-sys.
 const WRITEPROTECT_MODE_WP: u64 = 1;
@@ -41,6 +51,12 @@ impl Features {
     pub const WP_ASYNC: Self = Self(raw::UFFD_FEATURE_WP_ASYNC as u64);
     /// The thread id of who faulted.
     pub const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
+    /// An event when the process forks, and with it a descriptor for the child's memory.
+    pub const EVENT_FORK: Self = Self(raw::UFFD_FEATURE_EVENT_FORK as u64);
+    /// An event when a part is moved to other addresses.
+    pub const EVENT_REMAP: Self = Self(raw::UFFD_FEATURE_EVENT_REMAP as u64);
+    /// Who faults gets a SIGBUS instead of waiting.
+    pub const SIGBUS: Self = Self(raw::UFFD_FEATURE_SIGBUS as u64);
 
     /// Whether all of `other` is in it.
     pub fn has(self, other: Self) -> bool {
@@ -167,47 +183,7 @@ pub struct Uffd {
 }
 
 impl Uffd {
-    /// Opens one through `/dev/userfaultfd`, then the system call, then (only faults taken in user
-    /// mode) the unprivileged form, and asks for no features: only [`Uffd::supported`] is of use
-    /// on the result. With `user_mode_only` the last form is used at once.
-    fn open_raw(user_mode_only: bool) -> Result<(OwnedFd, bool), UffdError> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        if !user_mode_only {
-            if let Some(fd) = open_device(flags) {
-                return Ok((fd, false));
-            }
-            if let Ok(fd) = open_syscall(flags) {
-                return Ok((fd, false));
-            }
-        }
-        open_syscall(flags | raw::UFFD_USER_MODE_ONLY as i32)
-            .map(|fd| (fd, true))
-            .map_err(|errno| UffdError::of("userfaultfd", errno))
-    }
-
-    /// Which features this kernel has, and whether only faults in user mode can be handled.
-    pub(crate) fn supported(user_mode_only: bool) -> Result<(Features, bool), UffdError> {
-        let (fd, user_mode_only) = Self::open_raw(user_mode_only)?;
-        let features = handshake(fd.as_fd(), Features::default())?;
-        Ok((features, user_mode_only))
-    }
-
-    /// Opens one with exactly these features (ask [`crate::Host`] which there are).
-    ///
-    /// # Errors
-    ///
-    /// [`UffdError::Denied`] without the right, `Other(EINVAL)` for a feature that is not there.
-    pub fn open(features: Features, user_mode_only: bool) -> Result<Self, UffdError> {
-        let (fd, user_mode_only) = Self::open_raw(user_mode_only)?;
-        handshake(fd.as_fd(), features)?;
-        Ok(Self {
-            fd,
-            features,
-            user_mode_only,
-        })
-    }
-
-    /// The features it was opened with.
+    /// The features it was opened with. Of one that was [adopted](Uffd::adopt) see there.
     pub fn features(&self) -> Features {
         self.features
     }
@@ -234,8 +210,19 @@ impl Uffd {
 
     /// Unregisters a range, whatever of it is still registered, and wakes who waits in it.
     pub fn unregister(&self, range: Range<usize>) -> Result<(), UffdError> {
-        let mut arg = raw_range(range);
-        self.call::<{ op::UFFDIO_UNREGISTER as Opcode }, _>("UFFDIO_UNREGISTER", &mut arg)
+        let mut arg = raw_range(range.clone());
+        let answer =
+            self.call::<{ op::UFFDIO_UNREGISTER as Opcode }, _>("UFFDIO_UNREGISTER", &mut arg);
+        match answer {
+            // No more mappings, or no process any more: the kernel says the same of both. What is
+            // about to be unregistered may as well lose its protection.
+            Err(UffdError::Other { errno, .. })
+                if errno == Errno::NOMEM && self.release(range) == Err(UffdError::Ended) =>
+            {
+                Err(UffdError::Ended)
+            }
+            answer => answer,
+        }
     }
 
     /// Protects a registered range against writing.
@@ -332,9 +319,10 @@ impl Uffd {
     fn call<const OP: Opcode, T>(&self, name: &'static str, arg: &mut T) -> Result<(), UffdError> {
         loop {
             // SAFETY: every caller pairs the opcode with the structure that the kernel reads and
-            // writes for it. The addresses inside name memory of this process: a range that is
-            // registered guest RAM (which is reached by raw copies only, so that pages may appear
-            // or become writable at any time), or a source slice that outlives the call.
+            // writes for it. The addresses inside name memory of the process that opened the
+            // descriptor: a range that is registered guest RAM (which this process, if it is that
+            // one, reaches by raw copies only, so that pages may appear or become writable at any
+            // time). A source is a slice of ours that outlives the call.
             match unsafe { ioctl(self.fd.as_fd(), Updater::<OP, T>::new(arg)) } {
                 Err(Errno::INTR) => {}
                 answer => return answer.map_err(|errno| UffdError::of(name, errno)),
@@ -370,44 +358,6 @@ fn raw_range(range: Range<usize>) -> raw::uffdio_range {
         start: range.start as u64,
         len: range.len() as u64,
     }
-}
-
-fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Features, UffdError> {
-    let mut api = raw::uffdio_api {
-        api: u64::from(raw::UFFD_API),
-        features: features.0,
-        ioctls: 0,
-    };
-    // SAFETY: UFFDIO_API reads and writes one `uffdio_api`.
-    unsafe {
-        ioctl(
-            fd,
-            Updater::<{ op::UFFDIO_API as Opcode }, _>::new(&mut api),
-        )
-    }
-    .map_err(|errno| UffdError::of("UFFDIO_API", errno))?;
-    Ok(Features(api.features))
-}
-
-fn open_device(flags: i32) -> Option<OwnedFd> {
-    /// `_IO(0xAA, 0)`: a new userfaultfd from the device. Not in linux-raw-sys.
-    const NEW: libc::c_ulong = 0xAA00;
-    let device = std::fs::File::open("/dev/userfaultfd").ok()?;
-    // SAFETY: the ioctl takes flags by value and returns a new descriptor or -1.
-    let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW as _, flags as libc::c_ulong) };
-    // SAFETY: a descriptor that is not negative was just made for us.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn open_syscall(flags: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: userfaultfd(2) takes flags by value.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    if fd < 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Errno::from_io_error(&error).unwrap_or(Errno::NOSYS));
-    }
-    // SAFETY: just made for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn decode(message: &[u8]) -> Event {
