@@ -3,20 +3,10 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use paguro_sys::{Advice, HUGE_PAGE_BYTES, MapError, Mapping, page_size};
 
-/// What is behind a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// Private anonymous memory.
-    Anonymous,
-    /// A memfd (or tmpfs file), mapped shared.
-    Memfd,
-    /// A private mapping of a file: pages that were not written are the file's.
-    PrivateFile,
-}
+use crate::{Backing, Span};
 
 /// Which pages a block wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,11 +74,9 @@ pub struct BlockConfig {
 /// change below that.
 #[derive(Debug)]
 pub struct RamBlock {
-    id: String,
-    guest_address: u64,
+    span: Arc<Span>,
     mapping: Arc<Mapping>,
-    used_bytes: AtomicUsize,
-    backing: Backing,
+    guest_address: u64,
     pages: PageKind,
     file: Option<OwnedFd>,
     file_offset: u64,
@@ -140,21 +128,14 @@ impl RamBlock {
         {
             tracing::debug!(block = %id, %error, "page size advice has no effect");
         }
+        let backing = match file {
+            Some(_) => Backing::Memfd,
+            None => Backing::Anonymous,
+        };
         Ok(Self {
-            id,
-            guest_address,
-            mapping: Arc::new(mapping),
-            used_bytes: AtomicUsize::new(bytes),
-            backing: if file.is_some() {
-                Backing::Memfd
-            } else {
-                Backing::Anonymous
-            },
             pages,
             file,
-            file_offset: 0,
-            others_write: false,
-            read_only: false,
+            ..Self::adopt(&id, guest_address, Arc::new(mapping), backing)
         })
     }
 
@@ -192,11 +173,9 @@ impl RamBlock {
             PageKind::Small
         };
         Self {
-            id: id.to_owned(),
-            guest_address,
-            used_bytes: AtomicUsize::new(mapping.len()),
+            span: Arc::new(Span::here(id.to_owned(), mapping.clone(), backing)),
             mapping,
-            backing,
+            guest_address,
             pages,
             file: None,
             file_offset: 0,
@@ -230,12 +209,17 @@ impl RamBlock {
 
     /// Its name.
     pub fn id(&self) -> &str {
-        &self.id
+        self.span.id()
     }
 
     /// Guest-physical address of its first byte.
     pub fn guest_address(&self) -> u64 {
         self.guest_address
+    }
+
+    /// Where it is, as whoever answers its faults sees it. Its used length is that of the block.
+    pub fn span(&self) -> &Arc<Span> {
+        &self.span
     }
 
     /// The memory.
@@ -245,7 +229,7 @@ impl RamBlock {
 
     /// What is behind it.
     pub fn backing(&self) -> Backing {
-        self.backing
+        self.span.backing()
     }
 
     /// Which pages it wants.
@@ -276,12 +260,12 @@ impl RamBlock {
 
     /// Bytes in use now.
     pub fn used_bytes(&self) -> usize {
-        self.used_bytes.load(Ordering::Acquire)
+        self.span.used_bytes()
     }
 
     /// Bytes it may grow to.
     pub fn max_bytes(&self) -> usize {
-        self.mapping.len()
+        self.span.max_bytes()
     }
 
     /// Changes the used length.
@@ -290,30 +274,22 @@ impl RamBlock {
     ///
     /// [`RamError::Length`]: not a multiple of the page size, or more than the maximum.
     pub fn resize(&self, used: usize) -> Result<(), RamError> {
-        if used > self.max_bytes() || !used.is_multiple_of(self.mapping.page_bytes()) {
-            return Err(RamError::Length {
-                id: self.id.clone(),
-                used,
-                max: self.max_bytes(),
-            });
-        }
-        self.used_bytes.store(used, Ordering::Release);
-        Ok(())
+        self.span.resize(used)
     }
 
     /// Pages in use now.
     pub fn pages(&self) -> usize {
-        self.used_bytes() / page_size()
+        self.span.pages()
     }
 
     /// Pages it may grow to: the size of its sets.
     pub fn max_pages(&self) -> usize {
-        self.max_bytes() / page_size()
+        self.span.max_pages()
     }
 
     /// Pages that can only be protected or placed together: 1, or 512 on hugetlbfs.
     pub fn unit_pages(&self) -> usize {
-        self.mapping.page_bytes() / page_size()
+        self.span.unit_pages()
     }
 
     /// Bytes of a range of pages.
@@ -323,14 +299,13 @@ impl RamBlock {
 
     /// Host virtual addresses of a range of pages.
     pub fn addresses_of(&self, pages: &Range<usize>) -> Range<usize> {
-        let bytes = self.bytes_of(pages);
-        self.mapping.range(bytes.start, bytes.len())
+        self.span.addresses_of(pages)
     }
 
     /// Whether it can be frozen by write-protection: a private file mapping cannot (the kernel
     /// protects anonymous and shared memory only).
     pub fn can_be_protected(&self) -> bool {
-        self.backing != Backing::PrivateFile
+        self.backing() != Backing::PrivateFile
     }
 }
 

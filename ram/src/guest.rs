@@ -6,12 +6,13 @@ use paguro_sys::page_size;
 use rustix::mm::MapFlags;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::{Backing, Discards, NothingDiscarded, RamBlock};
+use crate::{Backing, Discards, NothingDiscarded, RamBlock, Spans};
 
 /// The RAM blocks of one guest, and what of them is discarded.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     blocks: Arc<[Arc<RamBlock>]>,
+    spans: Spans,
     discards: Arc<dyn Discards>,
 }
 
@@ -27,9 +28,9 @@ pub struct Located {
 impl GuestRam {
     /// RAM of these blocks, of which nothing is discarded.
     pub fn new(blocks: Vec<RamBlock>) -> Self {
-        let blocks = blocks.into_iter().map(Arc::new).collect();
         Self {
-            blocks,
+            spans: Spans::here(blocks.iter().map(|block| block.span().clone())),
+            blocks: blocks.into_iter().map(Arc::new).collect(),
             discards: Arc::new(NothingDiscarded),
         }
     }
@@ -81,6 +82,11 @@ impl GuestRam {
         &self.blocks
     }
 
+    /// Where they are, for whoever answers their faults.
+    pub fn spans(&self) -> &Spans {
+        &self.spans
+    }
+
     /// The block of that name.
     pub fn block(&self, id: &str) -> Option<&Arc<RamBlock>> {
         self.blocks.iter().find(|block| block.id() == id)
@@ -93,13 +99,7 @@ impl GuestRam {
 
     /// The page at a host virtual address.
     pub fn locate(&self, address: usize) -> Option<Located> {
-        self.blocks.iter().enumerate().find_map(|(block, ram)| {
-            let offset = address.checked_sub(ram.mapping().addr())?;
-            (offset < ram.max_bytes()).then(|| Located {
-                block,
-                page: offset / page_size(),
-            })
-        })
+        self.spans.locate(address)
     }
 
     /// Bytes in use, over all blocks.
