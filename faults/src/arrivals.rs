@@ -9,7 +9,8 @@
 //! | fresh | nobody runs yet | it is copied in | the later one is newer, and replaces it |
 //! | served | a guest, which waits for what is absent | it is placed ([`Faults::place`]), which wakes who waits | the first one stays: the guest may have written it |
 //!
-//! RAM begins as fresh and may become served, never the other way. *Received* is not *present*: a page
+//! RAM begins as fresh and may become served, never the other way. Memory of another process takes
+//! nothing before it is served: only the kernel can place pages there. *Received* is not *present*: a page
 //! that the guest gave back is absent again, and so may be one of zeros. A fault on it is answered here,
 //! and nobody is asked for it. What must not be asked for any more is received, too: what was given back
 //! before it came.
@@ -18,8 +19,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use paguro_ram::{Backing, GuestRam, Located, PageSet};
-use paguro_sys::{Places, page_size};
+use paguro_ram::{Backing, Located, PageSet, Spans};
+use paguro_sys::{Mapping, Places, page_size};
 
 use crate::{Faults, FaultsError, MissingHandler, Use};
 
@@ -32,7 +33,7 @@ const BREATH: Duration = Duration::from_micros(30);
 /// waits for a source of pages.
 #[derive(Debug)]
 pub struct Arrivals {
-    ram: GuestRam,
+    spans: Spans,
     received: Vec<PageSet>,
     /// Whose faults are answered, once RAM is served.
     served: OnceLock<Weak<Faults>>,
@@ -42,11 +43,11 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Nothing has arrived, and nobody runs in this RAM, which is zero.
-    pub fn new(ram: GuestRam) -> Self {
-        let blocks = ram.blocks().iter();
+    pub fn new(spans: Spans) -> Self {
+        let sets = spans.all().iter().map(|s| PageSet::new(s.max_pages()));
         Self {
-            received: blocks.map(|b| PageSet::new(b.max_pages())).collect(),
-            ram,
+            received: sets.collect(),
+            spans,
             served: OnceLock::new(),
             landing: RwLock::default(),
         }
@@ -90,8 +91,8 @@ impl Arrivals {
     }
 
     /// The RAM that fills.
-    pub fn ram(&self) -> &GuestRam {
-        &self.ram
+    pub fn spans(&self) -> &Spans {
+        &self.spans
     }
 
     /// The pages of a block that have arrived, or must not come any more.
@@ -118,7 +119,7 @@ impl Arrivals {
     ///
     /// # Errors
     ///
-    /// [`FaultsError::Place`], in served ground only.
+    /// [`FaultsError::Place`], in served ground only; [`FaultsError::Elsewhere`], in fresh ground only.
     ///
     /// # Panics
     ///
@@ -132,8 +133,7 @@ impl Arrivals {
     ) -> Result<(), FaultsError> {
         let pages = touched(offset, content.len());
         let Some(served) = self.served.get() else {
-            let mapping = self.ram.blocks()[block].mapping();
-            mapping.copy_in(offset, content);
+            self.mapping(block)?.copy_in(offset, content);
             self.note(block, pages, noted);
             return Ok(());
         };
@@ -168,10 +168,11 @@ impl Arrivals {
         let pages = touched(offset, bytes);
         match self.served.get().map(Weak::upgrade) {
             None => {
+                let mapping = self.mapping(block)?;
                 self.received[block].runs(pages, |run| {
                     let from = (run.start * page_size()).max(offset);
                     let to = (run.end * page_size()).min(offset + bytes);
-                    self.clear(block, from..to);
+                    clear(mapping, from..to);
                 });
                 Ok(())
             }
@@ -182,17 +183,20 @@ impl Arrivals {
         }
     }
 
-    fn clear(&self, block: usize, bytes: Range<usize>) {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        let mapping = self.ram.blocks()[block].mapping();
-        for at in bytes.clone().step_by(ZEROS.len()) {
-            mapping.copy_in(at, &ZEROS[..ZEROS.len().min(bytes.end - at)]);
-        }
+    /// Where content can be copied to by whoever has it.
+    fn mapping(&self, block: usize) -> Result<&Mapping, FaultsError> {
+        let span = &self.spans.all()[block];
+        let elsewhere = || FaultsError::Elsewhere {
+            block: span.id().to_owned(),
+        };
+        span.mapping()
+            .map(|mapping| &**mapping)
+            .ok_or_else(elsewhere)
     }
 
     /// Where pages belong that begin at these offsets and are of so many bytes each, no more than
     /// [`Places::MOST`] of them: for whoever can put what comes there by himself, and says so then
-    /// ([`Self::filled`]). `None` in served ground, where nobody can.
+    /// ([`Self::filled`]). `None` where nobody can: in served ground, and in another process' memory.
     pub fn places(
         &self,
         block: usize,
@@ -202,7 +206,7 @@ impl Arrivals {
         if self.served.get().is_some() {
             return None;
         }
-        let mut places = Places::new(self.ram.blocks()[block].mapping());
+        let mut places = Places::new(self.mapping(block).ok()?);
         offsets.for_each(|offset| places.push(offset, bytes));
         Some(places)
     }
@@ -217,7 +221,7 @@ impl Arrivals {
     /// Pages were given back, and with them what is still to come for them. Of shared memory only those
     /// that are there were given up: the event does not say whether the file lost them too.
     pub fn given_back(&self, block: usize, pages: Range<usize>, noted: impl FnMut(Range<usize>)) {
-        if self.ram.blocks()[block].backing() == Backing::Anonymous {
+        if self.spans.all()[block].backing() == Backing::Anonymous {
             self.note(block, pages, noted);
         }
     }
@@ -260,6 +264,13 @@ impl Arrivals {
         if !received.contains_all(pages.clone()) {
             received.claim(pages, noted);
         }
+    }
+}
+
+fn clear(mapping: &Mapping, bytes: Range<usize>) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    for at in bytes.clone().step_by(ZEROS.len()) {
+        mapping.copy_in(at, &ZEROS[..ZEROS.len().min(bytes.end - at)]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong with faults.
 
-use paguro_sys::UffdError;
+use paguro_sys::{MapError, UffdError};
 
 /// Watching, protecting or placing failed.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +12,16 @@ pub enum FaultsError {
     /// The host gives us no thread or descriptor.
     #[error("cannot start the threads that read faults")]
     Thread(#[source] std::io::Error),
+    /// The host gives us no addresses for a page of zeros.
+    #[error("no zeros to answer faults with")]
+    Zeros(#[source] MapError),
+    /// The caller's: it is memory of another process, into which pages can only be placed, once it is
+    /// served.
+    #[error("RAM block {block} is not mapped here, and nobody serves it yet")]
+    Elsewhere {
+        /// The block.
+        block: String,
+    },
     /// A block cannot be watched.
     #[error("cannot register RAM block {block} with userfaultfd")]
     Register {

@@ -10,8 +10,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use paguro_sys::Host;
-
 /// Of all mappings that a process may have, one in so many may come from holes. The rest is the
 /// machine's.
 const SHARE: usize = 4;
@@ -36,9 +34,9 @@ impl Holes {
         }
     }
 
-    /// Looks how many there may be.
-    pub(crate) fn look(&mut self, host: &Host) {
-        self.most = host.most_mappings() / SHARE / MAPPINGS;
+    /// Says how many there may be, of a process that may have so many mappings.
+    pub(crate) fn allow(&mut self, most_mappings: usize) {
+        self.most = most_mappings / SHARE / MAPPINGS;
     }
 
     /// Notes one, if there may be one more. One that only makes another larger always may.

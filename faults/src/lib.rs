@@ -5,6 +5,9 @@
 //! answers what is write-protected. Both are handlers that are attached here ([`Handlers`]); this
 //! room reads the events, finds the page, and calls one of them.
 //!
+//! All that is known of RAM here is where it is ([`Span`]), in this process or in another one that has
+//! sent its userfaultfd ([`Faults::adopt`]): a pager can serve a VMM that it is no part of.
+//!
 //! Pages arrive in RAM in one place, too ([`Arrivals`]), wherever they come from; where those are that
 //! have not is a [`Supply`].
 //!
@@ -29,6 +32,7 @@ mod holes;
 mod placing;
 mod reader;
 mod registration;
+mod retrying;
 mod supply;
 
 use std::collections::VecDeque;
@@ -39,8 +43,8 @@ use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use paguro_ram::{GuestRam, Located, RamBlock};
-use paguro_sys::{Event, Host, Uffd, UffdError};
+use paguro_ram::{GuestRam, Located, Span, Spans};
+use paguro_sys::{Event, HUGE_PAGE_BYTES, Host, Limits, Uffd, UffdError, Zeros};
 
 use rustix::event::EventfdFlags;
 
@@ -95,9 +99,11 @@ pub type Barrier<'a> = RwLockWriteGuard<'a, Handlers>;
 
 /// The owner of guest RAM's userfaultfd, with the threads that read it.
 pub struct Faults {
-    host: Host,
+    /// What the host could do when this was opened; of an adopted one nobody has asked.
+    host: Option<Host>,
     uffd: Uffd,
-    ram: GuestRam,
+    spans: Spans,
+    zeros: Zeros,
     gate: RwLock<Handlers>,
     placing: RwLock<placing::Mode>,
     registered: Mutex<registration::Registered>,
@@ -123,20 +129,46 @@ impl Faults {
     ///
     /// # Errors
     ///
-    /// [`FaultsError::Open`]: the host has none for us; [`FaultsError::Thread`].
+    /// [`FaultsError::Open`]: the host has none for us; [`FaultsError::Thread`],
+    /// [`FaultsError::Zeros`].
     pub fn open(host: &Host, ram: GuestRam, readers: usize) -> Result<Arc<Self>, FaultsError> {
         let uffd = host.open_uffd().map_err(FaultsError::Open)?;
+        Self::over(Some(*host), uffd, ram.spans().clone(), readers)
+    }
+
+    /// The same over a userfaultfd that somebody else has opened ([`Uffd::adopt`]), and spans of his
+    /// memory as he names them. He may be another process: then pages of its memory are watched,
+    /// protected, placed and released, all as if they were here. Whoever adopts reads all events; so
+    /// nobody else may.
+    ///
+    /// When the process ends, who waited is gone, nothing more is placed, and this must be dropped by
+    /// whoever hears of the end: the descriptor does not tell.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Thread`], [`FaultsError::Zeros`].
+    pub fn adopt(uffd: Uffd, spans: Spans, readers: usize) -> Result<Arc<Self>, FaultsError> {
+        Self::over(None, uffd, spans, readers)
+    }
+
+    fn over(
+        host: Option<Host>,
+        uffd: Uffd,
+        spans: Spans,
+        readers: usize,
+    ) -> Result<Arc<Self>, FaultsError> {
         let eventfd = |flags| {
             rustix::event::eventfd(0, flags | EventfdFlags::CLOEXEC)
                 .map_err(|errno| FaultsError::Thread(errno.into()))
         };
         let stop = eventfd(EventfdFlags::empty())?;
         let bell = eventfd(EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
-        let registered = Mutex::new(registration::Registered::new(ram.blocks().len()));
+        let registered = Mutex::new(registration::Registered::new(spans.all().len()));
         let faults = Arc::new(Self {
-            host: *host,
+            host,
             uffd,
-            ram,
+            spans,
+            zeros: Zeros::map(HUGE_PAGE_BYTES).map_err(FaultsError::Zeros)?,
             gate: RwLock::default(),
             placing: RwLock::default(),
             registered,
@@ -154,19 +186,22 @@ impl Faults {
         Ok(faults)
     }
 
-    /// What the host could do when it was opened.
-    pub fn host(&self) -> &Host {
-        &self.host
+    /// The RAM it watches: a span a block.
+    pub fn spans(&self) -> &Spans {
+        &self.spans
     }
 
-    /// The RAM it watches.
-    pub fn ram(&self) -> &GuestRam {
-        &self.ram
+    /// The span of the block of that index.
+    pub fn block(&self, index: usize) -> &Span {
+        &self.spans.all()[index]
     }
 
-    /// The block of that index.
-    pub fn block(&self, index: usize) -> &RamBlock {
-        &self.ram.blocks()[index]
+    /// Mappings that a process may have on this host.
+    fn most_mappings(&self) -> usize {
+        match &self.host {
+            Some(host) => host.most_mappings(),
+            None => Limits::of_this_process().most_mappings(),
+        }
     }
 
     /// The kernel's side, for those who ask about features.
@@ -204,7 +239,7 @@ impl Faults {
     pub fn release(&self, block: usize, pages: Range<usize>) -> Result<(), FaultsError> {
         let range = self.block(block).addresses_of(&pages);
         match self.retry(|| self.uffd.release(range.clone())) {
-            Err(UffdError::Gone | UffdError::Other { .. }) => self
+            Err(UffdError::Gone | UffdError::Ended | UffdError::Other { .. }) => self
                 .retry(|| self.uffd.wake(range.clone()))
                 .map_err(|source| self.protect_error(block, &pages, source)),
             answer => answer.map_err(|source| self.protect_error(block, &pages, source)),
@@ -245,40 +280,6 @@ impl Faults {
             first: pages.start,
             count: pages.len(),
             source,
-        }
-    }
-
-    /// `EAGAIN` means unread events or a changing address space: whoever gets it drains and tries
-    /// again. All ioctls here can be repeated.
-    fn retry(&self, call: impl Fn() -> Result<(), UffdError>) -> Result<(), UffdError> {
-        loop {
-            match call() {
-                Err(UffdError::Again) => self.drain(),
-                answer => return answer,
-            }
-        }
-    }
-
-    /// Reads what is unread, and leaves the answer to the readers. Leaving the reading to them too
-    /// would be no good: all of them may be in here, each refused because of an event that no one
-    /// is left to read, or be kept out by the barrier of whoever is refused.
-    fn drain(&self) {
-        let mut events = [Event::Other(0); 16];
-        let count = self.uffd.read(&mut events).unwrap_or(0);
-        if count == 0 {
-            return std::thread::yield_now();
-        }
-        for event in &events[..count] {
-            match (*event, self.gate.try_read()) {
-                // What was given back is noted at once, as long as it does not take waiting.
-                (Event::Removed { start, end }, Ok(handlers)) => {
-                    reader::removed(self, &handlers, start, end);
-                }
-                (event, _) => {
-                    lock(&self.backlog).push_back(event);
-                    let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-                }
-            }
         }
     }
 }

@@ -7,8 +7,8 @@
 use std::ops::Range;
 use std::sync::RwLockReadGuard;
 
-use paguro_ram::{Located, RamBlock};
-use paguro_sys::{HUGE_PAGE_BYTES, Placed, UffdError, page_size};
+use paguro_ram::{Located, Span};
+use paguro_sys::{HUGE_PAGE_BYTES, Placed, UffdError, Waiting, page_size};
 
 use crate::{Faults, FaultsError, Use};
 
@@ -31,8 +31,6 @@ pub enum Outcome {
     /// woken; the others are there.
     MappingChanged,
 }
-
-static ZEROS: [u8; HUGE_PAGE_BYTES] = [0; HUGE_PAGE_BYTES];
 
 impl Faults {
     /// From when this returns until [`Faults::free_placements`], all that is placed is placed
@@ -84,13 +82,13 @@ impl Faults {
         let len = pages.len() * page_size();
         self.place_with(block, pages.start, len, |to, _, len| {
             if protected || huge {
-                return self.uffd.copy(to, &ZEROS[..len], protected);
+                return self.uffd.copy(to, &self.zeros[..len], protected);
             }
             let placed = self.uffd.zero(to..to + len);
             // An absent page that is marked as protected answers "exists" to ZEROPAGE and stays
             // absent: a copy of zeros tells the two apart.
             if placed.answer == Err(UffdError::Exists) && placed.bytes == 0 {
-                return self.uffd.copy(to, &ZEROS[..page_size()], false);
+                return self.uffd.copy(to, &self.zeros[..page_size()], false);
             }
             placed
         })
@@ -122,7 +120,7 @@ impl Faults {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn place_with(
+    pub(crate) fn place_with(
         &self,
         block: usize,
         first: usize,
@@ -136,13 +134,14 @@ impl Faults {
         let mut done = 0;
         let mut step = HUGE_PAGE_BYTES;
         let mut outcome = Outcome::There;
+        let mut waiting = Waiting::default();
         while done < len {
             let part = (len - done).min(step);
             let Placed { bytes, answer } = call(range.start + done, done, part);
             done += bytes;
             match answer {
-                Ok(()) | Err(UffdError::Again) if bytes > 0 => {}
-                Ok(()) | Err(UffdError::Again) => self.drain(),
+                Ok(()) | Err(UffdError::Again) if bytes > 0 => waiting = Waiting::default(),
+                Ok(()) | Err(UffdError::Again) => self.drain(&mut waiting),
                 Err(UffdError::Exists) => {
                     // Somebody was faster; whoever waits for the page must look again.
                     self.wake_range(range.start + done..range.start + done + unit, ram);
@@ -174,7 +173,7 @@ impl Faults {
         Ok(outcome)
     }
 
-    fn wake_range(&self, range: Range<usize>, ram: &RamBlock) {
+    fn wake_range(&self, range: Range<usize>, ram: &Span) {
         if let Err(error) = self.uffd.wake(range) {
             tracing::warn!(block = ram.id(), %error, "cannot wake");
         }

@@ -76,7 +76,7 @@ fn read_one(faults: &Faults) -> Option<Event> {
 }
 
 fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
-    let Some(at) = faults.ram.locate(fault.address) else {
+    let Some(at) = faults.spans.locate(fault.address) else {
         tracing::error!(address = fault.address, "fault outside guest RAM");
         return;
     };
@@ -106,7 +106,7 @@ fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
 
 pub(crate) fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize, end: usize) {
     let page = page_size();
-    let Some(at) = faults.ram.locate(start) else {
+    let Some(at) = faults.spans.locate(start) else {
         return;
     };
     let pages = at.page..at.page + (end - start).div_ceil(page);

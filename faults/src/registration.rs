@@ -92,7 +92,7 @@ impl Faults {
         }
         // For a user who is new: he may come long after the last one.
         if !*registered.blocks[block].of(used) {
-            registered.holes.look(&self.host);
+            registered.holes.allow(self.most_mappings());
         }
         registered.holes.clear(block);
         registered.blocks[block] = uses;
@@ -198,8 +198,9 @@ impl Faults {
         // missing pages; a writer that waits on a protected page would wait for ever.
         self.wake(block, pages);
         match answer {
-            // Nothing, or something else, is mapped there by now: there is nothing left to undo.
-            Ok(()) | Err(UffdError::Gone | INVALID) => Ok(()),
+            // Nothing, or something else, is mapped there by now, or the process has ended: there is
+            // nothing left to undo.
+            Ok(()) | Err(UffdError::Gone | UffdError::Ended | INVALID) => Ok(()),
             Err(source) => Err(FaultsError::Register {
                 block: ram.id().to_owned(),
                 source,

@@ -27,7 +27,8 @@ const READERS: usize = 2;
 pub struct Memory {
     host: Host,
     ram: GuestRam,
-    faults: Mutex<Option<Arc<Faults>>>,
+    /// Once they are open, with what was known of the host then.
+    faults: Mutex<Option<(Host, Arc<Faults>)>>,
     filler: Mutex<Option<Arc<dyn Filling>>>,
     /// What watches a file that the RAM maps, and how long reads of it are tried again.
     watch: OnceLock<(Arc<dyn Origin>, Duration)>,
@@ -75,8 +76,8 @@ impl Memory {
     /// when it was opened.
     pub fn host(&self) -> Host {
         match &*lock(&self.faults) {
-            Some(faults) => {
-                let now = faults.host().asked_again();
+            Some((host, faults)) => {
+                let now = host.asked_again();
                 now.with_right_to(faults.uffd().is_user_mode_only())
             }
             None => self.host.asked_again(),
@@ -100,11 +101,13 @@ impl Memory {
     /// [`FaultsError::Open`]: this process has no right to one.
     pub fn faults(&self) -> Result<Arc<Faults>, FaultsError> {
         let mut faults = lock(&self.faults);
-        if let Some(faults) = &*faults {
+        if let Some((_, faults)) = &*faults {
             return Ok(faults.clone());
         }
-        let opened = Faults::open(&self.host.asked_again(), self.ram.clone(), READERS)?;
-        Ok(faults.insert(opened).clone())
+        let host = self.host.asked_again();
+        let opened = Faults::open(&host, self.ram.clone(), READERS)?;
+        *faults = Some((host, opened.clone()));
+        Ok(opened)
     }
 
     /// Says where pages come from that have not arrived.

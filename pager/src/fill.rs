@@ -41,9 +41,9 @@ impl Pager {
     /// Fetches all that has not arrived yet, but for what cannot be had; whether it came to the end.
     fn fetch_all(&self, pace: &mut Pace, backoff: &mut Backoff) -> bool {
         let (mut bytes, mut missed) = (Vec::new(), false);
-        for block in 0..self.arrivals.ram().blocks().len() {
+        for block in 0..self.arrivals.spans().all().len() {
             let pages = self.source.has(block).pages();
-            let stride = STRIDE.max(self.arrivals.ram().blocks()[block].unit_pages());
+            let stride = STRIDE.max(self.arrivals.spans().all()[block].unit_pages());
             for first in (0..pages).step_by(stride) {
                 let Some(faults) = self.faults.upgrade() else {
                     // The others wait for what nobody will want any more.

@@ -95,11 +95,11 @@ impl Pager {
         options: PagerOptions,
         failure: Failure,
     ) -> Result<Arc<Self>, FaultsError> {
-        let blocks = 0..faults.ram().blocks().len();
+        let blocks = 0..faults.spans().all().len();
         let left = blocks.map(|block| source.has(block).count()).sum();
         let pager = Arc::new(Self {
             faults: Arc::downgrade(faults),
-            arrivals: Arrivals::new(faults.ram().clone()),
+            arrivals: Arrivals::new(faults.spans().clone()),
             source,
             wanted: Wanted::default(),
             left: AtomicUsize::new(left),
@@ -190,7 +190,7 @@ impl Pager {
         pages: Range<usize>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), SourceError> {
-        let unit = self.arrivals.ram().blocks()[block].unit_pages();
+        let unit = self.arrivals.spans().all()[block].unit_pages();
         let whole = pages.start / unit * unit..pages.end.next_multiple_of(unit);
         let mut bytes = Vec::new();
         patiently(self.retry, go_on, || match self.faults.upgrade() {

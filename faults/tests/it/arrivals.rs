@@ -12,7 +12,8 @@ use crate::common::*;
 const KINDS: [Backing; 2] = [Backing::Anonymous, Backing::Memfd];
 
 fn fresh(pages: usize) -> Arrivals {
-    Arrivals::new(GuestRam::new(vec![block("ram", pages, Backing::Anonymous)]))
+    let ram = GuestRam::new(vec![block("ram", pages, Backing::Anonymous)]);
+    Arrivals::new(ram.spans().clone())
 }
 
 fn received(arrivals: &Arrivals) -> Vec<usize> {
@@ -25,7 +26,7 @@ fn received(arrivals: &Arrivals) -> Vec<usize> {
 /// Served, with what asks for pages: it counts, and nothing comes.
 fn served(backing: Backing) -> Option<(Arc<Faults>, Arc<Arrivals>, Arc<AtomicUsize>)> {
     let faults = faults(8, backing, 1)?;
-    let arrivals = Arc::new(Arrivals::new(faults.ram().clone()));
+    let arrivals = Arc::new(Arrivals::new(faults.spans().clone()));
     let asked = Arc::new(AtomicUsize::new(0));
     let (here, count) = (arrivals.clone(), asked.clone());
     let answer = move |faults: &Faults, at| {
@@ -41,7 +42,7 @@ fn served(backing: Backing) -> Option<(Arc<Faults>, Arc<Arrivals>, Arc<AtomicUsi
 #[test]
 fn in_fresh_ground_the_later_page_is_the_newer_one() {
     let arrivals = fresh(4);
-    let mapping = arrivals.ram().blocks()[0].mapping().clone();
+    let mapping = arrivals.spans().all()[0].mapping().unwrap().clone();
     let mut noted = Vec::new();
     for (page, value) in [(1, 5), (2, 6), (1, 7)] {
         let content = [value; PAGE];
@@ -58,16 +59,17 @@ fn in_fresh_ground_the_later_page_is_the_newer_one() {
 
 #[test]
 fn zeros_over_nothing_leave_nothing() {
-    let arrivals = fresh(512);
-    let mapping = arrivals.ram().blocks()[0].mapping().clone();
+    let ram = GuestRam::new(vec![block("ram", 512, Backing::Anonymous)]);
+    let arrivals = Arrivals::new(ram.spans().clone());
+    let mapping = ram.blocks()[0].mapping().clone();
     arrivals.land(0, 3 * PAGE, &[5; PAGE], |_| {}).unwrap();
     arrivals.zero(0, 0, 512 * PAGE, |_| {}).unwrap();
     assert!(mapping.is_zero(3 * PAGE, PAGE));
     let pagemap = paguro_sys::presence::Pagemap::open(&paguro_sys::Host::probe(
         &paguro_sys::Fallbacks::default(),
     ));
-    let (ram, mut present) = (&arrivals.ram().blocks()[0], Vec::new());
-    paguro_ram::presence::present(ram, 0..512, &pagemap.unwrap(), |run| present.extend(run))
+    let (block, mut present) = (&ram.blocks()[0], Vec::new());
+    paguro_ram::presence::present(block, 0..512, &pagemap.unwrap(), |run| present.extend(run))
         .unwrap();
     assert_eq!(present, [3]);
 }
@@ -82,11 +84,8 @@ fn places_are_received_when_they_are_filled() {
     assert!(received(&arrivals).is_empty());
     arrivals.filled(0, at(), PAGE);
     assert_eq!(received(&arrivals), [1, 2, 5]);
-    assert!(
-        arrivals.ram().blocks()[0]
-            .mapping()
-            .is_equal(5 * PAGE, &[9; PAGE])
-    );
+    let mapping = arrivals.spans().all()[0].mapping().unwrap();
+    assert!(mapping.is_equal(5 * PAGE, &[9; PAGE]));
 }
 
 #[test]
@@ -131,7 +130,12 @@ fn what_was_received_and_is_absent_is_zero_and_nobody_is_asked() {
             Backing::Anonymous => Advice::DontNeed,
             _ => Advice::Remove,
         };
-        faults.block(0).mapping().advise(0, PAGE, advice).unwrap();
+        faults
+            .block(0)
+            .mapping()
+            .unwrap()
+            .advise(0, PAGE, advice)
+            .unwrap();
         assert_eq!(ends(&read(&faults, 0)), 0, "{kind:?}");
         assert_eq!(asked.load(Ordering::SeqCst), 0, "{kind:?}");
         // All else is asked for.

@@ -12,7 +12,7 @@ use crate::common::*;
 
 /// Maps fresh memory, which nobody has registered, over pages of the block.
 fn map_over(faults: &Faults, pages: std::ops::Range<usize>) {
-    let mapping = faults.block(0).mapping();
+    let mapping = faults.block(0).mapping().unwrap();
     let range = mapping.range(pages.start * PAGE, pages.len() * PAGE);
     let (access, flags) = (
         ProtFlags::READ | ProtFlags::WRITE,
@@ -78,7 +78,7 @@ fn a_range_in_two_mappings_is_placed_whole() {
             return;
         };
         // An advice for a part: the kernel cuts the mapping in three.
-        let mapping = faults.block(0).mapping();
+        let mapping = faults.block(0).mapping().unwrap();
         mapping.advise(3 * PAGE, PAGE, Advice::Huge).unwrap();
         faults.register(0, Use::Missing).unwrap();
         let outcome = faults.place(0, 0, &[9; 8 * PAGE]).unwrap();
@@ -88,6 +88,7 @@ fn a_range_in_two_mappings_is_placed_whole() {
         assert!(ends(&run(move || faults
             .block(0)
             .mapping()
+            .unwrap()
             .is_equal(0, &[9; 8 * PAGE]))));
     }
 }

@@ -43,14 +43,24 @@ pub fn faults(pages: usize, backing: Backing, readers: usize) -> Option<Arc<Faul
 
 pub fn write(faults: &Arc<Faults>, page: usize, value: u8) -> Receiver<()> {
     let faults = faults.clone();
-    run(move || faults.block(0).mapping().copy_in(page * PAGE, &[value]))
+    run(move || {
+        faults
+            .block(0)
+            .mapping()
+            .unwrap()
+            .copy_in(page * PAGE, &[value])
+    })
 }
 
 pub fn read(faults: &Arc<Faults>, page: usize) -> Receiver<u8> {
     let faults = faults.clone();
     run(move || {
         let mut byte = [0];
-        faults.block(0).mapping().copy_out(page * PAGE, &mut byte);
+        faults
+            .block(0)
+            .mapping()
+            .unwrap()
+            .copy_out(page * PAGE, &mut byte);
         byte[0]
     })
 }

@@ -3,6 +3,7 @@
 mod arrivals;
 mod changes;
 mod common;
+mod elsewhere;
 mod order;
 mod pieces;
 mod placing;

@@ -13,7 +13,7 @@ use crate::common::*;
 
 /// Gives pages back in a thread of its own.
 fn give_back(faults: &Faults, page: usize) -> Receiver<()> {
-    let mapping = faults.block(0).mapping().clone();
+    let mapping = faults.block(0).mapping().unwrap().clone();
     run(move || mapping.advise(page * PAGE, PAGE, Advice::DontNeed).unwrap())
 }
 
@@ -169,7 +169,7 @@ fn closing_wakes_everybody() {
     let Some(faults) = faults(8, Backing::Anonymous, 2) else {
         return;
     };
-    let mapping = faults.block(0).mapping().clone();
+    let mapping = faults.block(0).mapping().unwrap().clone();
     let (heard, asked) = channel();
     faults.register(0, Use::Missing).unwrap();
     faults.barrier().missing = Some(Arc::new(Does(move |_: &Faults, at: Located| {

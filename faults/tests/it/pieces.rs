@@ -20,15 +20,16 @@ fn few(backing: Backing) -> Option<Arc<Faults>> {
     };
     let blocks = ["one", "two"].map(|id| block(id, PAGES, backing));
     let faults = Faults::open(&host_with(&forced)?, GuestRam::new(blocks.into()), 1).unwrap();
-    for block in faults.ram().blocks() {
-        (0..PAGES).for_each(|page| block.mapping().copy_in(page * PAGE, &[1]));
+    for span in faults.spans().all() {
+        let mapping = span.mapping().unwrap();
+        (0..PAGES).for_each(|page| mapping.copy_in(page * PAGE, &[1]));
     }
     Some(faults)
 }
 
 fn pieces(faults: &Faults) -> usize {
-    let blocks = faults.ram().blocks().iter();
-    let ranges = blocks.map(|block| block.addresses_of(&(0..PAGES)));
+    let spans = faults.spans().all().iter();
+    let ranges = spans.map(|span| span.addresses_of(&(0..PAGES)));
     ranges.map(mappings).sum()
 }
 
@@ -128,7 +129,7 @@ fn in_a_process_of_its_own() {
     faults
         .unregister(0, Use::WriteProtect, &parts, || ())
         .unwrap();
-    let mapping = faults.block(0).mapping();
+    let mapping = faults.block(0).mapping().unwrap();
     (0..PAGES).for_each(|page| mapping.copy_in(page * PAGE, &[3]));
     assert_eq!(catcher.caught.load(Ordering::SeqCst), 1, "it is registered");
 }

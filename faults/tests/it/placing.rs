@@ -42,7 +42,13 @@ fn what_is_placed_while_protecting_is_caught_at_its_first_write() {
         for page in 0..4 {
             assert!(is_caught(&faults, &catcher, page), "{kind:?} {page}");
             let rest = [if page < 2 { 5 } else { 0 }; PAGE - 1];
-            assert!(faults.block(0).mapping().is_equal(page * PAGE + 1, &rest));
+            assert!(
+                faults
+                    .block(0)
+                    .mapping()
+                    .unwrap()
+                    .is_equal(page * PAGE + 1, &rest)
+            );
         }
     }
 }
@@ -57,7 +63,7 @@ fn what_is_placed_freely_on_an_armed_page_is_written_unseen() {
         };
         assert_eq!(faults.place(0, 0, &[5; PAGE]).unwrap(), Outcome::There);
         assert!(!is_caught(&faults, &catcher, 0), "{kind:?}");
-        let addr = faults.block(0).mapping().addr() + PAGE;
+        let addr = faults.block(0).mapping().unwrap().addr() + PAGE;
         let zeroed = faults.uffd().zero(addr..addr + PAGE);
         match kind {
             // Nothing was placed, and nobody was woken; unless the kernel never protected it.
@@ -112,9 +118,9 @@ fn who_comes_late_loses_and_wakes() {
 #[test]
 fn a_page_that_exists_already_wakes_its_waiter() {
     let _alone = alone();
-    let Some(faults) = faults(8, Backing::Memfd, 1) else {
-        return;
-    };
+    let Some(host) = host() else { return };
+    let ram = GuestRam::new(vec![block("ram", 8, Backing::Memfd)]);
+    let faults = Faults::open(&host, ram.clone(), 1).unwrap();
     let (heard, asked) = std::sync::mpsc::channel();
     faults.register(0, Use::Missing).unwrap();
     // Takes the fault and does nothing.
@@ -123,7 +129,7 @@ fn a_page_that_exists_already_wakes_its_waiter() {
     let reader = read(&faults, 4);
     assert_eq!(ends(&asked), 4);
     // Somebody else fills the file, which wakes nobody.
-    let file = faults.block(0).file().unwrap();
+    let file = ram.blocks()[0].file().unwrap();
     rustix::io::pwrite(file, &[7; PAGE], 4 * PAGE as u64).unwrap();
     assert!(reader.try_recv().is_err());
     assert_eq!(faults.place(0, 4, &[1; PAGE]).unwrap(), Outcome::There);

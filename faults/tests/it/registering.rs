@@ -134,7 +134,11 @@ fn what_is_gone_is_unregistered_without_complaint() {
         return;
     };
     faults.register(0, Use::WriteProtect).unwrap();
-    let range = faults.block(0).mapping().range(512 * PAGE, 512 * PAGE);
+    let range = faults
+        .block(0)
+        .mapping()
+        .unwrap()
+        .range(512 * PAGE, 512 * PAGE);
     // SAFETY: nobody touches this part any more; unmapping it again at the end is harmless.
     unsafe { rustix::mm::munmap(range.start as *mut _, range.len()) }.unwrap();
     faults

@@ -45,6 +45,7 @@ pub(super) enum TakeError {
 /// RAM that a stream fills. Whatever never comes is zero here, and what is absent at the source stays
 /// absent (P4).
 pub(super) struct Arriving {
+    ram: GuestRam,
     arrivals: Arrivals,
     /// Which block here is a block of the stream.
     blocks: Vec<usize>,
@@ -60,7 +61,8 @@ impl Arriving {
     ) -> Result<Self, DecodeError> {
         Ok(Self {
             blocks: table.same_as(here, at)?,
-            arrivals: Arrivals::new(ram),
+            arrivals: Arrivals::new(ram.spans().clone()),
+            ram,
         })
     }
 
@@ -136,7 +138,7 @@ impl Arriving {
         if is_prepared || ahead.cannot || self.has_come(block, offset) {
             return;
         }
-        let here = &self.arrivals.ram().blocks()[block];
+        let here = &self.ram.blocks()[block];
         let most = (here.used_bytes() - offset) / PAGE;
         let pages = run_ahead(offset as u64, buffered).min(most);
         self.populate(block, first..first + pages, ahead);
@@ -170,7 +172,7 @@ impl Arriving {
     }
 
     fn mapping(&self, block: usize) -> &Mapping {
-        self.arrivals.ram().blocks()[block].mapping()
+        self.ram.blocks()[block].mapping()
     }
 
     fn has_come(&self, block: usize, offset: usize) -> bool {

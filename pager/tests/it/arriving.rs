@@ -26,7 +26,7 @@ fn every_page_arrives_once_and_right_while_many_ask() {
         };
         let readers: Vec<_> = (0..4)
             .map(|index: usize| {
-                let mapping = rig.faults.block(0).mapping().clone();
+                let mapping = rig.faults.block(0).mapping().unwrap().clone();
                 run(move || {
                     (0..1613usize)
                         .map(|step| {
@@ -133,7 +133,7 @@ fn what_came_and_was_given_back_is_zero_and_is_not_asked_for_again() {
     };
     assert_eq!(ends(&rig.read(100)), content(100));
     let asked = source.asked.load(SeqCst);
-    let mapping = rig.faults.block(0).mapping();
+    let mapping = rig.faults.block(0).mapping().unwrap();
     mapping
         .advise(100 * PAGE, 2 * PAGE, Advice::DontNeed)
         .unwrap();
@@ -150,7 +150,7 @@ fn what_was_given_back_before_it_came_is_zero() {
     let Some(rig) = Rig::start(600, Backing::Anonymous, &source, Prefetch::Off) else {
         return;
     };
-    let mapping = rig.faults.block(0).mapping();
+    let mapping = rig.faults.block(0).mapping().unwrap();
     mapping
         .advise(300 * PAGE, 10 * PAGE, Advice::DontNeed)
         .unwrap();
@@ -176,7 +176,7 @@ fn what_is_given_back_while_it_is_read_is_zero() {
     let (waited_for, given_back) = (rig.read(300), rig.read(291));
     let (asked, pager) = (source.clone(), rig.pager.clone());
     until(move || asked.asked.load(SeqCst) > 0);
-    let mapping = rig.faults.block(0).mapping();
+    let mapping = rig.faults.block(0).mapping().unwrap();
     mapping
         .advise(290 * PAGE, 3 * PAGE, Advice::DontNeed)
         .unwrap();
@@ -237,7 +237,7 @@ fn shared_memory_that_is_let_go_of_before_it_came_still_comes() {
         return;
     };
     // This drops what is mapped here, not what is in the file.
-    let mapping = rig.faults.block(0).mapping();
+    let mapping = rig.faults.block(0).mapping().unwrap();
     mapping
         .advise(300 * PAGE, 10 * PAGE, Advice::DontNeed)
         .unwrap();

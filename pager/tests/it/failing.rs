@@ -154,7 +154,7 @@ fn a_pager_that_is_stopped_leaves_nobody_waiting() {
         };
         let readers: Vec<_> = (0..4)
             .map(|index| {
-                let mapping = rig.faults.block(0).mapping().clone();
+                let mapping = rig.faults.block(0).mapping().unwrap().clone();
                 run(move || (0..120).for_each(|at| mapping.touch((at * 16 + index) * PAGE, PAGE)))
             })
             .collect();

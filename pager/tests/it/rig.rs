@@ -180,7 +180,7 @@ impl Rig {
     }
 
     pub fn read(&self, page: usize) -> Receiver<u8> {
-        let mapping = self.faults.block(0).mapping().clone();
+        let mapping = self.faults.block(0).mapping().unwrap().clone();
         run(move || {
             let mut bytes = [0; PAGE];
             mapping.copy_out(page * PAGE, &mut bytes);
@@ -193,7 +193,7 @@ impl Rig {
     }
 
     pub fn write(&self, page: usize, value: u8) -> Receiver<()> {
-        let mapping = self.faults.block(0).mapping().clone();
+        let mapping = self.faults.block(0).mapping().unwrap().clone();
         run(move || mapping.copy_in(page * PAGE, &[value; PAGE]))
     }
 }
