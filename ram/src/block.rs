@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use paguro_sys::{Advice, HUGE_PAGE_BYTES, MapError, Mapping, page_size};
+use paguro_sys::{Advice, ForeignError, HUGE_PAGE_BYTES, MapError, Mapping, page_size};
+use rustix::mm::MapFlags;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
 use crate::{Backing, Span};
 
@@ -42,6 +45,38 @@ pub enum RamError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The caller's: memory that somebody else mapped cannot be taken.
+    #[error("RAM block {id} cannot be made of memory that is there")]
+    Foreign {
+        /// The block.
+        id: String,
+        /// Why.
+        #[source]
+        source: ForeignError,
+    },
+    /// The host has no more descriptors for the file behind a region.
+    #[error("cannot hold the file behind RAM block {id}")]
+    File {
+        /// The block.
+        id: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The caller's: two blocks have the same name.
+    #[error("there are two RAM blocks {id}")]
+    Twice {
+        /// The name.
+        id: String,
+    },
+    /// The caller's: two blocks are at the same place, in the guest or here.
+    #[error("RAM blocks {one} and {other} overlap")]
+    Overlap {
+        /// One of them.
+        one: String,
+        /// The other.
+        other: String,
     },
     /// The caller asked for a length that no block can have.
     #[error("RAM block {id}: used length {used} is not within its maximum {max}")]
@@ -165,7 +200,41 @@ impl RamBlock {
         ))
     }
 
-    /// A block over memory that somebody else made.
+    /// The memory of a `vm-memory` region that mapped it itself, whatever its bitmap is. What is behind
+    /// it follows from the region's flags and file.
+    ///
+    /// # Errors
+    ///
+    /// [`RamError::Foreign`]: the region does not own its memory, or has pages of another size than 2 MiB
+    /// and the host's. [`RamError::File`].
+    pub fn of_region<B>(id: &str, region: &GuestRegionMmap<B>) -> Result<Self, RamError>
+    where
+        B: Bitmap + Send + Sync + 'static,
+    {
+        let mapped = region.get_mmap();
+        let shared = mapped.flags() as u32 & MapFlags::SHARED.bits() != 0;
+        let backing = match (shared, mapped.file_offset()) {
+            (true, _) => Backing::Memfd,
+            (false, Some(_)) => Backing::PrivateFile,
+            (false, None) => Backing::Anonymous,
+        };
+        let mapping = Mapping::of_region(mapped).map_err(|source| RamError::Foreign {
+            id: id.to_owned(),
+            source,
+        })?;
+        let block = Self::adopt(id, region.start_addr().0, Arc::new(mapping), backing);
+        let Some(file) = region.file_offset() else {
+            return Ok(block);
+        };
+        let cloned = file.file().try_clone().map_err(|source| RamError::File {
+            id: id.to_owned(),
+            source,
+        })?;
+        Ok(block.with_file(cloned.into(), file.start()))
+    }
+
+    /// A block over memory that is mapped already, by whoever it was: [`Mapping::foreign`] is the way in
+    /// for memory of a VMM that is no region of `vm-memory`, or one of another version of it.
     pub fn adopt(id: &str, guest_address: u64, mapping: Arc<Mapping>, backing: Backing) -> Self {
         let pages = if mapping.page_bytes() > page_size() {
             PageKind::Huge

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use paguro_sys::page_size;
-use rustix::mm::MapFlags;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::{Backing, Discards, NothingDiscarded, RamBlock, Spans};
+use crate::{Discards, GuestRamBuilder, NothingDiscarded, RamBlock, RamError, Spans};
 
 /// The RAM blocks of one guest, and what of them is discarded.
 #[derive(Clone, Debug)]
@@ -26,7 +26,8 @@ pub struct Located {
 }
 
 impl GuestRam {
-    /// RAM of these blocks, of which nothing is discarded.
+    /// RAM of these blocks, of which nothing is discarded. That no two have a name or a place in common
+    /// is the caller's to know; [`GuestRam::builder`] looks.
     pub fn new(blocks: Vec<RamBlock>) -> Self {
         Self {
             spans: Spans::here(blocks.iter().map(|block| block.span().clone())),
@@ -42,39 +43,28 @@ impl GuestRam {
     }
 
     /// RAM that a VMM holds as `vm-memory` regions. The first block is named `name`, the others
-    /// `name1`, `name2`, ... What is behind a block follows from the region's mmap flags and file.
-    pub fn of_guest_memory<B>(name: &str, memory: &GuestMemoryMmap<B>) -> Option<Self>
+    /// `name1`, `name2`, ...; each is a [`RamBlock::of_region`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RamBlock::of_region`].
+    pub fn of_guest_memory<B>(name: &str, memory: &GuestMemoryMmap<B>) -> Result<Self, RamError>
     where
-        B: vm_memory::bitmap::NewBitmap + Send + Sync + 'static,
+        B: Bitmap + Send + Sync + 'static,
     {
-        let mut blocks = Vec::new();
-        for (index, region) in memory.iter().enumerate() {
-            let id = if index == 0 {
-                name.to_owned()
-            } else {
-                format!("{name}{index}")
+        let blocks = memory.iter().enumerate().map(|(index, region)| {
+            let id = match index {
+                0 => name.to_owned(),
+                _ => format!("{name}{index}"),
             };
-            let mapped = region.get_mmap();
-            let shared = mapped.flags() as u32 & MapFlags::SHARED.bits() != 0;
-            let backing = match (shared, region.file_offset()) {
-                (true, _) => Backing::Memfd,
-                (false, Some(_)) => Backing::PrivateFile,
-                (false, None) => Backing::Anonymous,
-            };
-            let huge = mapped.is_hugetlbfs() == Some(true);
-            let page = if huge {
-                paguro_sys::HUGE_PAGE_BYTES
-            } else {
-                page_size()
-            };
-            let mapping = paguro_sys::Mapping::of_region(mapped, page)?;
-            let mut block = RamBlock::adopt(&id, region.start_addr().0, Arc::new(mapping), backing);
-            if let Some(file) = region.file_offset() {
-                block = block.with_file(file.file().try_clone().ok()?.into(), file.start());
-            }
-            blocks.push(block);
-        }
-        Some(Self::new(blocks))
+            RamBlock::of_region(&id, region)
+        });
+        Ok(Self::new(blocks.collect::<Result<_, _>>()?))
+    }
+
+    /// RAM of blocks of all kinds, one after the other.
+    pub fn builder() -> GuestRamBuilder {
+        GuestRamBuilder::default()
     }
 
     /// The blocks, in the order of their guest addresses as the VMM gave them.

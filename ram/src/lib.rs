@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod builder;
 mod discard;
 mod guest;
 mod populate;
@@ -21,6 +22,7 @@ mod set;
 mod span;
 
 pub use block::{BlockConfig, PageKind, RamBlock, RamError};
+pub use builder::{Block, GuestRamBuilder};
 pub use discard::{Discards, NothingDiscarded};
 pub use guest::{GuestRam, Located};
 pub use populate::{PopulateError, populate};

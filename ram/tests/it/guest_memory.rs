@@ -1,12 +1,15 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use paguro_ram::{Backing, GuestRam, RamBlock, presence};
+use paguro_ram::{Backing, GuestRam, RamBlock, RamError, presence};
 use paguro_sys::presence::Pagemap;
-use paguro_sys::{Fallbacks, Host};
+use paguro_sys::{Fallbacks, ForeignError, Host};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+    MmapRegion,
+};
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -91,5 +94,40 @@ fn what_is_behind_a_region_follows_from_how_it_is_mapped() {
         // Nobody can say what of shared memory without a file exists: then all of it may.
         let all = expect == Backing::PrivateFile || flags.contains(MapFlags::SHARED | anonymous);
         assert_eq!(present(&ram.blocks()[0]).len(), if all { 4 } else { 0 });
+    }
+}
+
+#[test]
+fn the_bitmap_of_a_vmm_may_be_of_any_kind() {
+    // What can be a bitmap, and cannot be made by its length only.
+    let region = |at| {
+        let builder = MmapRegionBuilder::new_with_bitmap(0x4000, Some(()));
+        let region = builder
+            .with_mmap_prot((ProtFlags::READ | ProtFlags::WRITE).bits() as i32)
+            .with_mmap_flags((MapFlags::PRIVATE | MapFlags::from_bits_retain(0x20)).bits() as i32);
+        GuestRegionMmap::new(region.build().unwrap(), GuestAddress(at)).unwrap()
+    };
+    let memory = GuestMemoryMmap::<Option<()>>::from_regions(vec![region(0), region(1 << 32)]);
+    let memory = memory.unwrap();
+    let ram = GuestRam::of_guest_memory("ram", &memory).unwrap();
+    assert_eq!(ram.pages(), 8);
+    let again = memory.iter().nth(1).unwrap();
+    let built = GuestRam::builder().block(RamBlock::of_region("high", again).unwrap());
+    assert_eq!(built.build().unwrap().blocks()[0].guest_address(), 1 << 32);
+}
+
+#[test]
+fn a_region_that_unmaps_nothing_is_refused_by_name() {
+    let kept: MmapRegion<()> = MmapRegion::new(0x4000).unwrap();
+    // SAFETY: it is mapped, and stays so.
+    let region = unsafe { MmapRegion::<()>::build_raw(kept.as_ptr(), 0x4000, 0, 0) };
+    let region = GuestRegionMmap::new(region.unwrap(), GuestAddress(0)).unwrap();
+    let memory = Memory::from_regions(vec![region]).unwrap();
+    match GuestRam::of_guest_memory("pc.ram", &memory) {
+        Err(RamError::Foreign { id, source }) => {
+            assert_eq!(id, "pc.ram");
+            assert!(matches!(source, ForeignError::NotOwned));
+        }
+        other => panic!("{other:?}"),
     }
 }

@@ -3,6 +3,7 @@
 mod adopting;
 mod arena;
 mod bus_error;
+mod foreign;
 mod host;
 mod limits;
 mod mapping;

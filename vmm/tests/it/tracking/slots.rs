@@ -8,7 +8,6 @@ use paguro_dirty::tracker::{KvmLog, KvmRing, KvmRings, Tracker};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
 use paguro_sys::kvm::{DirtyRing, DirtySlots, RingCap, Slot};
 use paguro_sys::{Fallbacks, Mapping};
-use vm_memory::MmapRegion;
 
 use super::destination::{PAGE, sets};
 use crate::common::*;
@@ -81,12 +80,13 @@ fn slots(vm: &VmFd, block: &RamBlock) -> Arc<DirtySlots> {
     };
     // SAFETY: the block outlives the VM, and is accessed raw only.
     unsafe { vm.set_user_memory_region(region) }.unwrap();
-    // SAFETY: a part of the block, which outlives it.
-    let part: MmapRegion = unsafe { MmapRegion::build_raw(address, bytes, 0, 0) }.unwrap();
+    // SAFETY: a part of the block, which it keeps mapped; accessed raw only.
+    let part =
+        unsafe { Mapping::foreign(address as usize, bytes, block.mapping().clone()) }.unwrap();
     let slot = Slot {
         number: 0,
         guest_address: 0,
-        mapping: Arc::new(Mapping::of_region(Arc::new(part), PAGE).unwrap()),
+        mapping: Arc::new(part),
         bytes,
     };
     // SAFETY: the VM is open, and the slot was made above.

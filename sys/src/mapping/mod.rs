@@ -1,5 +1,7 @@
 //! Mappings that back guest RAM.
 
+mod foreign;
+
 use std::any::Any;
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -9,7 +11,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 
-use crate::{HUGE_PAGE_BYTES, memory, merging, page_size};
+use crate::{HUGE_PAGE_BYTES, memory, page_size, smaps};
+
+pub use foreign::ForeignError;
 
 /// A mapping could not be made or changed: the host's doing, or the caller's sizes.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +101,9 @@ enum Owner {
 
 /// A piece of mapped memory that guest RAM lives in.
 ///
-/// It is `MADV_DONTFORK | MADV_DONTDUMP`: a child process must neither pay for nor leak a guest.
+/// What is mapped here is `MADV_DONTFORK | MADV_DONTDUMP`: a child process must neither pay for nor leak
+/// a guest. What somebody else mapped ([`Mapping::of_region`], [`Mapping::foreign`]) is as he has it:
+/// dumps and children are his affair.
 /// Access is by copies only; see the crate documentation.
 pub struct Mapping {
     addr: NonNull<u8>,
@@ -198,22 +204,6 @@ impl Mapping {
         })
         .map_err(|source| MapError::Map { what, len, source })?;
         Ok(Self::finish(addr, len, page, Owner::Here))
-    }
-
-    /// The memory of a `vm-memory` region, which stays its owner and is kept alive by this value.
-    /// `page_bytes` is the region's host page size ([`page_size`] unless it is on hugetlbfs).
-    pub fn of_region<B>(region: Arc<vm_memory::MmapRegion<B>>, page_bytes: usize) -> Option<Self>
-    where
-        B: vm_memory::bitmap::Bitmap + Send + Sync + 'static,
-    {
-        let addr = NonNull::new(region.as_ptr())?;
-        let len = region.size();
-        Some(Self {
-            addr,
-            len,
-            page: page_bytes,
-            owner: Owner::Elsewhere(region),
-        })
     }
 
     fn finish(addr: NonNull<u8>, len: usize, page: usize, owner: Owner) -> Self {
@@ -440,7 +430,7 @@ impl Mapping {
         match self.owner {
             // Just now `keep_unmerged` was asked, and reading all of a large process costs milliseconds.
             Owner::Here => Ok(false),
-            Owner::Elsewhere(_) => merging::may_merge(self.range(0, self.len)),
+            Owner::Elsewhere(_) => smaps::may_merge(self.range(0, self.len)),
         }
     }
 
