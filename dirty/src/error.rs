@@ -33,6 +33,9 @@ pub enum FreezeError {
         #[source]
         source: std::io::Error,
     },
+    /// The host's: the page tables of this process cannot be looked at.
+    #[error("cannot find out which pages of guest RAM exist")]
+    Pagemap(#[source] std::io::Error),
     /// The host's: no memory for the page buffer.
     #[error("no memory for a page buffer of {bytes} bytes")]
     Buffer {

@@ -40,7 +40,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// For this RAM, of which there is no other one, on this host.
+    /// For this RAM, of which there is no other one, on this host. A VMM that locks itself in (`chroot`,
+    /// seccomp) calls [`Resources::open`](paguro_sys::Resources::open) before it does; all here then
+    /// goes through what is open.
     pub fn new(host: Host, ram: GuestRam) -> Arc<Self> {
         Arc::new(Self {
             host,

@@ -7,6 +7,7 @@
 //! of the host: a thread that writes where others must not wait ([`Spool`]).
 //!
 //! What the kernel of this host can do is probed once ([`Host::probe`]) and then only looked up.
+//! What is opened by its path can be opened before a process locks itself in ([`Resources`]).
 //! Every fallback can be forced through [`Fallbacks`], so that a test on a new kernel runs the
 //! path of an old one. Nothing here reads the environment: the program fills [`Fallbacks`].
 //!
@@ -26,6 +27,7 @@ mod memory;
 mod places;
 pub mod presence;
 mod reserve;
+mod resources;
 mod signals;
 mod smaps;
 mod spool;
@@ -43,6 +45,7 @@ pub use limits::{Bound, Free, Limits};
 pub use mapping::{Advice, ForeignError, MapError, Mapping};
 pub use places::Places;
 pub use reserve::Reserving;
+pub use resources::{ResourceError, Resources};
 pub use signals::is_ignored;
 pub use spool::{Spool, SpoolCounts};
 pub use thread::{NewThread, Pacer, Raised, boost_timer, raise_priority};

@@ -12,6 +12,8 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::resources;
+
 /// Mappings that a process may have where the host does not say: the kernel's default.
 const DEFAULT_MAPPINGS: usize = 65_530;
 /// From here on a number of a cgroup of version 1 means that there is no limit.
@@ -229,7 +231,10 @@ impl Limits {
     fn read(&self, path: impl AsRef<Path>) -> Option<String> {
         let path = path.as_ref();
         let path = self.root.join(path.strip_prefix("/").unwrap_or(path));
-        std::fs::read_to_string(path).ok()
+        match self.root == Path::new("/") {
+            true => resources::text(path).ok(),
+            false => std::fs::read_to_string(path).ok(),
+        }
     }
 }
 

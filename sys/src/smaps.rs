@@ -4,9 +4,10 @@
 //! lies below the range that is asked for, which takes milliseconds in a large process: for the
 //! beginning of something, never for a page.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead};
 use std::ops::Range;
+
+use crate::resources;
 
 /// A mapping, or what of it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(crate) struct Area {
 ///
 /// `/proc` is not there.
 pub(crate) fn areas(range: &Range<usize>) -> io::Result<Vec<Area>> {
-    parse(BufReader::new(File::open("/proc/self/smaps")?), range)
+    parse(resources::reader(resources::SMAPS)?, range)
 }
 
 /// Whether pages of a range of addresses may be merged. Merging replaces a page, and drops a
@@ -36,7 +37,7 @@ pub(crate) fn areas(range: &Range<usize>) -> io::Result<Vec<Area>> {
 /// As [`areas`].
 pub(crate) fn may_merge(range: Range<usize>) -> io::Result<bool> {
     // Cheap, where the kernel tells (since Linux 6.14): nothing of this process may be.
-    let process = std::fs::read_to_string("/proc/self/ksm_stat").unwrap_or_default();
+    let process = resources::text(resources::KSM_STAT).unwrap_or_default();
     if process.lines().any(|line| line == "ksm_mergeable: no") {
         return Ok(false);
     }

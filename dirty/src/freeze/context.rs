@@ -48,10 +48,7 @@ impl Context {
     ) -> Result<Self, FreezeError> {
         let blocks = pictures(&ram, hot, &options)?;
         let buffer = Arc::new(page_buffer(&ram, &blocks, &options)?);
-        let pagemap = Pagemap::open(&options.host).map_err(|source| FreezeError::Presence {
-            block: String::new(),
-            source,
-        })?;
+        let pagemap = Pagemap::open(&options.host).map_err(FreezeError::Pagemap)?;
         Ok(Self {
             faults,
             ram,

@@ -90,7 +90,7 @@ impl Freeze {
     ///
     /// # Errors
     ///
-    /// [`FreezeError::Unprotectable`], `Faults`, `Tables`, `Buffer`, `BufferTooSmall`: nothing is left
+    /// [`FreezeError::Unprotectable`], `Faults`, `Pagemap`, `Tables`, `Buffer`, `BufferTooSmall`: nothing is left
     /// registered then. `Busy`: another one was not ended yet, and goes on.
     pub fn new(
         faults: Option<Arc<Faults>>,

@@ -5,6 +5,7 @@ mod changes;
 mod discarding;
 mod failing;
 mod filling;
+mod locked_in;
 mod once;
 mod rig;
 mod sampling;

@@ -48,6 +48,9 @@ pub enum MigrateError {
     /// The host's: writes cannot be tracked.
     #[error("writes to guest RAM cannot be tracked")]
     Tracker(#[source] TrackerError),
+    /// The host's: it does not say which pages exist, of any block.
+    #[error("cannot find out which pages of guest RAM exist")]
+    Pages(#[source] io::Error),
     /// The host's: it does not say which pages exist.
     #[error("cannot find out which pages of RAM block {block} exist")]
     Presence {

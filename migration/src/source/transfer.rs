@@ -84,10 +84,7 @@ impl Transfer {
         let table = table_of(&ram)?;
         let (whose, tracker) = job.options.mode.sends(job.machine)?;
         let pages = Outstanding::all(whose, job.memory.supply(), &job.memory.host());
-        let pages = pages.map_err(|source| MigrateError::Presence {
-            block: String::new(),
-            source,
-        })?;
+        let pages = pages.map_err(MigrateError::Pages)?;
         Ok(Self {
             ram,
             table,

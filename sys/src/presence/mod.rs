@@ -32,7 +32,7 @@ use std::os::fd::AsFd;
 
 use linux_raw_sys::general as raw;
 
-use crate::{Host, Mapping};
+use crate::{Host, Mapping, resources};
 
 pub(crate) use entries::probe_marker;
 pub use file::{file_bytes, file_data, hugetlb, shared};
@@ -65,9 +65,9 @@ impl Pagemap {
     ///
     /// # Errors
     ///
-    /// The host's: `/proc` is not mounted.
+    /// The host's: `/proc` is not mounted, or not any more ([`Resources`](crate::Resources)).
     pub fn open(host: &Host) -> io::Result<Self> {
-        let file = File::open("/proc/self/pagemap")?;
+        let file = resources::file(resources::PAGEMAP)?;
         // The right to see frames is that of whoever opens, and may have been given up since.
         let marker = host.marker.filter(|_| entries::shows_frames(&file));
         Ok(Self {

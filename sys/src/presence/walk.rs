@@ -1,6 +1,5 @@
 //! `PAGEMAP_SCAN` (Linux 6.7): the kernel walks page tables and tells runs of pages.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +8,7 @@ use linux_raw_sys::general as raw;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl};
 
-use crate::Mapping;
+use crate::{Mapping, resources};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`. Not in linux-raw-sys.
 const PAGEMAP_SCAN: Opcode = 0xC060_6610;
@@ -97,7 +96,7 @@ pub(crate) fn has_pagemap_scan(page: &Mapping) -> bool {
         any_of: raw::PAGE_IS_PRESENT,
         told: 0,
     };
-    File::open("/proc/self/pagemap").is_ok_and(|file| {
+    resources::file(resources::PAGEMAP).is_ok_and(|file| {
         let range = page.range(0, page.len());
         walk(file.as_fd(), range, &query, &mut |_| Ok(())).is_ok()
     })

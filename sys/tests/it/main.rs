@@ -6,6 +6,7 @@ mod bus_error;
 mod foreign;
 mod host;
 mod limits;
+mod locked_in;
 mod mapping;
 mod places;
 mod presence;

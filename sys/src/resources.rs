@@ -1,0 +1,173 @@
+//! What is opened by its path, and can be opened before the paths are gone.
+//!
+//! A VMM may lock itself in: by `chroot` into a folder without `/proc` and `/dev`, by a filter of
+//! system calls without `openat`. What this engine needs of the host then has to be open already:
+//!
+//! | path | for | without it |
+//! |---|---|---|
+//! | `/proc/self/pagemap` | which pages exist, which were written | no snapshot, no migration |
+//! | `/proc/self/smaps`, `ksm_stat` | memory that somebody else mapped: its page size, and whether it is merged | it is not adopted, and not frozen |
+//! | `/dev/userfaultfd` | faults that KVM takes, without privileges | the system call, where it is allowed |
+//! | `/proc/self/{status,limits,cgroup,mountinfo}`, `/proc/meminfo`, `/proc/sys/vm/*`, the limits of cgroups | how much memory may be taken | nothing is known to bound it |
+//!
+//! Only files are kept, and no directory: whoever holds one of those outside is not locked in.
+//!
+//! Not among them are files of threads and descriptors that are yet to come, and what belongs to comfort:
+//! `/proc/thread-self/schedstat` (without it a [`Pacer`](crate::Pacer) paces nobody), `/proc/self/fdinfo`
+//! (without it the features of an [adopted](crate::Uffd::adopt) userfaultfd are believed), and
+//! `/proc/self/fd` and `/proc/self/task`, which other crates look into.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::process::{Pid, getpid};
+
+use crate::Limits;
+
+pub(crate) const PAGEMAP: &str = "/proc/self/pagemap";
+pub(crate) const SMAPS: &str = "/proc/self/smaps";
+pub(crate) const KSM_STAT: &str = "/proc/self/ksm_stat";
+pub(crate) const USERFAULTFD: &str = "/dev/userfaultfd";
+
+/// A file of the host is not there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot open {path}; a process that locks itself in (chroot, seccomp) calls Resources::open before"
+)]
+pub struct ResourceError {
+    /// Which.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Open files of the host, for the rest of this process' life.
+#[derive(Debug)]
+pub struct Resources {
+    process: Pid,
+    files: Mutex<BTreeMap<PathBuf, File>>,
+    /// Nothing is added any more.
+    is_complete: AtomicBool,
+}
+
+/// There is one: it is of this process, as `chroot` and filters are.
+static OPENED: OnceLock<Resources> = OnceLock::new();
+
+impl Resources {
+    /// Opens all of the table above that is there. From now on nothing of it is opened by its path
+    /// again, in no crate of this engine. To be called before `chroot` and filters of system calls, in
+    /// the process that will use it: after a `fork` the child opens by path, as if this had not been called.
+    /// A cgroup that the process is moved to later is not looked into.
+    ///
+    /// Further calls find it open.
+    ///
+    /// # Errors
+    ///
+    /// [`ResourceError`]: `/proc` is not there already; nothing was opened then.
+    pub fn open() -> Result<&'static Self, ResourceError> {
+        let needed = [PAGEMAP, SMAPS].map(|path| open_by_path(path.as_ref()).map(|f| (path, f)));
+        let mut files = BTreeMap::new();
+        for file in needed {
+            let (path, file) = file?;
+            files.insert(path.into(), file);
+        }
+        for path in [KSM_STAT, USERFAULTFD] {
+            if let Ok(file) = File::open(path) {
+                files.insert(path.into(), file);
+            }
+        }
+        let all = OPENED.get_or_init(|| Self {
+            process: getpid(),
+            files: Mutex::new(files),
+            is_complete: AtomicBool::new(false),
+        });
+        // What they read is kept.
+        let limits = Limits::of_this_process();
+        let _ = (
+            limits.most_mappings(),
+            limits.anonymous_bytes(),
+            limits.memory(),
+        );
+        Ok(all)
+    }
+
+    fn of_this_process() -> Option<&'static Self> {
+        OPENED.get().filter(|all| all.process == getpid())
+    }
+
+    /// The file of that path. What is not held when all is open is not there: it may be that a filter
+    /// ends the process that asks for it.
+    fn held(&self, path: &Path) -> Result<File, ResourceError> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| ResourceError {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(file) = files.get(path) {
+            return file.try_clone().map_err(failed);
+        }
+        if self.is_complete.load(Ordering::Acquire) {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        }
+        let file = open_by_path(path)?;
+        files.insert(path.to_owned(), file.try_clone().map_err(failed)?);
+        Ok(file)
+    }
+}
+
+/// A file of the host: one that is held, else by its path. Its position is everybody's.
+pub(crate) fn file(path: impl AsRef<Path>) -> io::Result<File> {
+    let path = path.as_ref();
+    let file = match Resources::of_this_process() {
+        Some(all) => all.held(path),
+        None => open_by_path(path),
+    };
+    file.map_err(|error| io::Error::new(error.source.kind(), error))
+}
+
+/// All of a file that says something else each time it is read.
+pub(crate) fn text(path: impl AsRef<Path>) -> io::Result<String> {
+    let path = path.as_ref();
+    let Some(all) = Resources::of_this_process() else {
+        return std::fs::read_to_string(path);
+    };
+    let file = all.held(path).map_err(|error| error.source)?;
+    let mut text = String::new();
+    FromStart { file, at: 0 }.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The same, bit by bit.
+pub(crate) fn reader(path: impl AsRef<Path>) -> io::Result<impl BufRead> {
+    Ok(BufReader::new(FromStart {
+        file: file(path)?,
+        at: 0,
+    }))
+}
+
+fn open_by_path(path: &Path) -> Result<File, ResourceError> {
+    File::open(path).map_err(|source| ResourceError {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads from the start of a file, wherever others are in it.
+struct FromStart {
+    file: File,
+    at: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let got = self.file.read_at(to, self.at)?;
+        self.at += got as u64;
+        Ok(got)
+    }
+}
