@@ -15,6 +15,11 @@
 //! What an operator sees of a running snapshot, and how he cancels it, is a [`Control`]; of a
 //! migration, a [`source::Migration`] on one side and a [`destination::Arrival`] on the other.
 
+//! Whatever gives guest memory back (a balloon, virtio-mem) does it through [`Memory::discard_at`] or
+//! [`Memory::discard`], always: a snapshot that is under way copies it first, and what was given back
+//! behind its back would be zeros in the file. What was given back may be `PROT_NONE`, all else may not;
+//! `paguro-ram` says more.
+
 #![forbid(unsafe_code)]
 
 mod allowance;
@@ -22,6 +27,7 @@ pub mod control;
 mod cost;
 pub mod destination;
 mod error;
+mod giving_back;
 pub mod handover;
 pub mod machine;
 mod memory;
@@ -38,6 +44,7 @@ mod time;
 pub use allowance::Allowance;
 pub use control::{Control, Status};
 pub use error::SnapshotError;
+pub use giving_back::DiscardError;
 pub use memory::Memory;
 pub use options::{HugePolicy, Sabotage, SnapshotOptions};
 pub use paguro_channel as channel;

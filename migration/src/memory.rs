@@ -171,7 +171,8 @@ impl Memory {
     }
 
     /// Gives pages of a block back by calling `give_back`. Whoever discards guest RAM does it
-    /// through here: a snapshot that is under way copies them first.
+    /// through here, or through [`Memory::discard_at`] if he has addresses: a snapshot that is under way
+    /// copies them first.
     ///
     /// # Errors
     ///

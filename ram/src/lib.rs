@@ -10,6 +10,17 @@
 //! and files are written in that unit. What can be protected or placed at once may be larger and
 //! is asked of the block ([`RamBlock::unit_pages`]).
 
+//! # Giving memory back
+//!
+//! A balloon, virtio-mem, or whatever else takes content away from guest RAM does it through the engine
+//! (`Memory::discard` and `discard_at` of `paguro-migration`), which copies first what a snapshot that is
+//! under way still needs. What is lost in any other way is lost to that snapshot.
+//!
+//! What was given back may have no access (`PROT_NONE`) until it is used again. What may have content
+//! must be readable and writable: nobody asks before he reads, and a page that cannot be read ends the
+//! process (SIGSEGV). Hosts that populate absent pages before they protect them (Linux before 6.4) must be
+//! told of it by [`Discards`]. RAM that is restored, or comes in, is to be accessible all of it.
+
 #![forbid(unsafe_code)]
 
 mod block;
@@ -24,7 +35,7 @@ mod span;
 pub use block::{BlockConfig, PageKind, RamBlock, RamError};
 pub use builder::{Block, GuestRamBuilder};
 pub use discard::{Discards, NothingDiscarded};
-pub use guest::{GuestRam, Located};
+pub use guest::{GuestRam, Located, Pages};
 pub use populate::{PopulateError, populate};
 pub use set::PageSet;
 pub use span::{Backing, Span, SpanError, Spans};

@@ -6,6 +6,7 @@ mod discarding;
 mod failing;
 mod filling;
 mod locked_in;
+mod no_access;
 mod once;
 mod rig;
 mod sampling;
