@@ -1,5 +1,4 @@
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,27 +141,6 @@ fn watches_are_given_back() {
         .collect();
     assert_eq!(many.len(), 64);
     assert!(catch_bus_errors(&mapping, NONE).is_err());
-}
-
-#[test]
-fn a_bus_error_elsewhere_ends_the_process_as_ever() {
-    const CHILD: &str = "PAGURO_TEST_BUS_ERROR";
-    if std::env::var_os(CHILD).is_some() {
-        let watched = cut_short();
-        let _watch = catch_bus_errors(&watched, NONE).unwrap();
-        cut_short().is_zero(5 * 4096, 4096);
-        return;
-    }
-    let _alone = alone();
-    let ended = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "bus_error::a_bus_error_elsewhere_ends_the_process_as_ever",
-        ])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    assert_eq!(ended.status.signal(), Some(libc::SIGBUS), "{ended:?}");
 }
 
 #[test]

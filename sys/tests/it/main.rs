@@ -3,6 +3,7 @@
 mod adopting;
 mod arena;
 mod bus_error;
+mod bus_error_elsewhere;
 mod foreign;
 mod host;
 mod limits;

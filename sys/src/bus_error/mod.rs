@@ -11,7 +11,11 @@
 //! nobody waits for ever. The memory is no more what it should be then, and who watches is told
 //! that, too. As long as the kernel has none to give, that thread waits like the others.
 //!
-//! A SIGBUS anywhere else ends the process as it always did.
+//! A SIGBUS anywhere else is no business of this, and goes to whoever had the signal before the first
+//! mapping was watched: a handler of the VMM, or the kernel's default, which ends the process. Whoever
+//! takes the signal later has it for himself, and mapped RAM dies of it.
+
+mod elsewhere;
 
 use std::cell::Cell;
 use std::io;
@@ -161,7 +165,7 @@ impl Drop for BusErrors {
 pub fn catch_bus_errors(mapping: &Arc<Mapping>, patience: Duration) -> io::Result<BusErrors> {
     let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
     let bell = rustix::event::eventfd(0, flags)?;
-    INSTALL.call_once(install);
+    INSTALL.call_once(|| elsewhere::install(on_bus_error));
     let range = mapping.range(0, mapping.len());
     for (index, slot) in WATCHED.iter().enumerate() {
         let free = slot
@@ -188,28 +192,15 @@ pub fn catch_bus_errors(mapping: &Arc<Mapping>, patience: Duration) -> io::Resul
     Err(io::Error::other("too many mapped snapshot files at once"))
 }
 
-fn install() {
-    // SAFETY: an all-zero `sigaction` is valid; the handler below only does what is allowed in one.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_bus_error as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
-    }
-}
-
 /// Runs in whatever thread touched the page: system calls and atomics only.
-extern "C" fn on_bus_error(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, more: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let at = unsafe { (*info).si_addr() } as usize;
     let inside = |slot: &&Slot| {
         slot.start.load(Ordering::Acquire) <= at && at < slot.end.load(Ordering::Acquire)
     };
     let Some(slot) = WATCHED.iter().find(inside) else {
-        // Not guest RAM: the default action follows when the access is tried again.
-        // SAFETY: sigaction with SIG_DFL is allowed in a handler.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-        return;
+        return elsewhere::hand_on(signal, info, more);
     };
     // SAFETY: errno's place is the thread's own.
     let errno = unsafe { *libc::__errno_location() };
