@@ -202,7 +202,7 @@ fn another_process_is_served_from_here() {
     turns.awaits();
     assert_eq!(catcher.caught.load(Ordering::SeqCst), 2);
     faults
-        .unregister(0, Use::WriteProtect, &[0..PAGES], || {})
+        .unregister(0, Use::WriteProtect, &[0..4, 4..PAGES], || {})
         .unwrap();
 
     arrivals.end(&faults);
@@ -216,7 +216,7 @@ fn another_process_is_served_from_here() {
     let late = faults.place(0, 14, &content(0, 14)).unwrap();
     assert_eq!(late, Outcome::MappingChanged);
     faults
-        .unregister(0, Use::Missing, &[0..PAGES], || {})
+        .unregister(0, Use::Missing, &[0..4, 4..PAGES], || {})
         .unwrap();
     assert!(faults.register(0, Use::Missing).is_err());
 }

@@ -64,7 +64,8 @@ fn protects_a_page() {
     pagemap
         .scan(&mapping, 0..4 * PAGE, Which::Existing, found)
         .unwrap();
-    assert_eq!(exist, [2 * PAGE..3 * PAGE]);
+    let page = 2 * PAGE..3 * PAGE;
+    assert_eq!(exist, std::slice::from_ref(&page));
     uffd.protect(all).unwrap();
     // SAFETY: a mapping is its own owner, and there is no reference into it.
     let foreign = unsafe { Mapping::foreign(mapping.addr(), mapping.len(), mapping) }.unwrap();
