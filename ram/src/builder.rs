@@ -31,19 +31,28 @@ impl From<RamBlock> for Block {
 /// Puts RAM together, block by block.
 ///
 /// ```
-/// # fn main() -> Result<(), paguro_ram::RamError> {
-/// use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
 ///
+/// use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+/// use paguro_sys::Mapping;
+///
+/// # let owner = Mapping::anonymous(1 << 20, false)?;
+/// # let (address, bytes) = (owner.addr(), owner.len());
+/// // What the VMM mapped, with whatever unmaps it when it is dropped.
+/// // SAFETY: `owner` keeps it mapped, and nobody has a reference into it.
+/// let mapping = unsafe { Mapping::foreign(address, bytes, owner)? };
 /// let ram = GuestRam::builder()
+///     .block(RamBlock::adopt("ram0", 0, Arc::new(mapping), Backing::Anonymous))
 ///     .block(BlockConfig {
-///         id: "pc.ram".to_owned(),
-///         guest_address: 0,
+///         id: "ram1".to_owned(),
+///         guest_address: 1 << 32,
 ///         bytes: 1 << 20,
 ///         backing: Backing::Memfd,
 ///         pages: PageKind::Small,
 ///     })
 ///     .build()?;
-/// assert_eq!(ram.bytes(), 1 << 20);
+/// assert_eq!(ram.bytes(), 2 << 20);
 /// # Ok(())
 /// # }
 /// ```

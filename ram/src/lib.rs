@@ -26,15 +26,17 @@
 mod block;
 mod builder;
 mod discard;
+mod error;
 mod guest;
 mod populate;
 pub mod presence;
 mod set;
 mod span;
 
-pub use block::{BlockConfig, PageKind, RamBlock, RamError};
+pub use block::{BlockConfig, PageKind, RamBlock};
 pub use builder::{Block, GuestRamBuilder};
 pub use discard::{Discards, NothingDiscarded};
+pub use error::RamError;
 pub use guest::{GuestRam, Located, Pages};
 pub use populate::{PopulateError, populate};
 pub use set::PageSet;

@@ -7,8 +7,12 @@ use rustix::mm::{self, MapFlags, ProtFlags};
 
 use crate::{MapError, page_size};
 
-/// So many zeros, of which each page is the kernel's own page of zeros: mapped when it is read, and
-/// given to nobody else. A constant of that size would be in the program's file.
+/// So many zeros, of which each page is the kernel's own page of zeros. A constant of that size would be
+/// in the program's file.
+///
+/// All of it is mapped from the start, and stays so: a huge page that is placed from memory that is not
+/// takes a second one for as long, because the kernel reads such a source first, and the host may have
+/// none.
 #[derive(Debug)]
 pub struct Zeros {
     start: NonNull<u8>,
@@ -31,7 +35,7 @@ impl Zeros {
         if len == 0 || !len.is_multiple_of(page) {
             return Err(MapError::Length { len, page });
         }
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::POPULATE;
         // SAFETY: a new mapping at an address that the kernel chooses.
         let mapped =
             unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ, flags) };
@@ -69,8 +73,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_zeros_and_no_memory() {
+    fn they_are_there_and_no_memory() {
         let zeros = Zeros::map(2 << 20).unwrap();
+        let (first, count) = (zeros.as_ptr() as u64 / 4096, (2 << 20) / 4096);
+        let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
+        let mut entries = vec![0; count * 8];
+        std::os::unix::fs::FileExt::read_exact_at(&pagemap, &mut entries, first * 8).unwrap();
+        assert!(
+            entries.chunks(8).all(|entry| entry[7] & 0x80 != 0),
+            "absent"
+        );
         assert!(zeros.len() == 2 << 20 && zeros.iter().all(|&byte| byte == 0));
         let status = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let start = format!("{:x}-", zeros.as_ptr() as usize);
