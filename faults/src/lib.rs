@@ -141,8 +141,10 @@ impl Faults {
     /// protected, placed and released, all as if they were here. Whoever adopts reads all events; so
     /// nobody else may.
     ///
-    /// When the process ends, who waited is gone, nothing more is placed, and this must be dropped by
-    /// whoever hears of the end: the descriptor does not tell.
+    /// Who opened it may keep a descriptor of his own. Then dropping this ends nothing, and whoever faults
+    /// waits on: what is registered is to be [unregistered](Faults::unregister) before
+    /// ([`Arrivals::end`]). When his process ends, nobody waits and nothing more is placed, which the
+    /// descriptor does not tell: whoever hears of the end drops this.
     ///
     /// # Errors
     ///
@@ -286,7 +288,8 @@ impl Faults {
 
 impl Drop for Faults {
     fn drop(&mut self) {
-        // Closing the descriptor wakes all waiters and drops registration and protection.
+        // Closing the descriptor, if it is the last, wakes all waiters and drops registration and
+        // protection.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let me = std::thread::current().id();
         for reader in lock(&self.readers).drain(..) {
