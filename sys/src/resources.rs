@@ -12,10 +12,10 @@
 //!
 //! Only files are kept, and no directory: whoever holds one of those outside is not locked in.
 //!
-//! Not among them are files of threads and descriptors that are yet to come, and what belongs to comfort:
-//! `/proc/thread-self/schedstat` (without it a [`Pacer`](crate::Pacer) paces nobody), `/proc/self/fdinfo`
-//! (without it the features of an [adopted](crate::Uffd::adopt) userfaultfd are believed), and
-//! `/proc/self/fd` and `/proc/self/task`, which other crates look into.
+//! Not among them is what is of a thread or descriptor that is yet to come: `/proc/thread-self/schedstat`,
+//! which is not opened any more then (a [`Pacer`](crate::Pacer) paces nobody), and `/proc/self/fdinfo`, which is
+//! tried (without it the features of an [adopted](crate::Uffd::adopt) userfaultfd are believed). Nor what other
+//! crates look into: `/proc/self/fd`, `/proc/self/task`, and the files that they are given.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -94,6 +94,7 @@ impl Resources {
             limits.anonymous_bytes(),
             limits.memory(),
         );
+        all.is_complete.store(true, Ordering::Release);
         Ok(all)
     }
 
@@ -129,6 +130,14 @@ pub(crate) fn file(path: impl AsRef<Path>) -> io::Result<File> {
         None => open_by_path(path),
     };
     file.map_err(|error| io::Error::new(error.source.kind(), error))
+}
+
+/// A file that is of the calling thread, and so not to be held: there is none any more once all is open.
+pub(crate) fn of_thread(path: &str) -> Option<File> {
+    match Resources::of_this_process() {
+        Some(_) => None,
+        None => File::open(path).ok(),
+    }
 }
 
 /// All of a file that says something else each time it is read.

@@ -10,6 +10,7 @@ use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::reserve::has_room;
+use crate::resources;
 
 /// How much a thread is raised that a vCPU waits for. No real-time class: one that ran away with a
 /// core would take the host with it.
@@ -107,7 +108,8 @@ impl Drop for Raised {
 /// Paces a thread that nobody waits for, where there are more threads than cores: it sleeps half as
 /// long as it has used a core, whenever it had to wait for one. So it takes one and a half times as
 /// long at most as it would take among equals, and leaves the guest that much. Alone it does not
-/// sleep at all. Where the kernel does not count how long threads wait, nobody is paced.
+/// sleep at all. Where the kernel does not count how long threads wait, or after
+/// [`Resources::open`](crate::Resources::open), nobody is paced.
 #[derive(Debug)]
 pub struct Pacer {
     file: Option<File>,
@@ -150,7 +152,7 @@ impl Pacer {
     /// Of the calling thread, from now on.
     pub fn of_this_thread() -> Self {
         let mut pacer = Self {
-            file: File::open("/proc/thread-self/schedstat").ok(),
+            file: resources::of_thread("/proc/thread-self/schedstat"),
             before: Spent::default(),
         };
         pacer.before = pacer.spent().unwrap_or_default();

@@ -3,7 +3,9 @@
 use std::process::Command;
 
 use paguro_sys::presence::{Pagemap, Which};
-use paguro_sys::{Bound, Fallbacks, Host, Limits, Mapping, RegisterMode, Resources, Userfault};
+use paguro_sys::{
+    Bound, Fallbacks, Host, Limits, Mapping, Pacer, RegisterMode, Resources, Userfault,
+};
 use paguro_testkit::{alone, skipped};
 
 const PAGE: usize = 4096;
@@ -20,6 +22,7 @@ fn what_was_opened_before_is_all_that_is_needed() {
         assert!(!std::path::Path::new("/proc").exists());
         // SAFETY: numbers only; nothing else runs that would rely on who this is.
         assert_eq!(unsafe { libc::setresuid(65534, 65534, 65534) }, 0);
+        opening_ends_the_process();
         assert_eq!(Limits::of_this_process().most_mappings(), mappings);
         assert_eq!(self::bounds(), bounds);
         return protects_a_page();
@@ -41,6 +44,39 @@ fn what_was_opened_before_is_all_that_is_needed() {
         .output()
         .unwrap();
     assert!(ended.status.success(), "{ended:?}");
+}
+
+/// A filter of system calls, for this thread.
+fn opening_ends_the_process() {
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let is = |number: libc::c_long, to_kill| {
+        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        step(equal, to_kill, 0, number as u32)
+    };
+    let ret = libc::BPF_RET | libc::BPF_K;
+    let mut filter = [
+        // The number of the call.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        is(libc::SYS_openat, 2),
+        is(libc::SYS_openat2, 1),
+        step(ret, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(ret, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the program, which lives until then.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let (set, mode) = (libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER);
+        assert_eq!(libc::prctl(set, mode, &raw const program), 0);
+    }
 }
 
 fn bounds() -> Vec<Bound> {
@@ -70,4 +106,5 @@ fn protects_a_page() {
     // SAFETY: a mapping is its own owner, and there is no reference into it.
     let foreign = unsafe { Mapping::foreign(mapping.addr(), mapping.len(), mapping) }.unwrap();
     assert!(!foreign.is_mergeable().unwrap());
+    assert!(Pacer::of_this_thread().due().is_zero());
 }
