@@ -25,7 +25,7 @@ impl Source {
     fn new(rig: &Rig, has: Range<usize>) -> Self {
         let source = Self {
             has: PageSet::new(rig.ram.blocks()[0].pages()),
-            arrivals: Arrivals::new(rig.ram.clone()),
+            arrivals: Arrivals::new(rig.ram.spans().clone()),
             broken: None,
             panics: None,
         };

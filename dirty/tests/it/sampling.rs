@@ -151,7 +151,7 @@ impl Coming {
 fn coming(ram: &GuestRam) -> Coming {
     let has = PageSet::new(PAGES);
     has.insert_range(0..PAGES);
-    let arrivals = Arrivals::new(ram.clone());
+    let arrivals = Arrivals::new(ram.spans().clone());
     Coming { has, arrivals }
 }
 
