@@ -96,12 +96,17 @@ pub struct Counters {
     pub buffer_wait_us: AtomicU64,
 }
 
+/// A limit that no disk comes to stands for none that was set.
+const AS_ASKED: u64 = u64::MAX;
+
 type StatusHook = Box<dyn Fn(Status) + Send + Sync>;
 
 /// One snapshot, seen from outside: shared between the thread that runs it and all who ask.
 pub struct Control {
     status: AtomicU8,
     cancel: AtomicBool,
+    /// Bytes a second; [`AS_ASKED`] until somebody says otherwise.
+    max_bandwidth: AtomicU64,
     started: Instant,
     took_us: AtomicU64,
     error: Mutex<Option<String>>,
@@ -130,6 +135,7 @@ impl Control {
         Self {
             status: AtomicU8::new(Status::None as u8),
             cancel: AtomicBool::new(false),
+            max_bandwidth: AtomicU64::new(AS_ASKED),
             started: Instant::now(),
             took_us: AtomicU64::new(0),
             error: Mutex::new(None),
@@ -164,6 +170,21 @@ impl Control {
     /// Whether a cancel was asked for.
     pub fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Acquire)
+    }
+
+    /// From now on so many bytes a second are written at most; 0: no limit. It counts instead of
+    /// [`SnapshotOptions::max_bandwidth`](crate::SnapshotOptions::max_bandwidth), whether the snapshot
+    /// has begun or not. Any thread.
+    pub fn set_max_bandwidth(&self, bytes_per_s: u64) {
+        self.max_bandwidth.store(bytes_per_s, Ordering::Relaxed);
+    }
+
+    /// The limit that counts now, for one that was begun with such a limit.
+    pub(crate) fn max_bandwidth(&self, asked: u64) -> u64 {
+        match self.max_bandwidth.load(Ordering::Relaxed) {
+            AS_ASKED => asked,
+            limit => limit,
+        }
     }
 
     /// Time since the command, or that it took.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use paguro_ram::Located;
-use paguro_sys::{Pacer, page_size};
+use paguro_sys::{Pacer, RateLimit, page_size};
 
 use crate::pager::LOOK;
 use crate::patience::Backoff;
@@ -119,21 +119,21 @@ impl Pager {
 /// Keeps to a rate, and makes room for those who wait for a core.
 struct Pace {
     pacer: Pacer,
-    rate: Option<u64>,
-    started: Instant,
+    rate: u64,
+    limit: RateLimit,
     fetched_bytes: u64,
 }
 
 impl Pace {
     fn new(prefetch: Prefetch) -> Self {
         let rate = match prefetch {
-            Prefetch::Limited(rate) => Some(rate.max(1)),
-            _ => None,
+            Prefetch::Limited(rate) => rate.max(1),
+            _ => 0,
         };
         Self {
             pacer: Pacer::of_this_thread(),
             rate,
-            started: Instant::now(),
+            limit: RateLimit::new(0, rate),
             fetched_bytes: 0,
         }
     }
@@ -142,10 +142,7 @@ impl Pace {
     fn wait_after(&mut self, bytes: u64) -> Duration {
         self.fetched_bytes += bytes;
         let room = self.pacer.due();
-        let Some(rate) = self.rate else {
-            return room;
-        };
-        let due = Duration::from_secs_f64(self.fetched_bytes as f64 / rate as f64);
-        due.saturating_sub(self.started.elapsed()).max(room)
+        let due = self.limit.due(self.fetched_bytes, self.rate);
+        due.map_or(room, |due| due.max(room))
     }
 }

@@ -54,6 +54,11 @@ impl<'a> Picture<'a> {
         self.control.note_waits(self.freeze.buffer_waits());
     }
 
+    /// Bytes a second that may be written at most, as it is now; 0: no limit.
+    pub(super) fn max_bandwidth(&self) -> u64 {
+        self.control.max_bandwidth(self.options.max_bandwidth)
+    }
+
     /// Leaves the cores to others for a moment, unless the guest waits: for room, or for the end of it
     /// all because it was stopped.
     pub(super) fn breathe(&self, pacer: &mut Pacer) {

@@ -5,14 +5,11 @@
 //! | `main_channel` | everything that is written to it, in order, through one buffer |
 //! | `table` | the blocks of RAM as a stream lists them |
 //! | `bandwidth` | how fast the channels take what is written |
-//! | `pace` | a limit of bandwidth is kept |
 
 mod bandwidth;
 mod main_channel;
-mod pace;
 mod table;
 
 pub(crate) use bandwidth::{Bandwidth, Gathered, Packing};
 pub(crate) use main_channel::{BREATH, EofError, Stream};
-pub(crate) use pace::Pace;
 pub(crate) use table::table_of;

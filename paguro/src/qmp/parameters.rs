@@ -46,8 +46,9 @@
 //! in `QMP.md`.
 //!
 //! They are read when `migrate` or `migrate-incoming` starts; `migrate` may bring its own, for itself only
-//! ([`terms`](super::terms)). Of a change meanwhile `downtime-limit` and `max-bandwidth` count for the
-//! migration that runs, too, where they are named; all else is for the next.
+//! ([`terms`](super::terms)). Of a change meanwhile `max-bandwidth` counts for the snapshot or
+//! migration that runs, too, and `downtime-limit` for a migration, where they are named; all else is for
+//! the next.
 
 use paguro_migration::options::{HugePolicy, SnapshotOptions};
 use paguro_migration::source::AtTimeout;
@@ -66,16 +67,21 @@ pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     let new = after(&migrations.settings, &mut args)?;
     args.finish()?;
     migrations.settings = new;
-    if let Some(job) = &migrations.last
-        && let Work::Migration(migration) = &job.work
-    {
+    if let Some(job) = &migrations.last {
         let settings = &migrations.settings;
+        let (time, bandwidth) = (settings.downtime_limit(), settings.snapshot.max_bandwidth);
         let [downtime_limit, max_bandwidth] = limits;
-        if downtime_limit {
-            migration.set_downtime_limit(settings.downtime_limit());
-        }
-        if max_bandwidth {
-            migration.set_max_bandwidth(settings.snapshot.max_bandwidth);
+        match &job.work {
+            Work::Snapshot { control, .. } if max_bandwidth => control.set_max_bandwidth(bandwidth),
+            Work::Snapshot { .. } => {}
+            Work::Migration(migration) => {
+                if downtime_limit {
+                    migration.set_downtime_limit(time);
+                }
+                if max_bandwidth {
+                    migration.set_max_bandwidth(bandwidth);
+                }
+            }
         }
     }
     Ok(Answer::default())

@@ -46,6 +46,26 @@ pub fn can_background(qmp: &mut Qmp) -> bool {
     true
 }
 
+/// What it would take for hours is done when nothing limits it any more.
+#[test]
+fn another_limit_counts_for_the_snapshot_that_runs() {
+    for (mapped, background) in [(true, false), (true, true), (false, true)] {
+        let (dir, _machine, mut qmp) = run_slow();
+        if background && !can_background(&mut qmp) {
+            return;
+        }
+        let ways = [("mapped-ram", mapped), ("background-snapshot", background)];
+        qmp.set(&ways);
+        qmp.execute("migrate", json!({ "uri": uri(&dir, "a") }));
+        qmp.wait_migration("active");
+        qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 5000 }));
+        let now = qmp.execute("query-migrate", json!({}));
+        assert_eq!(now["status"], "active", "{ways:?}");
+        qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 0 }));
+        assert_eq!(qmp.migration_end()["status"], "completed", "{ways:?}");
+    }
+}
+
 #[test]
 fn mapped_ram_needs_a_file() {
     let (_dir, machine) = run(&[]);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::Marks;
 use paguro_ram::{GuestRam, RamBlock};
+use paguro_sys::RateLimit;
 use paguro_workload::layout::{PAGE_BYTES, PARAMS_GPA};
 use paguro_workload::params::PARAMS_BYTES;
 use paguro_workload::{Params, Stream};
@@ -123,9 +124,10 @@ impl Filler {
         let params = params?;
         let stream = Stream::device(&params, self.number)
             .ok_or("the workload in RAM has no pages for this device")?;
-        let mut pace = Pace::new(self.rate_pages_per_s);
+        let (rate, mut made) = (self.rate_pages_per_s, 0);
+        let mut limit = RateLimit::new(made, rate).catches_up_within(MAX_BEHIND);
         while passage.pass() {
-            if let Some(wait) = pace.wait() {
+            if let Some(wait) = limit.due(made, rate) {
                 passage.sleep(wait);
                 continue;
             }
@@ -137,7 +139,7 @@ impl Filler {
             }
             how.fill(jobs).map_err(|error| error.to_string())?;
             self.done.store(first + count, Ordering::Release);
-            pace.made(count);
+            made += count;
         }
         Ok(())
     }
@@ -256,43 +258,5 @@ impl Fill for ByRead {
     }
 }
 
-/// Keeps to a rate.
-struct Pace {
-    rate: u64,
-    since: Instant,
-    made: u64,
-}
-
 /// Behind by more than this (a pause), the rate begins anew.
 const MAX_BEHIND: Duration = Duration::from_millis(10);
-
-impl Pace {
-    fn new(rate: u64) -> Self {
-        Self {
-            rate,
-            since: Instant::now(),
-            made: 0,
-        }
-    }
-
-    /// How long to wait before the next page, if at all.
-    fn wait(&mut self) -> Option<Duration> {
-        if self.rate == 0 {
-            return None;
-        }
-        let due = Duration::from_nanos(
-            (u128::from(self.made) * 1_000_000_000 / u128::from(self.rate)) as u64,
-        );
-        let elapsed = self.since.elapsed();
-        if elapsed > due + MAX_BEHIND {
-            self.since = Instant::now();
-            self.made = 0;
-            return None;
-        }
-        due.checked_sub(elapsed).filter(|wait| !wait.is_zero())
-    }
-
-    fn made(&mut self, count: u64) {
-        self.made += count;
-    }
-}

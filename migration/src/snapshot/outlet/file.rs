@@ -2,13 +2,13 @@
 
 use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use paguro_dirty::{Copied, FreezeError};
 use paguro_newfile::PartialFile;
-use paguro_sys::{NewThread, Pacer, page_size};
+use paguro_sys::{NewThread, Pacer, RateLimit, page_size};
 use paguro_wire::bitmap;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::snapshot::extension::{ExtensionPlan, Facts, crc32c, crc32c_append, encode_table};
@@ -23,6 +23,8 @@ use crate::{Control, SnapshotError};
 
 /// Pieces in one write: as many units as a 2 MiB chunk has.
 const PIECES: usize = 32;
+/// How soon a thread that waits sees a cancel, or another limit.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A file in which each page has its place.
 pub(in crate::snapshot) struct FileOutlet {
@@ -30,10 +32,9 @@ pub(in crate::snapshot) struct FileOutlet {
     layout: Layout,
     tables: Tables,
     checksums: bool,
-    /// Bytes a second; 0: no limit.
-    max_bandwidth: u64,
-    started: Instant,
-    paced_bytes: AtomicU64,
+    /// Of all threads together.
+    limit: Mutex<RateLimit>,
+    limited_bytes: AtomicU64,
 }
 
 impl Opened for PartialFile {
@@ -57,9 +58,8 @@ impl Opened for PartialFile {
             tables: Tables::new(&layout, options.checksums)?,
             layout,
             checksums: options.checksums,
-            max_bandwidth: options.max_bandwidth,
-            started: Instant::now(),
-            paced_bytes: AtomicU64::new(0),
+            limit: Mutex::new(RateLimit::new(0, options.max_bandwidth)),
+            limited_bytes: AtomicU64::new(0),
         })
     }
 }
@@ -167,7 +167,7 @@ impl FileOutlet {
         while let Some(copied) = picture.next_pages()? {
             self.write(&copied)?;
             picture.count(&copied, self.file.written_bytes());
-            self.pace(copied, picture.control);
+            self.pace(copied, picture);
             picture.breathe(&mut pacer);
         }
         Ok(())
@@ -200,20 +200,25 @@ impl FileOutlet {
 
     /// Sleeps as long as the limit of bandwidth asks for. The room of the copy is given back
     /// first: nobody else has to wait for it.
-    fn pace(&self, copied: Copied, control: &Control) {
+    fn pace(&self, copied: Copied, picture: &Picture<'_>) {
         let bytes = (copied.pages().len() * page_size()) as u64;
         drop(copied);
-        let limit = self.max_bandwidth;
-        if limit == 0 {
-            return;
-        }
-        let so_far = self.paced_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(so_far as f64 / limit as f64);
-        while let Some(rest) = due.checked_sub(self.started.elapsed()) {
-            if control.is_cancelled() || rest.is_zero() {
-                return;
+        self.limited_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let rest = || {
+            let rate = picture.max_bandwidth();
+            let done = self.limited_bytes.load(Ordering::Relaxed);
+            if rate == 0 {
+                return None;
             }
-            std::thread::sleep(rest.min(Duration::from_millis(20)));
+            let limit = self.limit.lock();
+            limit
+                .unwrap_or_else(PoisonError::into_inner)
+                .due(done, rate)
+        };
+        while let Some(rest) = rest()
+            && !picture.control.is_cancelled()
+        {
+            std::thread::sleep(rest.min(LOOK));
         }
     }
 

@@ -9,7 +9,7 @@
 
 use paguro_dirty::Copied;
 use paguro_ram::GuestRam;
-use paguro_sys::Pacer;
+use paguro_sys::{Pacer, RateLimit};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::snapshot::extension::Facts;
 
@@ -18,7 +18,7 @@ use crate::channel::{self, Address, Outgoing};
 use crate::error::{MigrateError, unconfirmed};
 use crate::snapshot::picture::Picture;
 use crate::snapshot::request::Request;
-use crate::stream::{BREATH, EofError, Pace, Stream, table_of};
+use crate::stream::{BREATH, EofError, Stream, table_of};
 use crate::{Control, SnapshotError};
 
 /// A stream that was begun.
@@ -54,16 +54,15 @@ impl StreamOutlet {
     }
 
     fn save(&mut self, picture: &Picture<'_>) -> Result<(), SnapshotError> {
-        let limit = picture.options.max_bandwidth;
         let mut pacer = Pacer::of_this_thread();
-        let mut pace = Pace::new(self.stream.written_bytes(), limit);
+        let mut limit = RateLimit::new(self.stream.written_bytes(), picture.max_bandwidth());
         while let Some(copied) = picture.next_pages()? {
             self.part(&copied).map_err(of_stream)?;
             let written = self.stream.written_bytes();
             picture.count(&copied, written);
             // Its room is given back before anybody sleeps.
             drop(copied);
-            while let Some(rest) = pace.due(written, limit) {
+            while let Some(rest) = limit.due(written, picture.max_bandwidth()) {
                 if picture.control.is_cancelled() {
                     return Err(SnapshotError::Cancelled);
                 }

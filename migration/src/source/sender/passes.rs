@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use paguro_sys::page_size;
+use paguro_sys::{RateLimit, page_size};
 
 use super::{LOOK, Sender, Stopped};
 use crate::progress::Progress;
 use crate::source::forecast::is_worth_a_pass;
 use crate::source::outstanding::Due;
 use crate::source::way::Told;
-use crate::stream::{BREATH, Pace};
+use crate::stream::BREATH;
 use crate::time::micros;
 
 /// A PART takes about that long.
@@ -24,7 +24,7 @@ type Chunk = (usize, Range<usize>);
 impl Sender<'_> {
     /// Pass after pass, until the rest can be sent within the limit.
     pub(super) fn precopy(&mut self) -> Result<(), Stopped> {
-        let mut pace = Pace::new(self.written_bytes(), self.job.migration.max_bandwidth());
+        let mut pace = RateLimit::new(self.written_bytes(), self.job.migration.max_bandwidth());
         let mut since = (Instant::now(), self.written_bytes());
         self.transfer.labour.unlooked = self.transfer.pages.pages() as u64;
         // What was sent at first is by far the most of it.
@@ -77,7 +77,7 @@ impl Sender<'_> {
     }
 
     /// Everything that is dirty now, in PARTs; less when the time to converge is over.
-    fn pass(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
+    fn pass(&mut self, pace: &mut RateLimit) -> Result<(), Stopped> {
         let chunks: Vec<_> = self.transfer.pages.chunks().collect();
         self.way.begin_pass(&mut self.transfer.tally);
         let mut due = Due::default();
@@ -114,11 +114,11 @@ impl Sender<'_> {
     fn part(
         &mut self,
         chunks: &mut impl Iterator<Item = Chunk>,
-        pace: &Pace,
+        pace: &RateLimit,
         due: &mut Due,
     ) -> Result<(), Stopped> {
         let (part, at) = (Instant::now(), self.written_bytes());
-        let most = pace.bytes_in(PART).unwrap_or(u64::MAX).min(PART_BYTES);
+        let most = pace.in_time(PART).unwrap_or(u64::MAX).min(PART_BYTES);
         self.stream.begin_part(false);
         while part.elapsed() < PART
             && self.written_bytes() - at < most
@@ -142,7 +142,7 @@ impl Sender<'_> {
     }
 
     /// Waits until so much may have been sent, as the limit of bandwidth has it.
-    fn keep(&mut self, pace: &mut Pace) -> Result<(), Stopped> {
+    fn keep(&mut self, pace: &mut RateLimit) -> Result<(), Stopped> {
         while let Some(rest) = pace.due(self.written_bytes(), self.job.migration.max_bandwidth()) {
             if self.is_told_to_stop() {
                 return Err(Stopped::Told);
