@@ -17,10 +17,10 @@ use rustls::{ServerConfig, ServerConnection};
 use crate::command::{Direction, Running};
 use crate::halves::Channel;
 use crate::link::{Link, LinkKind};
+use crate::listening::UnixName;
 use crate::outgoing::{refuse_tls, secure, tls_error};
-use crate::socket::UnixName;
-use crate::wait::{Waited, wait_for};
-use crate::{Address, ChannelError, Options, Stop, fd, socket, tls};
+use crate::wait::wait_for_any;
+use crate::{Address, ChannelError, Options, Stop, fd, listening, socket, tls};
 
 /// Opens what a source connects to.
 #[derive(Debug)]
@@ -43,20 +43,20 @@ impl Incoming {
         };
         let (door, local) = match address {
             Address::Tcp { .. } | Address::Vsock { .. } => {
-                let (socket, local) = socket::listen(address, options)?;
-                (Door::Socket(socket, None), local)
+                let (sockets, local) = listening::listen(address, options)?;
+                (Door::Sockets(sockets, None), local)
             }
             Address::Unix(path) => {
-                let (socket, local) = listen_unix(path, address, options)?;
+                let (sockets, local) = listen_unix(path, address, options)?;
                 let name = Name::of(path).map_err(failed)?;
-                (Door::Socket(socket, Some(name)), local)
+                (Door::Sockets(sockets, Some(name)), local)
             }
             Address::Fd(number) => match fd::take(*number, Direction::In)? {
                 (fd, LinkKind::Socket) => {
                     rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed(error.into()))?;
                     let listens = rustix::net::sockopt::socket_acceptconn(&fd);
                     match listens.map_err(|error| failed(error.into()))? {
-                        true => (Door::Socket(fd, None), address.clone()),
+                        true => (Door::Sockets(vec![fd], None), address.clone()),
                         false => (Door::once(One::Socket(fd)), address.clone()),
                     }
                 }
@@ -96,9 +96,9 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Door {
-    /// With the name that goes when it closes.
-    Socket(
-        OwnedFd,
+    /// One for each address that was meant, with the name that goes when it closes.
+    Sockets(
+        Vec<OwnedFd>,
         #[expect(dead_code, reason = "dropped with the door")] Option<Name>,
     ),
     Once(Mutex<Option<One>>),
@@ -141,7 +141,7 @@ impl Listener {
         let text = self.local.to_string();
         let failed = |error| ChannelError::of_io("accept from", &text, error);
         match &self.door {
-            Door::Socket(listening, _) => {
+            Door::Sockets(listening, _) => {
                 let until = within.map(|within| Instant::now() + within);
                 let (socket, peer) =
                     self.next(listening, until)
@@ -175,17 +175,17 @@ impl Listener {
     /// A connection, and who it is.
     fn next(
         &self,
-        listening: &OwnedFd,
+        listening: &[OwnedFd],
         until: Option<Instant>,
     ) -> io::Result<Option<(OwnedFd, String)>> {
         let stops = [&self.stop, &self.options.stop];
         loop {
             // Before trying, so that a stopped one accepts nothing.
-            if wait_for(listening.as_fd(), PollFlags::IN, stops, until)? == Waited::Expired {
+            let Some(ready) = wait_for_any(listening, PollFlags::IN, stops, until)? else {
                 return Ok(None);
-            }
+            };
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            match rustix::net::acceptfrom_with(listening, flags) {
+            match rustix::net::acceptfrom_with(&listening[ready], flags) {
                 Ok((socket, peer)) => {
                     let peer = peer.as_ref().and_then(socket::named);
                     let peer = peer.unwrap_or_else(|| self.local.clone()).to_string();
@@ -252,10 +252,10 @@ fn listen_unix(
     path: &Path,
     address: &Address,
     options: &Options,
-) -> Result<(OwnedFd, Address), ChannelError> {
+) -> Result<(Vec<OwnedFd>, Address), ChannelError> {
     let text = address.to_string();
     let failed = |error| ChannelError::of_io("listen at", &text, error);
-    match socket::look_at(path).map_err(failed)? {
+    match listening::look_at(path).map_err(failed)? {
         UnixName::Free => {}
         UnixName::Stale => std::fs::remove_file(path).map_err(failed)?,
         UnixName::Used => return Err(failed(Errno::ADDRINUSE.into())),
@@ -266,7 +266,7 @@ fn listen_unix(
             });
         }
     }
-    socket::listen(address, options)
+    listening::listen(address, options)
 }
 
 /// A file to be read as a stream.

@@ -31,6 +31,7 @@ mod fd;
 mod halves;
 mod incoming;
 mod link;
+mod listening;
 mod outgoing;
 mod socket;
 mod stop;

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -59,43 +58,6 @@ pub(crate) fn connect(
     connected.map_err(io)?.ok_or_else(late)
 }
 
-/// A socket that listens there, and where it does.
-pub(crate) fn listen(
-    address: &Address,
-    options: &Options,
-) -> Result<(OwnedFd, Address), ChannelError> {
-    let text = address.to_string();
-    let io = |error: io::Error| ChannelError::of_io("listen at", &text, error);
-    let listening = match address {
-        Address::Tcp { host, port } => {
-            let until = Instant::now() + options.connect_timeout;
-            let stops = [&options.stop, &options.stop];
-            let any = ["::", "0.0.0.0"].map(|ip| ip.parse::<IpAddr>().map(|ip| (ip, *port).into()));
-            let addresses = match host.as_str() {
-                "" => any.into_iter().flatten().collect(),
-                host => resolve(host, *port, stops, until)?.ok_or(ChannelError::Timeout {
-                    doing: "resolve the name in",
-                    address: text.clone(),
-                    within: options.connect_timeout,
-                })?,
-            };
-            listen_first_of(&addresses)
-        }
-        Address::Unix(path) => {
-            SocketAddrUnix::new(path).and_then(|address| listen_one(AddressFamily::UNIX, &address))
-        }
-        Address::Vsock { cid, port } => {
-            let any = |number: u32| if number == 0 { VsockAddr::ANY } else { number };
-            let (cid, port) = (*cid, any(*port));
-            listen_one(AddressFamily::VSOCK, &VsockAddr { cid, port })
-        }
-        Address::Fd(_) | Address::Exec(_) | Address::File { .. } => Err(Errno::INVAL),
-    };
-    let socket = listening.map_err(|error| io(error.into()))?;
-    let local = rustix::net::getsockname(&socket).map_err(|error| io(error.into()))?;
-    Ok((socket, named(&local).unwrap_or_else(|| address.clone())))
-}
-
 /// What can be said of a socket's address.
 pub(crate) fn named(address: &SocketAddrAny) -> Option<Address> {
     if let Ok(address) = SocketAddr::try_from(address.clone()) {
@@ -142,7 +104,7 @@ pub(crate) fn set_up(fd: BorrowedFd<'_>, silence: Option<Duration>) -> io::Resul
 
 /// Addresses of a host. Asking for them cannot be interrupted, so a thread does it, and is left
 /// to itself when nobody waits for it any more.
-fn resolve(
+pub(crate) fn resolve(
     host: &str,
     port: u16,
     stops: [&Stop; 2],
@@ -232,66 +194,12 @@ fn connect_one(
     }
 }
 
-fn listen_first_of(addresses: &[SocketAddr]) -> Result<OwnedFd, Errno> {
-    let mut last = Err(Errno::ADDRNOTAVAIL);
-    for address in addresses {
-        last = listen_one(family(address), address);
-        // The next one is for hosts that lack this family, not for ports that are taken.
-        if !matches!(last, Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)) {
-            break;
-        }
-    }
-    last
-}
+/// Of every socket here.
+pub(crate) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
-fn listen_one(family: AddressFamily, address: &impl SocketAddrArg) -> Result<OwnedFd, Errno> {
-    let socket = socket_with(family, SocketType::STREAM, FLAGS, None)?;
-    if family == AddressFamily::INET || family == AddressFamily::INET6 {
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-    }
-    rustix::net::bind(&socket, address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
-}
-
-const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
-/// Connections that may wait to be accepted: as many as there may be multifd channels.
-const BACKLOG: i32 = 256;
-
-fn family(address: &SocketAddr) -> AddressFamily {
+pub(crate) fn family(address: &SocketAddr) -> AddressFamily {
     match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
-    }
-}
-
-/// What stands at the name of a unix socket.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum UnixName {
-    Free,
-    /// A socket that nobody listens at.
-    Stale,
-    /// A socket that somebody listens at.
-    Used,
-    /// Something else.
-    Other,
-}
-
-/// Looks without making a connection, which the listener would take for a migration: a datagram
-/// socket cannot connect to a stream socket, and the error says whether there is one.
-pub(crate) fn look_at(path: &Path) -> io::Result<UnixName> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(UnixName::Free),
-        Err(error) => return Err(error),
-        Ok(meta) if !meta.file_type().is_socket() => return Ok(UnixName::Other),
-        Ok(_) => {}
-    }
-    let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, FLAGS, None)?;
-    match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
-        Err(Errno::CONNREFUSED) => Ok(UnixName::Stale),
-        Err(Errno::NOENT) => Ok(UnixName::Free),
-        Ok(()) | Err(Errno::PROTOTYPE) => Ok(UnixName::Used),
-        Err(error) => Err(error.into()),
     }
 }

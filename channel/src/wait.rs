@@ -1,7 +1,7 @@
 //! Waiting for a descriptor, with an end in sight.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,21 +25,45 @@ pub(crate) fn wait_for(
     stops: [&Stop; 2],
     until: Option<Instant>,
 ) -> io::Result<Waited> {
+    let [one, other] = stops.map(|stop| PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN));
+    let mut fds = [PollFd::from_borrowed_fd(fd, flags), one, other];
+    let ready = wait(&mut fds, stops, until)?;
+    Ok(ready.map_or(Waited::Expired, |_| Waited::Ready))
+}
+
+/// As [`wait_for`], for any of several: which of them it is, none if the time is over.
+pub(crate) fn wait_for_any(
+    fds: &[OwnedFd],
+    flags: PollFlags,
+    stops: [&Stop; 2],
+    until: Option<Instant>,
+) -> io::Result<Option<usize>> {
+    let ends = stops.map(|stop| PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN));
+    let fds = fds.iter().map(|fd| PollFd::new(fd, flags));
+    let mut fds: Vec<_> = fds.chain(ends).collect();
+    wait(&mut fds, stops, until)
+}
+
+/// Which of `fds` but the last two is ready first; those are the descriptors of `stops`.
+fn wait(
+    fds: &mut [PollFd<'_>],
+    stops: [&Stop; 2],
+    until: Option<Instant>,
+) -> io::Result<Option<usize>> {
     loop {
         if stops.iter().any(|stop| stop.is_stopped()) {
             return Err(ChannelError::Stopped.into_io());
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let mut fds = [
-            PollFd::from_borrowed_fd(fd, flags),
-            PollFd::from_borrowed_fd(stops[0].as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(stops[1].as_fd(), PollFlags::IN),
-        ];
-        match poll(&mut fds, left.map(timespec).as_ref()) {
-            Ok(0) if left == Some(Duration::ZERO) => return Ok(Waited::Expired),
+        match poll(fds, left.map(timespec).as_ref()) {
+            Ok(0) if left == Some(Duration::ZERO) => return Ok(None),
             Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) if fds[0].revents().is_empty() => {}
-            Ok(_) => return Ok(Waited::Ready),
+            Ok(_) => {
+                let mut wanted = fds[..fds.len() - stops.len()].iter();
+                if let Some(at) = wanted.position(|fd| !fd.revents().is_empty()) {
+                    return Ok(Some(at));
+                }
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -68,6 +68,54 @@ fn ipv6_goes_both_ways() {
     exchange(source, destination);
 }
 
+/// A name of both families: whoever knows one address of it only comes in there.
+#[test]
+fn a_source_comes_in_at_each_address_of_a_name() {
+    let _ends = must_end();
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return println!("skipped: this host has no IPv6");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = dir.path().join("hosts");
+    std::fs::write(&hosts, "::1 both.test\n127.0.0.1 both.test\n").unwrap();
+    // Where a name has its addresses belongs to all of the host, but in mounts of our own.
+    let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+    let child = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(&hosts)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "both_ways::at_a_name_of_both_families"])
+        .args(["--ignored", "--nocapture"])
+        .output();
+    let child = match child {
+        Ok(child) if child.status.code() != Some(1) => child,
+        cannot => return println!("skipped: no mounts of our own: {cannot:?}"),
+    };
+    let said = String::from_utf8_lossy(&child.stdout);
+    print!("{said}{}", String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && said.contains("1 passed"));
+}
+
+#[test]
+#[ignore = "needs a host with a name of its own: another test makes one for it"]
+fn at_a_name_of_both_families() {
+    let _ends = must_end();
+    let listener = listen("tcp:both.test:0", &options());
+    let Address::Tcp { host, port } = listener.local_address().clone() else {
+        panic!("{listener:?}");
+    };
+    assert_eq!(host, "both.test");
+    for host in ["::1", "127.0.0.1", "both.test"] {
+        let to = Address::Tcp {
+            host: host.to_owned(),
+            port,
+        };
+        let connecting = thread::spawn(move || Outgoing::connect(&to, &options()));
+        let came = listener.accept(Some(Duration::from_secs(60))).unwrap();
+        exchange(connecting.join().unwrap().unwrap(), came);
+    }
+}
+
 #[test]
 fn unix_goes_both_ways_and_leaves_no_name() {
     let _ends = must_end();
