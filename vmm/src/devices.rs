@@ -4,6 +4,7 @@
 //! and one of another machine are each refused by name, before anything is changed.
 
 use paguro_wire::device::{DeviceError, DeviceSection, SectionReader, SectionWriter};
+use paguro_wire::globalstate;
 
 use crate::{Accel, Config, DmaConfig, VmError, dma, threads};
 
@@ -11,7 +12,7 @@ const SECTION: &str = "paguro/machine";
 const VERSION: u32 = 1;
 
 /// Sections that are the engine's, not the machine's.
-const ENGINE_SECTIONS: [&str; 1] = ["globalstate"];
+const ENGINE_SECTIONS: [&str; 1] = [globalstate::NAME];
 
 /// What a picture says about the machine it was taken of.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -98,7 +98,7 @@ impl RestoreFile {
             None => true,
             Some(state) => state == globalstate::RUNNING,
         };
-        devices.retain(|device| device.name != "globalstate");
+        devices.retain(|device| device.name != globalstate::NAME);
         // What was read after it was checked is what was checked.
         if let Some(how) = identity.change(&file) {
             return Err(RestoreError::Changed {

@@ -121,7 +121,7 @@ impl SnapshotFile {
         globalstate::run_state(&section.read(reader)?)
             .map(Some)
             .map_err(|error| {
-                DecodeError::corrupt("globalstate", section.body_offset, "a run state", error)
+                DecodeError::corrupt(globalstate::NAME, section.body_offset, "a run state", error)
             })
     }
 }
