@@ -46,19 +46,19 @@ pub struct Job {
     ended: Condvar,
 }
 
-/// What a job does.
+/// What others see of what a job does; its thread has its own hold on it.
 pub enum Work {
     /// Saves the machine to a file.
     Snapshot {
         /// How far it is.
-        control: Box<Control>,
+        control: Arc<Control>,
         /// Whether the guest runs on.
         background: bool,
         /// Ends what waits for a channel.
         stop: Option<Stop>,
     },
     /// Moves the machine to another process.
-    Migration(Box<Migration>),
+    Migration(Arc<Migration>),
 }
 
 /// Where a snapshot goes.
@@ -88,6 +88,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of what succeeded, with its report.
+    fn success(report: Value) -> Self {
+        Self {
+            report: Some(report),
+            ..Self::default()
+        }
+    }
+
     /// Of what goes on, and has come upon an error.
     pub fn unfinished(error: Option<impl std::error::Error + Send + Sync + 'static>) -> Self {
         Self {
@@ -191,28 +199,24 @@ impl Job {
                 events.migration(status.name());
             }
         };
+        let control = Arc::new(Control::new(Some(Box::new(hook))));
         let work = Work::Snapshot {
-            control: Box::new(Control::new(Some(Box::new(hook)))),
+            control: control.clone(),
             background: options.background,
             stop: match &to {
                 SnapshotTo::File(_) => None,
                 SnapshotTo::Stream(_, channel) => Some(channel.stop.clone()),
             },
         };
-        Self::start(
-            monitor,
-            work,
-            on_disconnect,
-            move |guest, work| match work {
-                Work::Snapshot { control, .. } => match &to {
-                    SnapshotTo::File(path) => guest.snapshot(path, &options, control),
-                    SnapshotTo::Stream(address, channel) => {
-                        guest.snapshot_to_stream(address, channel, &options, control)
-                    }
-                },
-                Work::Migration(_) => unreachable!("it is the one above"),
-            },
-        )
+        Self::start(monitor, work, on_disconnect, move |guest| {
+            let saved = match &to {
+                SnapshotTo::File(path) => guest.snapshot(path, &options, &control),
+                SnapshotTo::Stream(address, channel) => {
+                    guest.snapshot_to_stream(address, channel, &options, &control)
+                }
+            };
+            saved.map_err(|error| Outcome::of(&error))
+        })
     }
 
     /// Starts a migration.
@@ -234,24 +238,21 @@ impl Job {
         let events = monitor.events.clone();
         let migration = Migration::new(&options, Some(Box::new(hook)))?
             .on_pass(move |number| events.migration_pass(number));
+        let migration = Arc::new(migration);
         // It begins so, which is no change.
         monitor.events.migration(migration.status().name());
-        Self::start(
-            monitor,
-            Work::Migration(Box::new(migration)),
-            on_disconnect,
-            move |guest, work| match work {
-                Work::Migration(migration) => guest.migrate(&options, migration),
-                Work::Snapshot { .. } => unreachable!("it is the one above"),
-            },
-        )
+        let work = Work::Migration(migration.clone());
+        Self::start(monitor, work, on_disconnect, move |guest| {
+            let moved = guest.migrate(&options, &migration);
+            moved.map_err(|error| Outcome::of_migration(&error, migration.address()))
+        })
     }
 
     fn start(
         monitor: &Monitor,
         work: Work,
         on_disconnect: OnDisconnect,
-        body: impl FnOnce(&Guest, &Work) -> Result<Value> + Send + 'static,
+        body: impl FnOnce(&Guest) -> Result<Value, Outcome> + Send + 'static,
     ) -> Result<Arc<Self>, QmpError> {
         let job = Arc::new(Self {
             work,
@@ -261,7 +262,13 @@ impl Job {
             ended: Condvar::new(),
         });
         let (running, guest, events) = (job.clone(), monitor.guest.clone(), monitor.events.clone());
-        let run = move || running.run(&guest, &events, body);
+        let run = move || {
+            let outcome = match body(&guest) {
+                Ok(report) => Outcome::success(report),
+                Err(failure) => failure,
+            };
+            running.end(&events, outcome);
+        };
         let spawned = paguro_sys::NewThread::named("migration".to_owned()).spawn(run);
         match spawned {
             Ok(_) => Ok(job),
@@ -271,23 +278,8 @@ impl Job {
         }
     }
 
-    /// Runs it, in its own thread.
-    fn run(
-        &self,
-        guest: &Guest,
-        events: &Events,
-        body: impl FnOnce(&Guest, &Work) -> Result<Value>,
-    ) {
-        let outcome = match body(guest, &self.work) {
-            Ok(report) => Outcome {
-                report: Some(report),
-                ..Outcome::default()
-            },
-            Err(error) => match &self.work {
-                Work::Snapshot { .. } => Outcome::of(&error),
-                Work::Migration(migration) => Outcome::of_migration(&error, migration.address()),
-            },
-        };
+    /// It has come to its end, in its own thread.
+    fn end(&self, events: &Events, outcome: Outcome) {
         let told = self.is_over();
         *self.lock() = Some(outcome);
         if !told {
