@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use serde_json::json;
 
 use crate::pair::{Pair, Tally, turn};
 use crate::relay::{Act, At};
-use crate::rng::Rng;
+use crate::rng::seeded;
 use crate::side::{Judged, POLL, SILENCE_MS, accel};
 
 const PAGE: u64 = 4096;
@@ -52,7 +53,7 @@ const PHASES: [Phase; 9] = [
 
 #[test]
 fn a_channel_may_break_at_any_byte() {
-    let mut rng = Rng::new("cuts");
+    let mut rng = seeded("cuts");
     let mut tally = Tally::default();
     let acts = [
         Act::Cut,
@@ -72,7 +73,7 @@ fn a_channel_may_break_at_any_byte() {
         // One of each phase.
         false => {
             trials = PHASES
-                .map(|phase| (phase, acts[rng.below(3) as usize]))
+                .map(|phase| (phase, acts[rng.u64(..3) as usize]))
                 .to_vec()
         }
     }
@@ -91,16 +92,16 @@ fn a_channel_may_break_at_any_byte() {
 }
 
 fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
-    let mut pair = Pair::new(if rng.coin() { "unlimited" } else { "10000" });
+    let mut pair = Pair::new(if rng.bool() { "unlimited" } else { "10000" });
     let at = match phase {
-        Phase::Header => At::Forward(rng.below(120)),
-        Phase::Ram => At::Forward(200 + rng.below(4 << 20)),
-        Phase::Answers => At::Back(rng.below(40)),
-        Phase::Ping2 => At::Ping2(rng.below(9)),
-        Phase::Pong2 => At::Pong2(rng.below(8)),
+        Phase::Header => At::Forward(rng.u64(..120)),
+        Phase::Ram => At::Forward(200 + rng.u64(..4 << 20)),
+        Phase::Answers => At::Back(rng.u64(..40)),
+        Phase::Ping2 => At::Ping2(rng.u64(..9)),
+        Phase::Pong2 => At::Pong2(rng.u64(..8)),
         Phase::Eof => At::Eof(0),
-        Phase::Description => At::Eof(1 + rng.below(64)),
-        Phase::Shut => At::Shut(rng.below(8)),
+        Phase::Description => At::Eof(1 + rng.u64(..64)),
+        Phase::Shut => At::Shut(rng.u64(..8)),
         // Told once it is known where the rest begins.
         Phase::Rest => At::Forward(u64::MAX),
     };
@@ -126,7 +127,7 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
         let pages = now["ram"]["remaining"].as_u64().unwrap_or(0) / PAGE;
         let certain = (SHORTEST_PAGE * pages).min(4096) + DEVICES[usize::from(accel() == "kvm")];
         pair.relay
-            .plan(At::Forward(before + rng.below(certain)), act);
+            .plan(At::Forward(before + rng.u64(..certain)), act);
         pair.source
             .must("migrate-continue", json!({ "state": "pre-switchover" }))?;
     } else {
@@ -240,7 +241,7 @@ fn in_the_window(
         pair.destination.wait_for(&["completed"])?;
         pair.destination.must_run()?;
     }
-    match rng.below(3) {
+    match rng.u64(..3) {
         0 => {
             // Reached again, the destination learns that it may run, or says that it does.
             mend(pair);

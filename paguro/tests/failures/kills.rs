@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use fastrand::Rng;
+
 use crate::pair::{Pair, Tally, Verdict, turn};
 use crate::relay::{Act, At};
-use crate::rng::Rng;
+use crate::rng::seeded;
 
 /// A migration takes about that long here, with [`BANDWIDTH`].
 const TAKES_MS: u64 = 700;
@@ -22,7 +24,7 @@ enum Moment {
 
 #[test]
 fn whoever_is_killed_the_guest_never_runs_twice() {
-    let mut rng = Rng::new("kills");
+    let mut rng = seeded("kills");
     let mut tally = Tally::default();
     let count = crate::kills();
     // Of fifty, 26 at random moments, 4 each before PING 2 and before PONG 2, and 16 in the window.
@@ -46,7 +48,7 @@ fn whoever_is_killed_the_guest_never_runs_twice() {
                 };
                 Moment::Held(at)
             }
-            _ => Moment::After(Duration::from_micros(rng.below(1000 * TAKES_MS))),
+            _ => Moment::After(Duration::from_micros(rng.u64(..1000 * TAKES_MS))),
         };
         let what = format!(
             "{} killed, {moment:?}",
@@ -70,7 +72,7 @@ fn whoever_is_killed_the_guest_never_runs_twice() {
 }
 
 fn kill(source: bool, moment: Moment, rng: &mut Rng) -> Verdict {
-    let rate = if rng.coin() { "unlimited" } else { "10000" };
+    let rate = if rng.bool() { "unlimited" } else { "10000" };
     let mut pair = Pair::new(rate);
     if let Moment::Held(at) = moment {
         pair.relay.plan(at, Act::Hold);
@@ -84,7 +86,7 @@ fn kill(source: bool, moment: Moment, rng: &mut Rng) -> Verdict {
         Moment::After(time) => std::thread::sleep(time),
         Moment::Held(_) => {
             pair.relay.wait_fired()?;
-            std::thread::sleep(Duration::from_micros(rng.below(20_000)));
+            std::thread::sleep(Duration::from_micros(rng.u64(..20_000)));
         }
     }
     // Both stand now, whatever they do later.
@@ -93,7 +95,7 @@ fn kill(source: bool, moment: Moment, rng: &mut Rng) -> Verdict {
         false => pair.destination.kill(),
     }
     // What was sent may still arrive after its sender died, or not.
-    pair.relay.release(match rng.coin() {
+    pair.relay.release(match rng.bool() {
         true => Act::Hold,
         false => Act::Cut,
     });

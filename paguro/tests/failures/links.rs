@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::cuts::{Phase, judge};
 use crate::pair::{Pair, Tally, turn};
 use crate::relay::{Act, At, Place};
-use crate::rng::Rng;
+use crate::rng::seeded;
 
 const SOURCE: &str = "paguro-test-a";
 const DESTINATION: &str = "paguro-test-b";
@@ -117,7 +117,7 @@ fn a_guest_moves_over_a_slow_lossy_link() {
 
 #[test]
 fn a_link_may_go_down_in_any_phase() {
-    let mut rng = Rng::new("links");
+    let mut rng = seeded("links");
     let mut tally = Tally::default();
     let phases = [
         (Phase::Header, At::Forward(50)),
@@ -128,7 +128,7 @@ fn a_link_may_go_down_in_any_phase() {
         (Phase::Shut, At::Shut(0)),
     ];
     for (phase, at) in phases {
-        if !crate::is_full() && rng.coin() {
+        if !crate::is_full() && rng.bool() {
             continue;
         }
         let _turn = turn();

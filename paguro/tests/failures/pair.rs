@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use fastrand::Rng;
 use paguro_lab::Watch;
 pub use paguro_testkit::turn;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::relay::{Marks, Place, Relay};
-use crate::rng::Rng;
 use crate::side::{Judged, Side};
 
 /// Two machines on their way.
@@ -115,7 +115,7 @@ impl Pair {
         self.relay.wait_permission()?;
         self.source.must_stand("postmigrate")?;
         self.source.must_advise(&["migrate_cancel", "`cont`"])?;
-        let said = match rng.coin() {
+        let said = match rng.bool() {
             true => "in the window, source whole and in doubt, `cont`",
             false => {
                 // Nobody can be asked, so it changes nothing yet.
