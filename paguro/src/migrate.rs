@@ -10,7 +10,7 @@ use paguro_qmp::Client;
 use paguro_workload::human;
 use serde_json::{Value, json};
 
-use crate::cli::{AtTimeoutArg, MigrateArgs, name};
+use crate::cli::{MigrateArgs, name};
 use crate::done;
 use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
@@ -112,7 +112,7 @@ fn settings(client: &mut Client, args: &MigrateArgs) -> Result<Value> {
     Ok(json!({
         "capabilities": capabilities,
         "parameters": parameters(args)?,
-        "on-disconnect": args.on_disconnect.name(),
+        "on-disconnect": name(args.on_disconnect),
     }))
 }
 
@@ -122,14 +122,10 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
         .as_ref()
         .map(std::path::absolute)
         .transpose()?;
-    let at_timeout = args.at_timeout.map(|what| match what {
-        AtTimeoutArg::Cancel => "cancel",
-        AtTimeoutArg::Switchover => "switchover",
-    });
     let multifd = &args.multifd;
     let compression = multifd.multifd_compression.map(name);
     let all = [
-        ("mode", args.mode.map(|mode| mode.name().into())),
+        ("mode", args.mode.map(|mode| name(mode).into())),
         ("downtime-limit", args.downtime_limit.map(Value::from)),
         (
             "max-bandwidth",
@@ -144,7 +140,10 @@ fn parameters(args: &MigrateArgs) -> Result<Value> {
             "x-paguro-convergence-timeout",
             args.timeout.map(Value::from),
         ),
-        ("x-paguro-at-timeout", at_timeout.map(Value::from)),
+        (
+            "x-paguro-at-timeout",
+            args.at_timeout.map(|what| name(what).into()),
+        ),
         ("x-paguro-silence", args.silence.map(Value::from)),
         (
             "xbzrle-cache-size",

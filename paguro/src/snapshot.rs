@@ -10,7 +10,7 @@ use paguro_qmp::Client;
 use paguro_workload::human;
 use serde_json::{Value, json};
 
-use crate::cli::SnapshotArgs;
+use crate::cli::{SnapshotArgs, name};
 use crate::done;
 use crate::hints::{self, Advised};
 use crate::interrupt::{Again, Interrupts};
@@ -80,7 +80,7 @@ fn settings(client: &mut Client, args: &SnapshotArgs) -> Result<Value> {
     Ok(json!({
         "capabilities": capabilities,
         "parameters": parameters,
-        "on-disconnect": args.on_disconnect.name(),
+        "on-disconnect": name(args.on_disconnect),
     }))
 }
 

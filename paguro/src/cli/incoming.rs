@@ -49,16 +49,6 @@ pub enum ModeArg {
     CprTransfer,
 }
 
-impl ModeArg {
-    /// Its name in QMP.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::CprTransfer => "cpr-transfer",
-        }
-    }
-}
-
 impl RunArgs {
     /// Where the machine comes from, or which options make no sense together.
     pub fn origin(&self) -> Result<Origin<'_>, String> {

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use paguro_migration::channel::Address;
 use paguro_workload::Size;
 
-use super::{ModeArg, OnDisconnectArg, QmpAddress};
+use super::{ModeArg, OnDisconnect, QmpAddress};
 
 const MIGRATE_HELP: &str = "\
 Examples:
@@ -129,8 +129,8 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "SIZE", requires = "xbzrle")]
     pub xbzrle_cache_size: Option<Size>,
     /// What becomes of the migration when this command ends before it does
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDisconnectArg::Cancel)]
-    pub on_disconnect: OnDisconnectArg,
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDisconnect::Cancel)]
+    pub on_disconnect: OnDisconnect,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

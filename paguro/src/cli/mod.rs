@@ -20,10 +20,10 @@ pub use machine::{
     AccelArg, BackingArg, ClockArg, DEFAULT_MEMORY, MachineArgs, PagesArg, PrefetchArg, QmpAddress,
     RestoreModeArg,
 };
-pub use migrate::{AtTimeoutArg, CompressionArg, MigrateArgs, MultifdArgs};
-pub use on_disconnect::OnDisconnectArg;
+pub use migrate::{CompressionArg, MigrateArgs, MultifdArgs};
+pub use on_disconnect::OnDisconnect;
 
-/// The name of an option's value on the command line.
+/// The name of an option's value on the command line, and over QMP.
 pub fn name(value: impl clap::ValueEnum) -> String {
     let value = value.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
@@ -204,8 +204,8 @@ pub struct SnapshotArgs {
     #[arg(long, value_name = "SIZE")]
     pub page_buffer: Option<Size>,
     /// What becomes of the snapshot when this command ends before it does
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDisconnectArg::Cancel)]
-    pub on_disconnect: OnDisconnectArg,
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnDisconnect::Cancel)]
+    pub on_disconnect: OnDisconnect,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -3,24 +3,16 @@
 use clap::ValueEnum;
 use rustix::process::Signal;
 
-/// `--on-disconnect`
+/// `--on-disconnect`, and what a client may say over QMP
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnDisconnectArg {
+pub enum OnDisconnect {
     /// It is cancelled, and the guest is as it was before
     Cancel,
     /// It goes on without this command
     Continue,
 }
 
-impl OnDisconnectArg {
-    /// Its name over QMP.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cancel => "cancel",
-            Self::Continue => "continue",
-        }
-    }
-
+impl OnDisconnect {
     /// Whether a signal to the command leaves alone what it began: whoever presses Ctrl-C means that,
     /// too.
     pub fn goes_on_after(self, signal: Signal) -> bool {

@@ -15,8 +15,8 @@ use serde_json::Value;
 use super::capabilities::Capabilities;
 use super::events::Events;
 use super::settings::Settings;
-use super::terms::OnDisconnect;
 use super::{Monitor, QmpError};
+use crate::cli::OnDisconnect;
 use crate::guest::Guest;
 use crate::hints;
 

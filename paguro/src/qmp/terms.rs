@@ -16,6 +16,7 @@
 //! outcome is not in doubt: what an operator alone may decide is left to one.
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use paguro_qmp::Client;
 use serde_json::{Value, json};
 
@@ -23,6 +24,7 @@ use super::capabilities::{self, Capabilities};
 use super::jobs::State;
 use super::settings::Settings;
 use super::{Args, Monitor, QmpError, parameters};
+use crate::cli::OnDisconnect;
 
 /// What counts for one of them.
 pub struct Terms {
@@ -32,15 +34,6 @@ pub struct Terms {
     pub settings: Settings,
     /// What becomes of it when the client is gone.
     pub on_disconnect: OnDisconnect,
-}
-
-/// `on-disconnect`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnDisconnect {
-    /// It goes on.
-    Continue,
-    /// It is cancelled.
-    Cancel,
 }
 
 impl Terms {
@@ -69,15 +62,11 @@ impl Terms {
             all.finish()?;
         }
         if let Some(name) = own.string("on-disconnect")? {
-            terms.on_disconnect = match name.as_str() {
-                "continue" => OnDisconnect::Continue,
-                "cancel" => OnDisconnect::Cancel,
-                other => {
-                    return Err(QmpError::generic(format!(
-                        "Parameter 'on-disconnect' does not accept value '{other}'"
-                    )));
-                }
-            };
+            terms.on_disconnect = OnDisconnect::from_str(&name, false).map_err(|_| {
+                QmpError::generic(format!(
+                    "Parameter 'on-disconnect' does not accept value '{name}'"
+                ))
+            })?;
         }
         own.finish()?;
         Ok(terms)
