@@ -11,7 +11,8 @@
 //!
 //! | room | for |
 //! |---|---|
-//! | [`machine`] | a machine as a child process, and what can be asked of it |
+//! | [`process`] | a process of the program, from its start to its end |
+//! | [`machine`] | a machine as such a process, and what can be asked of it |
 //! | [`options`] | how such a machine is to be |
 //! | [`progress`] | the counters that the guest posts |
 //! | [`ruler`] | the outside clock: times without progress, rates, time lost |
@@ -30,6 +31,7 @@ pub mod console;
 pub mod host;
 pub mod machine;
 pub mod options;
+pub mod process;
 pub mod progress;
 pub mod ruler;
 pub mod smaps;

@@ -1,45 +1,36 @@
 //! A machine as a child process.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use paguro_oracle::{DeviceWriter, Process, ProcessBlock, Report};
+use anyhow::{Context, Result, bail};
+use paguro_oracle::{DeviceWriter, ProcessBlock, Report};
 use paguro_qmp::Client;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::process::{IN_VAIN, POLL, Process};
 use crate::smaps::{self, ProcessMemory, RamMemory};
 use crate::{MachineOptions, ProgressFile};
 
-/// What anything may take before it is given up: long, because hosts can be slow and busy, and
-/// only something that is stuck gets there.
-pub const IN_VAIN: Duration = Duration::from_secs(60);
-
 /// The environment variable by which the program is told what to force and to break.
 pub const FORCE: &str = "PAGURO_FORCE";
-
-/// Between two looks at something that will change soon.
-pub const POLL: Duration = Duration::from_millis(2);
 
 /// Parameters of a snapshot: names and values of `migrate-set-parameters`.
 pub type Parameters = Map<String, Value>;
 
 /// A machine that runs in a process of its own. Dropping it ends the process, whatever its state.
 pub struct Machine {
-    child: Child,
+    process: Process,
     options: MachineOptions,
     /// `None` while somebody else has its control socket, which is for one client at a time.
     client: Option<Client>,
     progress: Arc<ProgressFile>,
     pub(crate) defaults: Parameters,
     dir: TempDir,
-    /// Closed when this process ends, in whatever way; the child ends with it.
-    _leash: Option<OwnedFd>,
 }
 
 /// How two machines of the lab are connected.
@@ -51,18 +42,6 @@ pub enum Channel {
     /// By a socket in the file system.
     Unix,
 }
-
-/// It was over before its control socket answered.
-#[derive(Clone, Copy, Debug)]
-pub struct EndedEarly(pub ExitStatus);
-
-impl std::fmt::Display for EndedEarly {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "it ended with {}", self.0)
-    }
-}
-
-impl std::error::Error for EndedEarly {}
 
 /// Where the RAM of a machine is in its process.
 #[derive(Clone, Debug)]
@@ -114,7 +93,6 @@ impl Machine {
         spawned: impl FnOnce(u32),
     ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("paguro-").tempdir()?;
-        let socket = dir.path().join("qmp.sock");
         let log = std::fs::File::create(dir.path().join("stderr"))?;
         let mut command = match options.through.split_first() {
             None => Command::new(&options.program),
@@ -126,10 +104,9 @@ impl Machine {
         };
         command
             .args(options.args())
-            .arg("--qmp")
-            .arg(format!("unix:{}", socket.display()))
             .arg("--x-progress")
             .arg(progress.path())
+            // The pipe is closed when this process ends, in whatever way; the child ends with it.
             .arg("--x-end-with-stdin")
             .env_remove(FORCE)
             .stdin(Stdio::piped())
@@ -138,26 +115,19 @@ impl Machine {
         if !options.force.is_empty() {
             command.env(FORCE, &options.force);
         }
-        let mut child = command.spawn().context("cannot start a machine")?;
-        spawned(child.id());
-        let leash = child.stdin.take().map(OwnedFd::from);
-        // Anything that fails from here on must not leave the child behind.
-        let client = match connect(&mut child, &socket) {
-            Ok(client) => client,
-            Err(error) => {
-                kill(&mut child);
-                let said = read_log(dir.path());
-                return Err(error.context(format!("the machine did not start: {said}")));
-            }
-        };
+        let socket = dir.path().join("qmp.sock");
+        let started = Process::start(&mut command, socket, spawned, Client::connect);
+        let (process, client) = started.map_err(|error| {
+            let said = read_log(dir.path());
+            error.context(format!("the machine did not start: {said}"))
+        })?;
         let mut machine = Self {
-            child,
+            process,
             options: options.clone(),
             client: Some(client),
             progress,
             defaults: Parameters::new(),
             dir,
-            _leash: leash,
         };
         let defaults = machine.execute("query-migrate-parameters", json!({}))?;
         machine.defaults = match defaults {
@@ -179,7 +149,7 @@ impl Machine {
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// A command of its control socket. When it fails because the machine died, the error has its
@@ -187,14 +157,13 @@ impl Machine {
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let client = match &mut self.client {
             Some(client) => Ok(client),
-            None => Client::connect(&self.dir.path().join("qmp.sock"))
-                .map(|client| self.client.insert(client)),
+            None => Client::connect(self.process.socket()).map(|client| self.client.insert(client)),
         };
         let answer = client.and_then(|client| client.execute(command, arguments));
         answer.map_err(anyhow::Error::from).map_err(|error| {
             // The connection breaks a moment before the process is gone.
             std::thread::sleep(Duration::from_millis(5));
-            match self.child.try_wait() {
+            match self.process.ended() {
                 Ok(Some(status)) => {
                     let said = read_log(self.dir.path());
                     error.context(format!("the machine has ended ({status}): {said}"))
@@ -211,24 +180,22 @@ impl Machine {
 
     /// Its control socket, as an address.
     pub fn qmp_address(&self) -> String {
-        format!("unix:{}", self.dir.path().join("qmp.sock").display())
+        self.process.qmp_address()
     }
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.ended_within(Duration::ZERO)
+        Ok(self.process.ended()?)
     }
 
     /// How it ends, if it does in that time.
     pub fn ended_within(&mut self, at_most: Duration) -> Result<Option<ExitStatus>> {
-        let deadline = Instant::now() + at_most;
-        loop {
-            let ended = self.child.try_wait()?;
-            if ended.is_some() || Instant::now() >= deadline {
-                return Ok(ended);
-            }
-            std::thread::sleep(POLL);
-        }
+        Ok(self.process.ended_within(at_most)?)
+    }
+
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
     }
 
     /// What it has said on standard error so far.
@@ -514,12 +481,6 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        kill(&mut self.child);
-    }
-}
-
 /// Compares the RAM of a machine that is stopped with what its counters imply. All of it must be there,
 /// in the process of that number, and `ask` does a command of its control socket without arguments.
 ///
@@ -530,8 +491,8 @@ pub fn check_ram(pid: u32, mut ask: impl FnMut(&str) -> Result<Value>) -> Result
     let blocks = blocks(&ask("x-paguro-query-ram")?)?;
     let devices = ask("x-paguro-query-device-writers")?;
     let devices: Vec<DeviceWriter> = serde_json::from_value(devices)?;
-    let process =
-        Process::open(pid, blocks).context("cannot read the memory of the machine's process")?;
+    let process = paguro_oracle::Process::open(pid, blocks)
+        .context("cannot read the memory of the machine's process")?;
     paguro_oracle::check(&process, &devices).context("cannot check the machine's RAM")
 }
 
@@ -547,31 +508,6 @@ fn blocks(answer: &Value) -> Result<Vec<ProcessBlock>> {
         })
     });
     blocks.collect()
-}
-
-fn connect(child: &mut Child, socket: &Path) -> Result<Client> {
-    let deadline = Instant::now() + IN_VAIN;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Err(EndedEarly(status).into());
-        }
-        if socket.exists() {
-            match Client::connect(socket) {
-                Ok(client) => return Ok(client),
-                Err(error) if Instant::now() > deadline => return Err(error.into()),
-                Err(_) => {}
-            }
-        } else if Instant::now() > deadline {
-            return Err(anyhow!("it makes no control socket"));
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-fn kill(child: &mut Child) {
-    // Fails only if it is gone already.
-    child.kill().ok();
-    child.wait().ok();
 }
 
 /// The end of what a machine said.

@@ -29,8 +29,9 @@ pub struct MachineOptions {
     pub ram_split: Option<u64>,
     /// Out of a file.
     pub restore: Option<RestoreFrom>,
-    /// Waits for another machine, from where `migrate-incoming` will say.
-    pub incoming: bool,
+    /// Where it waits for another machine to come in: at none of them if it does not, and where
+    /// `migrate-incoming` will say if it is `defer`.
+    pub incoming: Vec<OsString>,
     /// Entries of KVM's dirty ring, instead of its log.
     pub dirty_ring_entries: Option<u32>,
     /// Threads write through Arm stage-2 tables, whose log tells.
@@ -72,7 +73,7 @@ impl MachineOptions {
             dma: None,
             ram_split: None,
             restore: None,
-            incoming: false,
+            incoming: Vec::new(),
             dirty_ring_entries: None,
             stage2: false,
             paused: false,
@@ -103,7 +104,7 @@ impl MachineOptions {
     /// The same machine, for another one to come into.
     pub fn awaiting(&self) -> Self {
         Self {
-            incoming: true,
+            incoming: vec!["defer".into()],
             ..self.clone()
         }
     }
@@ -133,9 +134,11 @@ impl MachineOptions {
         match &self.restore {
             None => {
                 add("--memory", self.memory_bytes.to_string().into());
-                match self.incoming {
-                    true => add("--incoming", "defer".into()),
-                    false => add("--workload", self.workload.to_string().into()),
+                if self.incoming.is_empty() {
+                    add("--workload", self.workload.to_string().into());
+                }
+                for place in &self.incoming {
+                    add("--incoming", place.clone());
                 }
                 if let Some(bytes) = self.ram_split {
                     add("--x-ram-split", bytes.to_string().into());

@@ -8,6 +8,29 @@ use std::time::{Duration, Instant};
 /// Long enough for any host: only a test that fails waits so long.
 pub const IN_VAIN: Duration = Duration::from_secs(60);
 
+/// Looks until there is something to be had; nothing if there is not within [`IN_VAIN`].
+pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    loop {
+        if let found @ Some(_) = look() {
+            return found;
+        }
+        let waited = begun.elapsed();
+        if waited >= IN_VAIN {
+            return None;
+        }
+        if waited < AT_ONCE {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// What does not come soon may need the core.
+const AT_ONCE: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_micros(200);
+
 /// Waits until something is so.
 ///
 /// # Panics
@@ -15,11 +38,8 @@ pub const IN_VAIN: Duration = Duration::from_secs(60);
 /// If it is not within [`IN_VAIN`].
 #[track_caller]
 pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + IN_VAIN;
-    while !so() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::yield_now();
-    }
+    let is = wait(|| so().then_some(()));
+    assert!(is.is_some(), "waited in vain for {what}");
 }
 
 /// Runs `body` in a thread of its own; its result comes through the channel.
@@ -102,6 +122,14 @@ mod tests {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success());
         assert!(said.contains("did not end within 0 s"), "{said}");
+    }
+
+    #[test]
+    fn what_comes_late_is_waited_for() {
+        let begun = Instant::now();
+        wait_until("a moment", || begun.elapsed() > 20 * AT_ONCE);
+        let mut looks = 0..;
+        assert_eq!(wait(|| looks.next().filter(|look| *look == 3)), Some(3));
     }
 
     #[test]

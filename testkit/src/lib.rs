@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use ending::{IN_VAIN, MustEnd, ends, must_end, run, wait_until};
+pub use ending::{IN_VAIN, MustEnd, ends, must_end, run, wait, wait_until};
 pub use flaky::{EIO, Flaky};
 pub use host_wide::{Merging, Swap, host_wide};
 

@@ -4,12 +4,13 @@
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use paguro_lab::Accel;
 use serde_json::json;
 
 use crate::pair::{Pair, Tally, turn};
 use crate::relay::{Act, At};
 use crate::rng::seeded;
-use crate::side::{Judged, POLL, SILENCE_MS, accel};
+use crate::side::{Judged, SILENCE_MS, accel};
 
 const PAGE: u64 = 4096;
 /// By these a destination knows what a connection is.
@@ -111,12 +112,12 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
         pair.source.must("migrate-set-capabilities", wanted)?;
         pair.migrate(0)?;
         pair.source.wait_for(&["pre-switchover"])?;
-        // All that was sent has come through here.
-        // On a busy host it may take its time.
+        // All that was sent has come through here; on a busy host it may take its time.
         let mut before = pair.relay.marks().forward_bytes;
         let mut quiet = 0;
         while quiet < 20 {
-            std::thread::sleep(10 * POLL);
+            // Quiet is what does not come for a while.
+            std::thread::sleep(Duration::from_millis(20));
             let now = pair.relay.marks().forward_bytes;
             quiet = if now == before { quiet + 1 } else { 0 };
             before = now;
@@ -125,7 +126,8 @@ fn cut(phase: Phase, act: Act, rng: &mut Rng) -> Judged<&'static str> {
         // no time may have left none), and of the devices.
         let now = pair.source.must("query-migrate", json!({}))?;
         let pages = now["ram"]["remaining"].as_u64().unwrap_or(0) / PAGE;
-        let certain = (SHORTEST_PAGE * pages).min(4096) + DEVICES[usize::from(accel() == "kvm")];
+        let certain =
+            (SHORTEST_PAGE * pages).min(4096) + DEVICES[usize::from(accel() == Accel::Kvm)];
         pair.relay
             .plan(At::Forward(before + rng.u64(..certain)), act);
         pair.source

@@ -3,20 +3,25 @@
 
 use std::thread::JoinHandle;
 
+use paguro_lab::{Backing, MachineOptions};
+use paguro_testkit::wait_until;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::pair::turn;
 use crate::relay::{Act, At, Place, Relay};
-use crate::side::{IN_VAIN, Judged, POLL, Side};
+use crate::side::{Judged, Side, options};
 
 /// Where `At` the plan says, the channel is cut; then the destination is here, too.
 fn cut(at: At) -> (Side, Side, Relay, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| Place::unix(dir.path(), name);
     let (relayed, direct, cpr) = (place("relay"), place("direct"), place("cpr"));
-    let args = ["--workload", "rate=10000", "--backing", "memfd"];
-    let mut source = Side::start(dir.path(), "source", None, &args);
+    let mut source = Side::start(&MachineOptions {
+        workload: "rate=10000".parse().unwrap(),
+        backing: Backing::Memfd,
+        ..options()
+    });
     let channel = |kind: &str, at: &Place| {
         let Place::Unix(path) = at else {
             panic!("these are unix sockets")
@@ -24,7 +29,7 @@ fn cut(at: At) -> (Side, Side, Relay, TempDir) {
         let addr = json!({ "transport": "socket", "type": "unix", "path": path });
         json!({ "channel-type": kind, "addr": addr })
     };
-    let destination = start_destination(&dir, &direct, &channel("cpr", &cpr));
+    let destination = start_destination(&direct, &channel("cpr", &cpr));
     let relay = Relay::start(&relayed, &direct, || {});
     relay.plan(at, Act::Cut);
     source.must_have_written(4000).unwrap();
@@ -39,21 +44,20 @@ fn cut(at: At) -> (Side, Side, Relay, TempDir) {
     (source, destination, relay, dir)
 }
 
-/// It answers over QMP only when RAM was handed over; a source can come when its socket is there.
-fn start_destination(dir: &TempDir, main: &Place, cpr: &Value) -> JoinHandle<Side> {
-    let path = dir.path().to_owned();
-    let socket = path.join("destination.qmp");
-    let (main, cpr) = (main.uri(), cpr.to_string());
-    let start = move || {
-        let args = ["--incoming", &main, "--incoming", &cpr];
-        Side::start(&path, "destination", None, &args)
+/// It answers over QMP only when RAM was handed over; a source can come when the last of its two sockets,
+/// that for the rest, is there.
+fn start_destination(main: &Place, cpr: &Value) -> JoinHandle<Side> {
+    let options = MachineOptions {
+        incoming: vec![main.uri().into(), cpr.to_string().into()],
+        ..options()
     };
-    let starting = std::thread::spawn(start);
-    let deadline = std::time::Instant::now() + IN_VAIN;
-    while !socket.exists() && !starting.is_finished() {
-        assert!(std::time::Instant::now() < deadline, "no socket");
-        std::thread::sleep(POLL);
-    }
+    let Place::Unix(socket) = main else {
+        panic!("these are unix sockets")
+    };
+    let starting = std::thread::spawn(move || Side::start(&options));
+    wait_until("the socket for a machine that comes in", || {
+        socket.exists() || starting.is_finished()
+    });
     starting
 }
 

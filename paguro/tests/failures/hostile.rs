@@ -4,9 +4,11 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use paguro_testkit::wait;
+
 use crate::pair::{Pair, Tally, turn};
 use crate::relay::{Place, Socket};
-use crate::side::{Judged, POLL, SILENCE_MS, Side};
+use crate::side::{Judged, SILENCE_MS, Side};
 
 /// What a stream may make a destination allocate, beyond its RAM.
 const MEMORY_BYTES: u64 = 112 << 20;
@@ -69,19 +71,20 @@ fn streams_that_lie_are_refused_and_say_where() {
 fn refused(bytes: &[u8], words: &[&str]) -> Judged {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::unix(dir.path(), "destination");
-    let mut side = Side::destination(dir.path(), None, &place.uri());
+    let mut side = Side::destination(None, &place.uri());
     let socket = place.connect().map_err(|error| error.to_string())?;
     // Refused before all of it is taken.
     let _ = socket.write_all(bytes);
     socket.end_writes();
-    let began = Instant::now();
     let mut peak = 0;
-    while side.ended().is_none() {
+    let limit = Duration::from_millis(4 * SILENCE_MS) + Duration::from_secs(5);
+    let began = Instant::now();
+    let refused = wait(|| {
         peak = side.peak_bytes().unwrap_or(peak);
-        if began.elapsed() > Duration::from_millis(4 * SILENCE_MS) + Duration::from_secs(5) {
-            return Err(format!("it is not refused in time: {}", side.migration()?));
-        }
-        std::thread::sleep(POLL);
+        (side.ended().is_some() || began.elapsed() > limit).then_some(())
+    });
+    if refused.is_none() || side.ended().is_none() {
+        return Err(format!("it is not refused in time: {}", side.migration()?));
     }
     if peak > MEMORY_BYTES {
         return Err(format!("it took {peak} bytes of memory"));
@@ -101,7 +104,7 @@ fn a_byte_now_and_then_is_refused_in_time() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let place = Place::unix(dir.path(), "destination");
-    let mut side = Side::destination(dir.path(), None, &place.uri());
+    let mut side = Side::destination(None, &place.uri());
     let socket = place.connect().unwrap();
     let began = Instant::now();
     // Never silent, and never done.
@@ -110,6 +113,7 @@ fn a_byte_now_and_then_is_refused_in_time() {
         if side.ended().is_some() || socket.write_all(&[byte]).is_err() {
             break;
         }
+        // The pace of this source is what is tested.
         std::thread::sleep(Duration::from_millis(SILENCE_MS / 4));
         assert!(
             began.elapsed() < Duration::from_secs(60),

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use paguro_testkit::wait;
 
 use crate::pair::{Pair, Tally, Verdict, turn};
 use crate::relay::{Act, At};
@@ -83,6 +84,7 @@ fn kill(source: bool, moment: Moment, rng: &mut Rng) -> Verdict {
     };
     pair.migrate(bandwidth)?;
     match moment {
+        // The moment is what is drawn, here and below.
         Moment::After(time) => std::thread::sleep(time),
         Moment::Held(_) => {
             pair.relay.wait_fired()?;
@@ -130,35 +132,37 @@ fn destination_killed(pair: &mut Pair, rng: &mut Rng) -> Verdict {
 fn source_killed(pair: &mut Pair) -> Verdict {
     // Before it had connected nothing happens to the destination.
     let before = pair.relay.marks();
-    loop {
+    let told = wait(|| {
         if pair.destination.ended().is_some() {
-            pair.destination_gave_up()?;
-            let marks = pair.relay.marks();
-            if marks.pong2_in || marks.eof_out {
-                return Err(format!("it gave a whole guest up: {marks:?}"));
-            }
-            return Ok("before permission, destination ended");
+            return Some(gave_up(pair));
         }
         // Asked while it ends it does not answer.
-        let Ok(now) = pair.destination.migration() else {
-            std::thread::sleep(crate::side::POLL);
-            continue;
-        };
+        let now = pair.destination.migration().ok()?;
         let marks = pair.relay.marks();
         match now["status"].as_str() {
             Some("completed") => {
-                pair.destination_runs(&marks)?;
-                return Ok("permission received, destination runs");
+                let runs = pair.destination_runs(&marks);
+                Some(runs.map(|()| "permission received, destination runs"))
             }
-            Some("x-paguro-in-doubt") => return pair.doubt_at_destination(&marks),
+            Some("x-paguro-in-doubt") => Some(pair.doubt_at_destination(&marks)),
             Some("setup" | "none") if before.forward_bytes == 0 => {
+                // What was sent may still come; that nothing does cannot be waited for.
                 std::thread::sleep(Duration::from_millis(50));
-                if pair.relay.marks().forward_bytes == 0 {
-                    pair.destination.must_stand_empty()?;
-                    return Ok("before it connected, destination waits on");
-                }
+                let nothing_came = pair.relay.marks().forward_bytes == 0;
+                let empty = |()| "before it connected, destination waits on";
+                nothing_came.then(|| pair.destination.must_stand_empty().map(empty))
             }
-            _ => std::thread::sleep(crate::side::POLL),
+            _ => None,
         }
+    });
+    told.unwrap_or_else(|| Err("the destination comes to no end".to_owned()))
+}
+
+fn gave_up(pair: &mut Pair) -> Verdict {
+    pair.destination_gave_up()?;
+    let marks = pair.relay.marks();
+    match marks.pong2_in || marks.eof_out {
+        true => Err(format!("it gave a whole guest up: {marks:?}")),
+        false => Ok("before permission, destination ended"),
     }
 }

@@ -84,7 +84,7 @@ fn tell(lie: &Lie, end: End) -> Judged {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("liar");
     let door = UnixListener::bind(&place).unwrap();
-    let mut source = Side::source(dir.path(), None, "10000");
+    let mut source = Side::source(None, "10000");
     source.must_have_written(1000)?;
     let uri = Place::Unix(place.clone()).uri();
     source.must("migrate", json!({ "uri": uri }))?;

@@ -147,6 +147,7 @@ fn a_link_may_go_down_in_any_phase() {
                 At::Pong2(_) | At::Shut(_) => Act::Swallow,
                 _ => Act::Hold,
             });
+            // So long the link swallows what is under way; nobody hears of that.
             std::thread::sleep(Duration::from_millis(50));
             pair.relay.break_down(false);
             judge(&mut pair, phase, Instant::now(), &mut rng, &|pair| {

@@ -32,8 +32,8 @@ impl Pair {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::unix(dir.path(), "relay");
         let direct = Place::unix(dir.path(), "destination");
-        let source = Side::source(dir.path(), None, rate);
-        let destination = Side::destination(dir.path(), None, &direct.uri());
+        let source = Side::source(None, rate);
+        let destination = Side::destination(None, &direct.uri());
         let relay = Relay::start(&place, &direct, || {});
         Self::joined(source, destination, relay, (place, direct), dir)
     }
@@ -41,8 +41,8 @@ impl Pair {
     /// Two in network namespaces; the relay is with the source.
     pub fn apart(rate: &str, namespaces: [&str; 2], place: Place, direct: Place) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let source = Side::source(dir.path(), Some(namespaces[0]), rate);
-        let destination = Side::destination(dir.path(), Some(namespaces[1]), &direct.uri());
+        let source = Side::source(Some(namespaces[0]), rate);
+        let destination = Side::destination(Some(namespaces[1]), &direct.uri());
         let namespace = format!("/run/netns/{}", namespaces[0]);
         let relay = Relay::start(&place, &direct, move || {
             let namespace = File::open(namespace).unwrap();

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::side::{IN_VAIN, Judged};
+use paguro_testkit::IN_VAIN;
+
+use crate::side::Judged;
 
 const PING_2: [u8; 9] = [8, 0, 2, 0, 4, 0, 0, 0, 2];
 /// Says only that its sender is well: it may come at any time.
@@ -499,6 +501,7 @@ impl Door {
             };
             match accepted {
                 Ok(socket) => return Some(socket),
+                // Nobody yet, or the end: there is nothing that tells of both.
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         }

@@ -1,23 +1,14 @@
 //! A process of the program, its control socket, and its RAM as the oracle sees it.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::ffi::OsString;
+use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paguro_lab::ProgressFile;
-use paguro_lab::machine::check_ram;
-use paguro_qmp::{Client, ClientError};
+use paguro_lab::{Accel, Machine, MachineOptions, ProgressFile};
+use paguro_qmp::ClientError;
+use paguro_testkit::wait;
 use serde_json::{Value, json};
-
-const PAGURO: &str = env!("CARGO_BIN_EXE_paguro");
-
-/// Long enough that only what is stuck gets there.
-pub const IN_VAIN: Duration = Duration::from_secs(60);
-
-/// Between two looks.
-pub const POLL: Duration = Duration::from_millis(2);
 
 /// What the other side may be silent for, in these tests: longer than a busy host keeps a thread
 /// waiting.
@@ -27,78 +18,42 @@ pub type Judged<T = ()> = Result<T, String>;
 
 /// A machine with 16 MiB in a process. Dropping it kills the process.
 pub struct Side {
-    child: Child,
-    socket: PathBuf,
-    /// None while it comes back as another one.
-    client: Option<Client>,
+    machine: Machine,
     pub progress: Arc<ProgressFile>,
-    log: PathBuf,
 }
 
-/// `kvm` where it can be used.
-pub fn accel() -> &'static str {
+/// KVM where it can be used.
+pub fn accel() -> Accel {
     match paguro_lab::host::no_kvm() {
-        None => "kvm",
-        Some(_) => "threads",
+        None => Accel::Kvm,
+        Some(_) => Accel::Threads,
+    }
+}
+
+/// What all sides are.
+pub fn options() -> MachineOptions {
+    MachineOptions {
+        memory_bytes: 16 << 20,
+        accel: accel(),
+        ..MachineOptions::new(env!("CARGO_BIN_EXE_paguro"))
+    }
+}
+
+/// In a network namespace, if one is named.
+fn in_namespace(namespace: Option<&str>) -> MachineOptions {
+    let through = |name| ["ip", "netns", "exec", name].map(OsString::from).to_vec();
+    MachineOptions {
+        through: namespace.map_or_else(Vec::new, through),
+        ..options()
     }
 }
 
 impl Side {
-    /// Starts one, in a network namespace if one is named, and waits for its control socket.
-    pub fn start(dir: &Path, name: &str, namespace: Option<&str>, args: &[&str]) -> Self {
-        let path = |end: &str| dir.join(format!("{name}.{end}"));
-        let (socket, log) = (path("qmp"), path("stderr"));
-        let progress = Arc::new(ProgressFile::create(1).unwrap());
-        let mut command = match namespace {
-            None => Command::new(PAGURO),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, PAGURO]);
-                command
-            }
-        };
-        command
-            .args([
-                "run",
-                "--serial",
-                "none",
-                "--memory",
-                "16M",
-                "--accel",
-                accel(),
-            ])
-            .arg("--qmp")
-            .arg(format!("unix:{}", socket.display()))
-            .arg("--x-progress")
-            .arg(progress.path())
-            .args(args)
-            .env_remove("PAGURO_FORCE")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap());
-        let mut child = command.spawn().unwrap();
-        let deadline = Instant::now() + IN_VAIN;
-        let client = loop {
-            match Client::connect(&socket) {
-                Ok(client) => break client,
-                Err(_) => {
-                    let ended = child.try_wait().unwrap();
-                    let said = std::fs::read_to_string(&log).unwrap_or_default();
-                    assert!(
-                        ended.is_none() && Instant::now() < deadline,
-                        "{name}: {said}"
-                    );
-                }
-            }
-            std::thread::sleep(POLL);
-        };
-        let mut side = Self {
-            child,
-            socket,
-            client: Some(client),
-            progress,
-            log,
-        };
+    /// Starts one, and waits for its control socket.
+    pub fn start(options: &MachineOptions) -> Self {
+        let machine = Machine::start(options).unwrap_or_else(|error| panic!("{error:#}"));
+        let progress = machine.progress().clone();
+        let mut side = Self { machine, progress };
         let silence = json!({ "x-paguro-silence": SILENCE_MS });
         side.must("migrate-set-parameters", silence).unwrap();
         side
@@ -106,20 +61,21 @@ impl Side {
 
     /// Goes, and comes back as another client.
     pub fn reconnect(&mut self) {
-        // One at a time.
-        self.client = None;
-        self.client = Some(Client::connect(&self.socket).unwrap());
+        self.machine.hang_up();
+        self.run_state().unwrap();
     }
 
     /// A machine whose guest writes at such a rate (`unlimited`, or pages a second).
-    pub fn source(dir: &Path, namespace: Option<&str>, rate: &str) -> Self {
-        let workload = format!("rate={rate}");
-        Self::start(dir, "source", namespace, &["--workload", &workload])
+    pub fn source(namespace: Option<&str>, rate: &str) -> Self {
+        Self::start(&MachineOptions {
+            workload: format!("rate={rate}").parse().unwrap(),
+            ..in_namespace(namespace)
+        })
     }
 
     /// One that waits at an address; what is chosen by the kernel is chosen when this returns.
-    pub fn destination(dir: &Path, namespace: Option<&str>, uri: &str) -> Self {
-        let mut side = Self::start(dir, "destination", namespace, &["--incoming", "defer"]);
+    pub fn destination(namespace: Option<&str>, uri: &str) -> Self {
+        let mut side = Self::start(&in_namespace(namespace).awaiting());
         side.must("migrate-incoming", json!({ "uri": uri }))
             .unwrap();
         side
@@ -127,39 +83,27 @@ impl Side {
 
     /// A command: its answer, or the text of its error, or how the connection ended.
     pub fn must(&mut self, command: &str, arguments: Value) -> Judged<Value> {
-        let client = self.client.as_mut().expect("a client");
-        client
-            .execute(command, arguments)
-            .map_err(|error| match error {
-                ClientError::Refused { command, desc } => format!("{command}: {desc}"),
-                error => format!("{command}: {error}: {}", self.said()),
-            })
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        let answer = self.machine.execute(command, arguments);
+        answer.map_err(|error| match error.downcast_ref() {
+            Some(ClientError::Refused { command, desc, .. }) => format!("{command}: {desc}"),
+            _ => format!("{command}: {error:#}: {}", self.said()),
+        })
     }
 
     /// `kill -9`, and its end.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.machine.kill();
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
+        self.machine.ended().unwrap()
     }
 
     /// Waits for its end, which must be a failure that it explains. What it said.
     pub fn must_fail(&mut self) -> Judged<String> {
-        let deadline = Instant::now() + IN_VAIN;
-        while self.ended().is_none() {
-            if Instant::now() > deadline {
-                return Err("it does not end".to_owned());
-            }
-            std::thread::sleep(POLL);
-        }
-        let (code, said) = (self.ended().and_then(|status| status.code()), self.said());
+        let status = self.machine.wait_exit();
+        let code = status.map_err(|error| error.to_string())?.code();
+        let said = self.said();
         match code == Some(1) && said.contains("paguro: the machine did not come in: ") {
             true => Ok(said),
             false => Err(format!("it ended with {code:?} and said {said:?}")),
@@ -167,12 +111,12 @@ impl Side {
     }
 
     pub fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        self.machine.said()
     }
 
     /// The highest resident size so far, in bytes.
     pub fn peak_bytes(&self) -> Option<u64> {
-        let memory = paguro_lab::smaps::process(self.pid()).ok()?;
+        let memory = self.machine.process_memory().ok()?;
         // One that has ended has none.
         Some(memory.peak_bytes).filter(|bytes| *bytes > 0)
     }
@@ -189,17 +133,16 @@ impl Side {
 
     /// Waits until `query-migrate` has one of these states; gives all that it says.
     pub fn wait_for(&mut self, wanted: &[&str]) -> Judged<Value> {
-        let deadline = Instant::now() + IN_VAIN;
-        loop {
-            let now = self.migration()?;
-            if wanted.iter().any(|wanted| now["status"] == *wanted) {
-                return Ok(now);
+        let mut now = Value::Null;
+        let reached = wait(|| {
+            match self.migration() {
+                Ok(answer) => now = answer,
+                Err(error) => return Some(Err(error)),
             }
-            if Instant::now() > deadline {
-                return Err(format!("none of {wanted:?} is reached: {now}"));
-            }
-            std::thread::sleep(POLL);
-        }
+            let is = wanted.iter().any(|wanted| now["status"] == *wanted);
+            is.then(|| Ok(now.clone()))
+        });
+        reached.unwrap_or_else(|| Err(format!("none of {wanted:?} is reached: {now}")))
     }
 
     pub fn writes(&self) -> u64 {
@@ -208,14 +151,8 @@ impl Side {
 
     /// Waits until its guest has made so many writes.
     pub fn must_have_written(&self, count: u64) -> Judged {
-        let deadline = Instant::now() + IN_VAIN;
-        while self.writes() < count {
-            if Instant::now() > deadline {
-                return Err(format!("its guest makes no progress: {}", self.said()));
-            }
-            std::thread::sleep(POLL);
-        }
-        Ok(())
+        let written = wait(|| (self.writes() >= count).then_some(()));
+        written.ok_or_else(|| format!("its guest makes no progress: {}", self.said()))
     }
 
     /// It is running, gets on, and all of its RAM is right; it runs on.
@@ -241,7 +178,8 @@ impl Side {
         }
         let before = self.writes();
         self.check_ram()?;
-        std::thread::sleep(10 * POLL);
+        // A guest that runs writes meanwhile; that one does not cannot be waited for.
+        std::thread::sleep(Duration::from_millis(20));
         match self.writes() == before {
             true => Ok(()),
             false => Err("its guest runs".to_owned()),
@@ -268,9 +206,8 @@ impl Side {
 
     /// By the oracle; the guest must stand still.
     pub fn check_ram(&mut self) -> Judged {
-        let pid = self.pid();
-        let ask = |command: &str| self.must(command, json!({})).map_err(anyhow::Error::msg);
-        let report = check_ram(pid, ask).map_err(|error| format!("{error:#}"))?;
+        let report = self.machine.check_ram();
+        let report = report.map_err(|error| format!("{error:#}"))?;
         match report.is_right() && report.pages_checked > 0 {
             true => Ok(()),
             false => Err(format!(
@@ -278,12 +215,5 @@ impl Side {
                 report.wrong_count, report.pages_checked, report.wrong
             )),
         }
-    }
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

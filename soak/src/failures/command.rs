@@ -5,7 +5,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use paguro_lab::machine::{FORCE, IN_VAIN, POLL};
+use paguro_lab::machine::FORCE;
+use paguro_lab::process::{IN_VAIN, POLL};
 use tempfile::NamedTempFile;
 
 /// One that is at work. Dropping it ends it.

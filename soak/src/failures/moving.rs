@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use paguro_lab::machine::{IN_VAIN, POLL};
+use paguro_lab::process::{IN_VAIN, POLL};
 use paguro_lab::{Channel, Machine, Watch};
 use serde_json::json;
 

@@ -4,7 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use paguro_lab::machine::{EndedEarly, Parameters};
+use paguro_lab::machine::Parameters;
+use paguro_lab::process::EndedEarly;
 use paguro_lab::{Machine, Prefetch, ProgressFile, RestoreMode, check_file};
 
 use super::blow::Blow;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use paguro_lab::machine::{IN_VAIN, POLL, Parameters};
+use paguro_lab::machine::Parameters;
+use paguro_lab::process::{IN_VAIN, POLL};
 use paguro_lab::{Machine, MachineOptions, Tally, check_file};
 use paguro_workload::Spec;
 use serde_json::{Value, json};
