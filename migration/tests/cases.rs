@@ -676,6 +676,7 @@ fn a_cancel_at_any_moment_leaves_a_free_guest_and_no_file() {
                     When::Saving => wait_until("pages to be saved", || {
                         control.counters.done_pages.load(Ordering::Relaxed) > 0
                     }),
+                    // The moment is the case.
                     When::After(us) => std::thread::sleep(Duration::from_micros(us)),
                     When::Before | When::At(_) => return,
                 }

@@ -114,6 +114,7 @@ impl Paused for AtRest {
     }
 
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
+        // A machine that is slow to save is what is forecast.
         std::thread::sleep(SAVING);
         let section = SectionWriter::new("paguro/slow", 0, 1)
             .u64("answer", 42)

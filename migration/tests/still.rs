@@ -41,6 +41,7 @@ impl Board for Arriving {
 
 impl Recipient for Arriving {
     fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
+        // A machine that is slow to load is what is tested.
         std::thread::sleep(self.loading);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A client: commands and their answers, one after the other. It does not show events.
+//! A client: commands and their answers, one after the other, and events.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,6 +12,10 @@ use super::splitter::{Garbage, Piece, Splitter};
 
 /// The greeting comes at once, unless another client has the socket.
 const GREETING_WITHIN: Duration = Duration::from_secs(30);
+
+/// Events that are kept for whoever asks for them; older ones are dropped for newer ones, because most
+/// clients never ask.
+const EVENTS_KEPT: usize = 1024;
 
 /// Answers come soon, unless the other side is stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -69,6 +73,8 @@ pub enum ClientError {
     Refused {
         /// The command.
         command: String,
+        /// QEMU's class of the error, as `GenericError`.
+        class: String,
         /// The other side's words.
         desc: String,
     },
@@ -92,6 +98,7 @@ pub struct Client {
     stream: UnixStream,
     splitter: Splitter,
     arrived: VecDeque<Value>,
+    events: VecDeque<Value>,
 }
 
 impl Client {
@@ -110,6 +117,7 @@ impl Client {
             stream,
             splitter: Splitter::default(),
             arrived: VecDeque::new(),
+            events: VecDeque::new(),
         };
         match client.receive(GREETING_WITHIN)? {
             Some(greeting) if greeting.get("QMP").is_some() => {}
@@ -120,7 +128,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Does a command and gives its `return` value. Events meanwhile are kept out of the way.
+    /// Does a command and gives its `return` value. Events meanwhile are kept for [`Self::event`].
     ///
     /// # Errors
     ///
@@ -143,19 +151,45 @@ impl Client {
                 });
             };
             if let Some(error) = answer.get("error") {
-                let desc = error["desc"]
-                    .as_str()
-                    .unwrap_or("no reason given")
-                    .to_owned();
+                let part = |name: &str, none: &str| {
+                    let text = error[name].as_str();
+                    text.unwrap_or(none).to_owned()
+                };
                 return Err(ClientError::Refused {
                     command: command(),
-                    desc,
+                    class: part("class", ""),
+                    desc: part("desc", "no reason given"),
                 });
             }
-            // All else is an event.
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
+            self.keep(answer);
+        }
+    }
+
+    /// All else is an event.
+    fn keep(&mut self, event: Value) {
+        if self.events.len() == EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// The events that came while answers were waited for, and were not asked for yet.
+    pub fn events(&mut self) -> Vec<Value> {
+        self.events.drain(..).collect()
+    }
+
+    /// The next event, those first that came while answers were waited for; `None` when `within` is over.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed, or broke.
+    pub fn event(&mut self, within: Duration) -> Result<Option<Value>, ClientError> {
+        match self.events.pop_front() {
+            None => self.receive(within),
+            event => Ok(event),
         }
     }
 

@@ -71,7 +71,7 @@ fn a_client_finds_the_commands_of_the_table_and_no_others() {
         .execute(command, arguments)
         .unwrap_err()
     {
-        ClientError::Refused { command, desc } => (command, desc),
+        ClientError::Refused { command, desc, .. } => (command, desc),
         other => panic!("{other}"),
     };
     for (command, arguments, expected) in [

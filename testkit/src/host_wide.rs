@@ -138,11 +138,7 @@ impl Merging {
             text.trim().parse().unwrap()
         };
         let end = done() + scans;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while done() < end {
-            assert!(std::time::Instant::now() < deadline, "KSM does not scan");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        crate::wait_until("scans of KSM", || done() >= end);
     }
 }
 

@@ -107,6 +107,7 @@ fn the_silence_can_be_lifted() {
         channel.handle().set_silence(None);
         let (mut reader, _writer) = channel.split();
         let waiting = std::thread::spawn(move || reader.read_exact(&mut [0]));
+        // Silence is what is tested, longer than any that counts.
         std::thread::sleep(Duration::from_millis(600));
         let (_peer_reader, mut peer_writer) = peer.split();
         peer_writer.write_all(&[1]).unwrap();

@@ -4,6 +4,9 @@
 #[path = "../it/machine.rs"]
 #[allow(dead_code, unused_imports)]
 mod machine;
+#[path = "../it/qmp.rs"]
+#[allow(dead_code)]
+mod qmp;
 
 use std::path::Path;
 use std::process::Command;
@@ -60,7 +63,7 @@ fn swapped_out(
 /// The kinds of machine that this host has, with what writes are tracked by.
 fn kinds() -> Vec<Vec<&'static str>> {
     let mut kinds = vec![vec!["--accel", "threads"]];
-    if Path::new("/dev/kvm").exists() {
+    if paguro_lab::host::no_kvm().is_none() {
         kinds.push(vec!["--accel", "kvm"]);
         kinds.push(vec!["--accel", "kvm,dirty-ring-size=4096"]);
     }

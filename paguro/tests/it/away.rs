@@ -4,9 +4,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paguro_testkit::Flaky;
+use paguro_testkit::{Flaky, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -17,9 +17,6 @@ use crate::migrating::{Side, has_kvm};
 const PAGES: Range<u64> = 1 << 20..17 << 20;
 /// Those of them that the workload writes: what a machine needs at once is below.
 const AREA: Range<u64> = 3 << 20..17 << 20;
-
-/// Long enough that only a test that fails gets there.
-const IN_VAIN: Duration = Duration::from_secs(60);
 
 /// A snapshot of a machine that has written, and was running.
 fn saved(dir: &Path, args: &[&str]) -> PathBuf {
@@ -57,12 +54,8 @@ fn restore(qmp: &mut Qmp) -> Value {
 }
 
 #[track_caller]
-fn until(mut so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !so() {
-        assert!(begun.elapsed() < IN_VAIN, "it does not come");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+fn until(so: impl FnMut() -> bool) {
+    wait_until("what a file that is away leads to", so);
 }
 
 /// It runs, and nothing of it is lost.
@@ -266,7 +259,7 @@ fn a_file_that_is_away_for_a_moment_costs_nothing() {
             status(&mut qmp),
             json!({ "running": true, "status": "running" })
         );
-        assert!(!qmp.events.iter().any(|event| event["event"] == "STOP"));
+        assert!(!qmp.events().iter().any(|event| event["event"] == "STOP"));
         writes_on(&mut qmp, &machine);
     }
 }
@@ -515,7 +508,7 @@ fn a_mapped_file_is_watched_whatever_the_host_refuses() {
         maximum: Some(1),
     };
     rustix::process::prlimit(pid, rustix::process::Resource::Nofile, none).unwrap();
-    // Until it has been refused: it looks more often than that.
+    // Until it has been refused, of which nothing tells: it looks more often than that.
     std::thread::sleep(Duration::from_secs(1));
     let file = File::options().write(true).open(&path).unwrap();
     file.write_all_at(&[0x55], PAGES.start).unwrap();

@@ -305,7 +305,7 @@ fn a_target_that_cannot_be_is_refused_while_the_guest_runs() {
             assert_eq!(here.status(), "running");
         }
     }
-    let events = std::mem::take(&mut here.qmp.events);
+    let events = here.qmp.events();
     assert!(
         events
             .iter()

@@ -15,16 +15,7 @@ fn kill_when(background: bool, rate_bytes: u64, phase: impl Fn(&str, u64) -> boo
     let mut qmp = machine.connect();
     wait_written(&mut qmp, machine.pid());
     let wanted = [("background-snapshot", background), ("mapped-ram", true)];
-    let list: Vec<_> = wanted
-        .iter()
-        .map(|(name, state)| json!({ "capability": name, "state": state }))
-        .collect();
-    let request =
-        json!({ "execute": "migrate-set-capabilities", "arguments": { "capabilities": list } });
-    qmp.send(request.to_string().as_bytes());
-    let answer = qmp.answer();
-    if answer.get("error").is_some() {
-        println!("skipped: {}", answer["error"]["desc"]);
+    if !qmp.try_set(&wanted) {
         return;
     }
     qmp.execute(

@@ -17,6 +17,8 @@ mod priorities;
 mod protocol;
 mod python;
 mod qemu_words;
+mod qmp;
+mod raw;
 mod restoring;
 mod signals;
 mod snapshots;

@@ -5,9 +5,9 @@
 //! and versions of the engine with one thing broken on purpose, none of them slowed down, which must
 //! be caught within 20 snapshots.
 
-use std::fs::File;
 use std::process::Output;
 
+use paguro_lab::host::no_kvm;
 use paguro_sys::{Fallbacks, Host, Userfault};
 
 use crate::machine::{paguro, text, turn};
@@ -49,8 +49,7 @@ fn any_two_properties_of_a_guest_that_moves_go_together() {
 /// The full rate, and a guest that is sent slowly enough to write between the look and the clear.
 #[test]
 fn lost_pages_of_a_guest_that_moves_are_caught() {
-    let mut options = File::options();
-    let kvm = options.read(true).write(true).open("/dev/kvm").is_ok();
+    let kvm = no_kvm().is_none();
     let tracker = if kvm { "log" } else { "wp-async" };
     let case = format!("tracker={tracker},rate=unlimited,memory=32M,moves=");
     let trial = Trial { case };
@@ -80,9 +79,7 @@ impl Trial {
             println!("skipped: this process may not use userfaultfd");
             return None;
         }
-        let mut options = File::options();
-        let kvm = options.read(true).write(true).open("/dev/kvm").is_ok();
-        let accel = if kvm && host.userfault == Userfault::Full {
+        let accel = if no_kvm().is_none() && host.userfault == Userfault::Full {
             "kvm"
         } else {
             println!("threads instead of KVM, which cannot be used here");

@@ -1,8 +1,8 @@
 //! Machines with little more memory than their guest has: whoever takes too much is killed.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
+use paguro_testkit::wait_until;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
@@ -23,21 +23,17 @@ const WRITES: [&str; 4] = [
 
 /// Waits until the guest has all its memory, but for a little that the kernel counts later.
 fn wait_touched(cgroup: &MemoryCgroup) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while cgroup.used_bytes() < RAM_BYTES - 8 * MIB {
-        assert!(Instant::now() < deadline, "the guest does not write");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("the guest's writes", || {
+        cgroup.used_bytes() >= RAM_BYTES - 8 * MIB
+    });
 }
 
 /// Waits until all pages are here.
 fn wait_filled(machine: &Machine) {
-    let deadline = Instant::now() + Duration::from_secs(60);
     let mut qmp = machine.connect();
-    while qmp.execute("x-paguro-query-restore", json!({}))["done"] == false {
-        assert!(Instant::now() < deadline, "it is not filled");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("all pages", || {
+        qmp.execute("x-paguro-query-restore", json!({}))["done"] != false
+    });
 }
 
 /// Every byte is right, and nobody was killed.

@@ -1,6 +1,5 @@
 //! Guests that move: two real processes, and the oracle looks at what arrived.
 
-use std::fs::File;
 use std::process::Output;
 
 use paguro_sys::{Fallbacks, Host};
@@ -98,15 +97,11 @@ impl Side {
 }
 
 pub fn has_kvm() -> bool {
-    let there = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
-    if !there {
-        println!("skipped: without KVM");
+    let missing = paguro_lab::host::no_kvm();
+    if let Some(error) = &missing {
+        println!("skipped without KVM: {error}");
     }
-    there
+    missing.is_none()
 }
 
 /// Three moves, one after the other, each checked.

@@ -63,15 +63,7 @@ fn whoever_writes_a_snapshot_is_not_lowered() {
         let machine = Machine::run(dir.path(), &[]);
         let mut qmp = machine.connect();
         wait_written(&mut qmp, machine.pid());
-        let list = json!([{ "capability": "background-snapshot", "state": background }]);
-        let request = json!({
-            "execute": "migrate-set-capabilities",
-            "arguments": { "capabilities": list }
-        });
-        qmp.send(request.to_string().as_bytes());
-        let answer = qmp.answer();
-        if answer.get("error").is_some() {
-            println!("skipped: {}", answer["error"]["desc"]);
+        if !qmp.try_set(&[("background-snapshot", background)]) {
             continue;
         }
         // It goes slowly, so that those who write can be looked at between two writes.

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, Qmp};
+use crate::machine::Machine;
+use crate::raw::Raw;
 
 fn machine() -> (tempfile::TempDir, Machine) {
     let dir = tempfile::tempdir().unwrap();
@@ -17,7 +18,7 @@ fn error(class: &str, desc: &str) -> Value {
 #[test]
 fn the_greeting_names_a_version() {
     let (_dir, machine) = machine();
-    let greeting = &Qmp::connect(machine.socket()).greeting["QMP"];
+    let greeting = &Raw::connect(machine.socket()).greeting["QMP"];
     assert!(greeting["version"]["qemu"]["major"].is_u64(), "{greeting}");
     assert!(
         greeting["version"]["package"]
@@ -31,24 +32,25 @@ fn the_greeting_names_a_version() {
 #[test]
 fn negotiation_comes_first_and_once() {
     let (_dir, machine) = machine();
-    let mut qmp = Qmp::connect(machine.socket());
-    let (class, _) = qmp.refused("query-status", json!({}));
-    assert_eq!(class, "CommandNotFound");
-    let (class, _) = qmp.refused("qmp_capabilities", json!({ "enable": ["oob"] }));
-    assert_eq!(class, "GenericError");
-    qmp.execute("qmp_capabilities", json!({ "enable": [] }));
-    let (class, _) = qmp.refused("qmp_capabilities", json!({}));
-    assert_eq!(class, "CommandNotFound");
+    let mut qmp = Raw::connect(machine.socket());
+    let class = |answer: Value| answer["error"]["class"].clone();
+    assert_eq!(class(qmp.ask("query-status", json!({}))), "CommandNotFound");
+    let other = json!({ "enable": ["oob"] });
+    assert_eq!(class(qmp.ask("qmp_capabilities", other)), "GenericError");
+    let none = json!({ "enable": [] });
+    assert_eq!(qmp.ask("qmp_capabilities", none), json!({ "return": {} }));
+    let again = qmp.ask("qmp_capabilities", json!({}));
+    assert_eq!(class(again), "CommandNotFound");
     // The next client starts anew.
     drop(qmp);
-    let mut qmp = Qmp::connect(machine.socket());
-    assert_eq!(qmp.refused("query-status", json!({})).0, "CommandNotFound");
+    let mut qmp = Raw::connect(machine.socket());
+    assert_eq!(class(qmp.ask("query-status", json!({}))), "CommandNotFound");
 }
 
 #[test]
 fn values_need_no_newline_and_may_come_in_single_bytes() {
     let (_dir, machine) = machine();
-    let mut qmp = machine.connect();
+    let mut qmp = Raw::negotiated(machine.socket());
     for byte in br#"{"execute":"query-name","id":"}{"}{"execute":"query-status","id":2}"# {
         qmp.send(&[*byte]);
     }
@@ -63,7 +65,7 @@ fn values_need_no_newline_and_may_come_in_single_bytes() {
 #[test]
 fn garbage_is_answered_and_the_next_command_done() {
     let (_dir, machine) = machine();
-    let mut qmp = machine.connect();
+    let mut qmp = Raw::negotiated(machine.socket());
     let deep = "[".repeat(1000) + &"]".repeat(1000);
     for garbage in [
         "hello\n",
@@ -97,7 +99,7 @@ fn garbage_is_answered_and_the_next_command_done() {
 #[test]
 fn ids_of_any_type_come_back_and_none_where_there_was_none() {
     let (_dir, machine) = machine();
-    let mut qmp = machine.connect();
+    let mut qmp = Raw::negotiated(machine.socket());
     for id in [json!(7), json!("x"), json!({ "a": [1, null] }), json!(null)] {
         qmp.send(
             json!({ "execute": "nope", "id": id })
@@ -115,7 +117,7 @@ fn ids_of_any_type_come_back_and_none_where_there_was_none() {
 #[test]
 fn requests_that_are_none_are_named() {
     let (_dir, machine) = machine();
-    let mut qmp = machine.connect();
+    let mut qmp = Raw::negotiated(machine.socket());
     for (request, desc) in [
         (json!({}), "QMP input lacks member 'execute'"),
         (
@@ -341,7 +343,7 @@ fn quit_is_answered_and_ends_the_program_with_0() {
         events[0]["data"],
         json!({ "guest": false, "reason": "host-qmp-quit" })
     );
-    assert_eq!(qmp.line(), None);
+    assert_eq!(qmp.event_or_end(), None);
     let (status, said) = machine.wait();
     assert!(status.success(), "{said}");
     assert!(!socket.exists(), "the socket stays behind");

@@ -11,6 +11,7 @@ use paguro_testkit::skipped;
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, Qmp, turn};
+use crate::raw::Raw;
 
 const WORDS: &str = include_str!("qemu-10.0.words");
 const DEVIATIONS: &str = include_str!("../../QMP.md");
@@ -96,14 +97,16 @@ fn is_refused(answer: &Value) -> bool {
     answer["error"]["class"] == "CommandNotFound" || refusals.iter().any(|part| desc.contains(part))
 }
 
-fn ask(qmp: &mut Qmp, command: &str, arguments: Value) -> Value {
-    let request = json!({ "execute": command, "arguments": arguments });
-    qmp.send(request.to_string().as_bytes());
-    qmp.answer()
+/// All of an answer.
+fn answer(qmp: &mut Qmp, command: &str, arguments: Value) -> Value {
+    match qmp.ask(command, arguments) {
+        Ok(answer) => json!({ "return": answer }),
+        Err((class, desc)) => json!({ "error": { "class": class, "desc": desc } }),
+    }
 }
 
 /// Says it with that value; the answer.
-fn say(qmp: &mut Qmp, member: &Member<'_>, value: &Value) -> Value {
+fn say(mut ask: impl FnMut(&str, Value) -> Value, member: &Member<'_>, value: &Value) -> Value {
     let (command, path) = (member.command, member.path);
     let mut arguments = match command {
         "calc-dirty-rate" => json!({ "calc-time": 50 }),
@@ -137,11 +140,11 @@ fn say(qmp: &mut Qmp, member: &Member<'_>, value: &Value) -> Value {
         "enable[]" => arguments = json!({ "enable": [value] }),
         path => arguments[path] = value.clone(),
     }
-    let answer = ask(qmp, command, arguments.clone());
+    let answer = ask(command, arguments.clone());
     if command == "migrate-set-capabilities" {
         // Off again, which is always taken.
         arguments["capabilities"][0]["state"] = false.into();
-        assert_eq!(ask(qmp, command, arguments)["return"], json!({}), "{value}");
+        assert_eq!(ask(command, arguments)["return"], json!({}), "{value}");
     }
     answer
 }
@@ -227,15 +230,23 @@ fn where_qmp_differs_from_that_of_qemu_is_listed() {
             // A client at a time: that one is no longer there, or not yet.
             if member.command == "qmp_capabilities" {
                 drop(qmp);
-                let mut unready = Qmp::connect(machine.socket());
-                if is_refused(&say(&mut unready, member, &value)) {
+                let mut unready = Raw::connect(machine.socket());
+                if is_refused(&say(
+                    |command, arguments| unready.ask(command, arguments),
+                    member,
+                    &value,
+                )) {
                     found.insert(member.name(&value));
                 }
                 drop(unready);
                 qmp = machine.connect();
                 continue;
             }
-            let answer = say(&mut qmp, member, &value);
+            let answer = say(
+                |command, arguments| answer(&mut qmp, command, arguments),
+                member,
+                &value,
+            );
             if is_refused(&answer) {
                 found.insert(member.name(&value));
             }
@@ -293,8 +304,9 @@ fn what_older_clients_do_not_want_is_taken() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let machine = Machine::run_in_turn(dir.path(), &["--paused"]);
+    let greeting = Raw::connect(machine.socket()).greeting;
+    assert_eq!(greeting["QMP"]["version"]["qemu"]["major"], 10);
     let mut qmp = machine.connect();
-    assert_eq!(qmp.greeting["QMP"]["version"]["qemu"]["major"], 10);
     qmp.set(&[("compress", false), ("block", false)]);
     qmp.execute(
         "migrate-set-parameters",

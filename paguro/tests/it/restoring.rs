@@ -237,8 +237,7 @@ fn a_mapped_file_that_shrinks_stops_the_machine_with_a_clear_error() {
     let options = std::fs::File::options().write(true).open(&file);
     options.unwrap().set_len(kept).unwrap();
     // It may be noticed before the machine runs: then `cont` is refused for that reason.
-    qmp.send(br#"{"execute":"cont"}"#);
-    qmp.answer();
+    let _ = qmp.ask("cont", json!({}));
     wait_for_failure(&mut qmp, "was changed while a machine runs from it");
     qmp.execute("quit", json!({}));
     let (status, said) = machine.wait();

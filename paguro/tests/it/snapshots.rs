@@ -33,13 +33,7 @@ fn can_freeze(machine: &Machine) -> bool {
 
 /// As [`can_freeze`], asked over a connection that there is.
 pub fn can_background(qmp: &mut Qmp) -> bool {
-    let list = json!([{ "capability": "background-snapshot", "state": true }]);
-    let request =
-        json!({ "execute": "migrate-set-capabilities", "arguments": { "capabilities": list } });
-    qmp.send(request.to_string().as_bytes());
-    let answer = qmp.answer();
-    if answer.get("error").is_some() {
-        println!("skipped: {}", answer["error"]["desc"]);
+    if !qmp.try_set(&[("background-snapshot", true)]) {
         return false;
     }
     qmp.set(&[("background-snapshot", false)]);
@@ -378,7 +372,7 @@ fn signals_end_the_program_orderly_also_during_a_snapshot() {
     // The snapshot ends as a cancelled one, and the client is told, before or after.
     let all: Vec<_> = events
         .into_iter()
-        .chain(std::iter::from_fn(|| qmp.line()))
+        .chain(std::iter::from_fn(|| qmp.event_or_end()))
         .collect();
     let told = all
         .iter()

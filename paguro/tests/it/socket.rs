@@ -3,7 +3,8 @@
 use paguro_testkit::{ends, run};
 use serde_json::json;
 
-use crate::machine::{Machine, Qmp, output, text};
+use crate::machine::{Machine, output, text};
+use crate::raw::Raw;
 
 #[test]
 fn a_second_client_waits_for_the_first_to_go() {
@@ -11,7 +12,7 @@ fn a_second_client_waits_for_the_first_to_go() {
     let machine = Machine::run(dir.path(), &["--paused"]);
     let mut first = machine.connect();
     let socket = machine.socket().to_owned();
-    let second = run(move || Qmp::connect(&socket).greeting);
+    let second = run(move || Raw::connect(&socket).greeting);
     // The first is served although the second waits.
     first.execute("query-status", json!({}));
     drop(first);

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use paguro_testkit::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -29,16 +30,12 @@ fn begin(args: &[&str]) -> Child {
 
 /// Waits until a machine writes a file in `dir`.
 fn wait_begun(machine: &Machine, dir: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(60);
     let begun = || {
         let fds = std::fs::read_dir(format!("/proc/{}/fd", machine.pid())).unwrap();
         fds.flatten()
             .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(dir)))
     };
-    while !begun() {
-        assert!(Instant::now() < deadline, "it does not begin");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until("a file that it writes", begun);
 }
 
 #[test]

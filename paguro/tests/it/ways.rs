@@ -1,5 +1,6 @@
 //! How pages travel, as both sides are told; and what may be changed while they do.
 
+use paguro_testkit::wait_until;
 use serde_json::{Value, json};
 
 use crate::machine::{text, turn};
@@ -104,9 +105,11 @@ fn limits_can_be_changed_while_it_runs() {
     here.qmp.execute("migrate-set-parameters", slow);
     here.qmp.execute("migrate", json!({ "uri": at }));
     here.qmp.wait_migration("active");
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let now = here.qmp.execute("query-migrate", json!({}));
-    assert_eq!(now["status"], "active", "{now}");
+    wait_until("what goes at that pace", || {
+        let now = here.qmp.execute("query-migrate", json!({}));
+        assert_eq!(now["status"], "active", "{now}");
+        now["ram"]["transferred"].as_u64() > Some(100_000)
+    });
     let fast = json!({ "max-bandwidth": 0, "downtime-limit": 300 });
     here.qmp.execute("migrate-set-parameters", fast);
     here.qmp.wait_migration("completed");

@@ -52,6 +52,7 @@ fn pass(source: TcpStream, destination: TcpStream, held: Held) {
     let mut to = destination.try_clone().unwrap();
     std::thread::spawn(move || {
         for piece in passed {
+            // A link of 32 bytes a microsecond.
             std::thread::sleep(Duration::from_micros(piece.len() as u64 / 32));
             if to.write_all(&piece).is_err() {
                 break;

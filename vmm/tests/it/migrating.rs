@@ -368,6 +368,7 @@ fn assert_slowed_down(mut vm: Arc<Vm>, percent: u64, how: impl Fn(&mut MigrateOp
             ) {
                 let now = migration.progress().throttle_percent.load(Relaxed);
                 seen.fetch_max(now, Relaxed);
+                // The pace of looking: all that is seen is wanted, and nothing is waited for.
                 std::thread::sleep(Duration::from_micros(500));
             }
         };

@@ -281,6 +281,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, mut limit: usize, delay: Duratio
         let Ok(count @ 1..) = from.read(&mut bytes[..most]) else {
             break;
         };
+        // A slow link.
         std::thread::sleep(delay);
         if to.write_all(&bytes[..count]).is_err() {
             break;
