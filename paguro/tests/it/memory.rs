@@ -6,7 +6,7 @@ use paguro_testkit::wait_until;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, MemoryCgroup, check_ram, output, text, turn};
+use crate::machine::{Machine, MemoryCgroup, check_ram, output, text, turn, wait_written};
 
 const MIB: u64 = 1 << 20;
 /// Of the guest, and of all.
@@ -140,7 +140,8 @@ fn a_machine_that_may_have_no_more_address_space_outlives_a_snapshot() {
     for more in [0, 3, 5, 8, 16] {
         for stops in [true, false] {
             let machine = Machine::run_in_turn(dir.path(), &["--memory", "64M"]);
-            machine.connect();
+            // A thread that has yet to begin would find no room for that.
+            wait_written(&mut machine.connect(), machine.pid());
             limit_address_space(&machine, Some(more * MIB));
             let options: &[&str] = if stops { &["--stop"] } else { &[] };
             let saved = machine.snapshot(&dir.path().join("a"), options);
