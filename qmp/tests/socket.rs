@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use paguro_qmp::commands::{negotiate, query_commands};
 use paguro_qmp::{
@@ -117,6 +118,34 @@ fn events_come_to_whoever_has_negotiated() {
     assert_eq!(lines.next(), Some(json!({ "return": {} })));
     assert_eq!(lines.next().unwrap()["event"], "DOUBLING");
     assert_eq!(lines.next(), Some(json!({ "return": 2 })));
+}
+
+#[test]
+fn a_client_shows_events_in_their_order_and_keeps_no_more_than_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let (_socket, _tells) = serve(&path);
+    let mut client = Client::connect(&path).unwrap();
+    let mut double = |times: usize| {
+        for number in 0..times {
+            let doubled = client.execute("double", json!({ "number": number }));
+            assert_eq!(doubled.unwrap(), json!(2 * number));
+        }
+        client.events()
+    };
+    let events = double(3);
+    assert_eq!(events.len(), 3);
+    assert!(events.iter().all(|event| event["event"] == "DOUBLING"));
+    assert_eq!(double(1100).len(), 1024);
+    let nobody = client.event(Duration::from_millis(1)).unwrap();
+    assert_eq!(nobody, None);
+    client.execute("double", json!({ "number": 1 })).unwrap();
+    let event = client.event(Duration::ZERO).unwrap().unwrap();
+    assert_eq!(event["event"], "DOUBLING");
+    match client.execute("double", json!({})).unwrap_err() {
+        ClientError::Refused { class, .. } => assert_eq!(class, "GenericError"),
+        other => panic!("{other}"),
+    }
 }
 
 #[test]
