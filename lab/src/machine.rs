@@ -86,7 +86,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// With [`EndedEarly`] in it, if it has ended before its control socket answered.
+    /// With [`EndedEarly`](crate::process::EndedEarly) in it, if it has ended before its control socket answered.
     pub fn start_met(
         options: &MachineOptions,
         progress: Arc<ProgressFile>,
