@@ -5,14 +5,13 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use rustls::{ServerConfig, ServerConnection};
 
 use crate::command::{Direction, Running};
 use crate::halves::Channel;
@@ -38,7 +37,7 @@ impl Incoming {
         let text = address.to_string();
         let failed = |error| ChannelError::of_io("listen at", &text, error);
         let tls = match &options.tls {
-            Some(tls) => Some(tls::server(tls).map_err(|source| tls_error(&text, source))?),
+            Some(tls) => Some(tls::Server::new(tls).map_err(|source| tls_error(&text, source))?),
             None => None,
         };
         let (door, local) = match address {
@@ -91,7 +90,7 @@ pub struct Listener {
     local: Address,
     options: Options,
     stop: Stop,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<tls::Server>,
 }
 
 #[derive(Debug)]
@@ -205,12 +204,12 @@ impl Listener {
         let mut link =
             Link::new(socket, LinkKind::Socket, peer.clone(), &self.options).map_err(failed)?;
         let tls = match &self.tls {
-            Some(config) => {
-                let connection = ServerConnection::new(config.clone());
-                let connection = connection.map_err(|error| tls_error(&peer, error.into()))?;
+            Some(server) => {
+                let connection = server.connection();
+                let connection = connection.map_err(|error| tls_error(&peer, error))?;
                 // While it shakes hands the listener's stop ends it.
                 let own = std::mem::replace(&mut link.stop, self.stop.clone());
-                let secured = secure(&link, connection.into(), &self.options, until)?;
+                let secured = secure(&link, connection, &self.options, until)?;
                 link.stop = own;
                 Some(secured)
             }

@@ -57,7 +57,7 @@ pub struct Options {
     /// A peer that neither sends nor takes bytes for that long is gone; none: it may be silent for
     /// ever. Whole milliseconds.
     pub silence: Option<Duration>,
-    /// TLS with these certificates.
+    /// TLS with these certificates; refused where the feature `tls` is not built in.
     pub tls: Option<TlsOptions>,
     /// Ends everything that is made with these options.
     pub stop: Stop,

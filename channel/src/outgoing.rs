@@ -4,8 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use rustls::Connection;
-
 use crate::command::{Direction, Running};
 use crate::halves::Channel;
 use crate::link::{Link, LinkKind};
@@ -78,7 +76,7 @@ fn of_socket(
                 _ => "",
             };
             let connection = tls::client(tls, host).map_err(|source| tls_error(&text, source))?;
-            Some(secure(&link, connection.into(), options, until)?)
+            Some(secure(&link, connection, options, until)?)
         }
     };
     Ok(Channel::of_link(link, tls, None, Direction::Out))
@@ -87,7 +85,7 @@ fn of_socket(
 /// The TLS handshake.
 pub(crate) fn secure(
     link: &Link,
-    connection: Connection,
+    connection: tls::Connection,
     options: &Options,
     until: Instant,
 ) -> Result<(Session, Inbox), ChannelError> {
@@ -110,8 +108,11 @@ pub(crate) fn tls_error(peer: &str, source: TlsError) -> ChannelError {
     }
 }
 
-/// TLS needs both directions.
+/// TLS needs both directions, and to be built in.
 pub(crate) fn refuse_tls(address: &Address, options: &Options) -> Result<(), ChannelError> {
+    if options.tls.is_some() {
+        tls::check_built_in().map_err(|source| tls_error(&address.to_string(), source))?;
+    }
     match address {
         Address::Exec(_) | Address::File { .. } if options.tls.is_some() => {
             Err(ChannelError::Unsuitable {

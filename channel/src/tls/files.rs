@@ -10,13 +10,28 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
+    SupportedProtocolVersion,
 };
 
 use super::{TlsError, TlsOptions};
 
 /// What the listening side needs for all its connections.
-pub(crate) fn server(options: &TlsOptions) -> Result<Arc<ServerConfig>, TlsError> {
+#[derive(Debug)]
+pub(crate) struct Server(Arc<ServerConfig>);
+
+impl Server {
+    pub(crate) fn new(options: &TlsOptions) -> Result<Self, TlsError> {
+        server(options).map(|config| Self(Arc::new(config)))
+    }
+
+    /// The next connection, before its first byte.
+    pub(crate) fn connection(&self) -> Result<Connection, TlsError> {
+        Ok(ServerConnection::new(self.0.clone())?.into())
+    }
+}
+
+fn server(options: &TlsOptions) -> Result<ServerConfig, TlsError> {
     let files = Files::read(options, "server")?;
     let verifier = WebPkiClientVerifier::builder_with_provider(files.authorities, provider())
         .with_crls(files.revoked)
@@ -32,11 +47,11 @@ pub(crate) fn server(options: &TlsOptions) -> Result<Arc<ServerConfig>, TlsError
     // Each connection is checked in full, and the handshake ends with the client's last message.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// A connection to somebody of that name, before its first byte.
-pub(crate) fn client(options: &TlsOptions, host: &str) -> Result<ClientConnection, TlsError> {
+pub(crate) fn client(options: &TlsOptions, host: &str) -> Result<Connection, TlsError> {
     let name = options.hostname.as_deref().unwrap_or(host);
     let server_name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::NoHostName {
         name: name.to_owned(),
@@ -53,7 +68,7 @@ pub(crate) fn client(options: &TlsOptions, host: &str) -> Result<ClientConnectio
         .with_webpki_verifier(verifier)
         .with_client_auth_cert(files.chain, files.key)
         .map_err(|error| unusable(files.key_path, "key of the certificate", error))?;
-    Ok(ClientConnection::new(Arc::new(config), server_name)?)
+    Ok(ClientConnection::new(Arc::new(config), server_name)?.into())
 }
 
 const VERSIONS: &[&SupportedProtocolVersion] = rustls::DEFAULT_VERSIONS;

@@ -13,15 +13,39 @@
 //! connecting side wants the name it connects to, or `tls-hostname`, among the certificate's
 //! alternative names. TLS 1.2 and 1.3 are spoken.
 
+//!
+//! Without the feature `tls` there is none: its options are refused, with
+//! [`NotBuiltIn`](TlsError::NotBuiltIn), before anything is connected to or listened at.
+
+#[cfg(not(feature = "tls"))]
+mod absent;
 mod error;
+#[cfg(feature = "tls")]
 mod files;
+#[cfg(feature = "tls")]
+mod judged;
+#[cfg(feature = "tls")]
 mod session;
 
 use std::path::PathBuf;
 
+#[cfg(not(feature = "tls"))]
+pub(crate) use absent::{Connection, Inbox, Server, Session, client};
 pub use error::TlsError;
-pub(crate) use files::{client, server};
+#[cfg(feature = "tls")]
+pub(crate) use files::{Server, client};
+#[cfg(feature = "tls")]
+pub(crate) use rustls::Connection;
+#[cfg(feature = "tls")]
 pub(crate) use session::{Inbox, Session};
+
+/// Whether there can be TLS at all.
+pub(crate) fn check_built_in() -> Result<(), TlsError> {
+    match cfg!(feature = "tls") {
+        true => Ok(()),
+        false => Err(TlsError::NotBuiltIn),
+    }
+}
 
 /// How a channel is secured.
 #[derive(Clone, Debug, PartialEq, Eq)]

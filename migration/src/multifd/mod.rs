@@ -3,11 +3,17 @@
 //! The source's end is `source/way/multifd.rs`, the destination's `destination/lanes.rs`; the format is
 //! [`paguro_wire::stream::multifd`]. Both ends are told the same, as in QEMU.
 
+#[cfg(feature = "zstd")]
 mod codec;
+#[cfg(not(feature = "zstd"))]
+mod no_codec;
 
 use paguro_wire::stream::multifd;
 
+#[cfg(feature = "zstd")]
 pub use codec::{CodecError, Packer, Unpacker};
+#[cfg(not(feature = "zstd"))]
+pub(crate) use no_codec::{CodecError, Packer, Unpacker};
 
 /// What both sides must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +30,7 @@ pub enum Compression {
     /// Not at all.
     #[default]
     None,
-    /// With zstd, one stream a channel.
+    /// With zstd, one stream a channel. Refused where the feature `zstd` is not built in.
     Zstd {
         /// From 1, fast, to 20, small. The destination does not look at it.
         level: u8,
@@ -46,6 +52,11 @@ impl Multifd {
             return Err(("multifd-channels", "0".to_owned(), "there must be one"));
         }
         match self.compression {
+            Compression::Zstd { .. } if !cfg!(feature = "zstd") => Err((
+                "multifd-compression",
+                "zstd".to_owned(),
+                "it is not built in: it takes the feature `zstd`",
+            )),
             Compression::Zstd { level } if !(1..=20).contains(&level) => Err((
                 "multifd-zstd-level",
                 level.to_string(),
@@ -63,5 +74,26 @@ impl Compression {
             Self::None => multifd::Compression::None,
             Self::Zstd { .. } => multifd::Compression::Zstd,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zstd_that_is_not_built_in_is_refused_by_the_name_of_its_feature() {
+        let multifd = Multifd {
+            compression: Compression::Zstd { level: 1 },
+            ..Multifd::new(1)
+        };
+        match multifd.check() {
+            Ok(()) => assert!(cfg!(feature = "zstd")),
+            Err((option, value, rule)) => {
+                assert!(!cfg!(feature = "zstd"), "{option} {value}: {rule}");
+                assert!(rule.contains("feature `zstd`"), "{rule}");
+            }
+        }
+        assert!(Multifd::new(1).check().is_ok());
     }
 }
