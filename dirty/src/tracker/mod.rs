@@ -3,10 +3,14 @@
 //! | tracker | sees | pages are protected again |
 //! |---|---|---|
 //! | [`KvmLog`] | the guest's writes, and KVM's own | by [`Tracker::clear`] (or by the sync, on old kernels) |
+//! | [`KvmLog::shared`] | the same, of a log that the VMM needs for itself | by [`Tracker::clear`] |
 //! | [`KvmRing`] | the same, and which vCPU it was | by the sync |
 //! | [`AsyncProtect`] | all that is written through this process' mapping | by the sync |
 //! | [`MarkTracker`] | what the VMM and its devices say that they wrote | there is nothing to protect |
 //! | [`Union`] | what any of several sees | |
+//!
+//! A VMM that needs KVM's log for its own differential snapshots shares it, or leaves it alone:
+//! [`AsyncProtect`] neither switches nor clears anything that is KVM's.
 //!
 //! More may stand elsewhere: that of Arm stage-2 tables is `paguro-stage2-tracker`.
 //!

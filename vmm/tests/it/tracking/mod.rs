@@ -4,5 +4,6 @@ mod beginning;
 mod destination;
 mod every_write;
 mod memory;
+mod shared;
 mod slots;
 mod walk;

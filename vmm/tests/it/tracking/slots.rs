@@ -58,7 +58,7 @@ fn a_page_of_a_slot_that_begins_inside_a_block_is_found_in_the_block() {
         tracker.sync(&dirty).unwrap();
         tracker.clear(0, BEFORE..256).unwrap();
         dirty[0].remove_range(0..256);
-        run(&mut vcpu);
+        run(&mut vcpu, 0, 0);
         tracker.sync(&dirty).unwrap();
         tracker.stop();
         let mut written = Vec::new();
@@ -94,15 +94,16 @@ fn slots(vm: &VmFd, block: &RamBlock) -> Arc<DirtySlots> {
     Arc::new(slots.unwrap())
 }
 
-/// From address 0 on, until it halts.
-fn run(vcpu: &mut VcpuFd) {
+/// From address 0 on, until it halts, with its data from there on, and a number in bx.
+pub(super) fn run(vcpu: &mut VcpuFd, data: u64, bx: u16) {
     let mut sregs = vcpu.get_sregs().unwrap();
-    for segment in [&mut sregs.cs, &mut sregs.ds] {
-        (segment.base, segment.selector) = (0, 0);
+    for (segment, base) in [(&mut sregs.cs, 0), (&mut sregs.ds, data)] {
+        (segment.base, segment.selector) = (base, 0);
     }
     vcpu.set_sregs(&sregs).unwrap();
     let regs = kvm_bindings::kvm_regs {
         rip: 0,
+        rbx: bx.into(),
         rflags: 2,
         ..Default::default()
     };
@@ -111,7 +112,7 @@ fn run(vcpu: &mut VcpuFd) {
     assert!(matches!(exit, VcpuExit::Hlt), "{exit:?}");
 }
 
-fn borrowed(fd: &impl AsRawFd) -> BorrowedFd<'_> {
+pub(super) fn borrowed(fd: &impl AsRawFd) -> BorrowedFd<'_> {
     // SAFETY: it is open as long as its owner is borrowed.
     unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }

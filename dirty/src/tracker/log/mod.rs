@@ -13,6 +13,8 @@
 //!
 //! On older kernels reading the log protects all that was written, at once.
 
+mod owner;
+
 use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -20,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::kvm::{DirtySlots, ManualProtect};
 
+use self::owner::Owner;
 use super::place::{self, Place};
 use super::report::{check, report, words};
 use super::{Tracker, TrackerError};
@@ -33,6 +36,7 @@ pub struct KvmLog {
     ram: GuestRam,
     slots: Arc<DirtySlots>,
     places: Vec<Place>,
+    owner: Owner,
     logs: RwLock<Option<Vec<Mutex<SlotLog>>>>,
 }
 
@@ -45,16 +49,44 @@ struct SlotLog {
 }
 
 impl KvmLog {
-    /// A tracker over the slots of a VM, which are parts of `ram`.
+    /// A tracker over the slots of a VM, which are parts of `ram`. The log is its own: it is off before the
+    /// start and after the stop.
     ///
     /// # Errors
     ///
     /// [`TrackerError::Slot`].
     pub fn new(ram: GuestRam, slots: Arc<DirtySlots>) -> Result<Self, TrackerError> {
+        Self::owned_by(Owner::Tracker, ram, slots)
+    }
+
+    /// A tracker by a log that the VMM has switched on, in all slots, and keeps on: it stays as it is.
+    ///
+    /// Each bit that leaves the log is handed to `on_dirty`: the number of the slot, a page of the slot (a
+    /// multiple of 64), and words from that page on, in which bit *i* of word *w* is page 64 *w* + *i* of
+    /// them. The VMM adds it to what it knows as written (the same page may come several times); this and
+    /// what is still in the log is then all that was written. Called by the methods of [`Tracker`], in their
+    /// threads, several at once maybe. It should take no longer than copying, and must not call the tracker.
+    ///
+    /// From the start to the stop nobody else may take bits out of the log, by clearing it or, where
+    /// the VM does not protect pages manually, by reading it: they would be missing here.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackerError::Slot`]. A log that is off is a [`TrackerError::Log`] of the start.
+    pub fn shared(
+        ram: GuestRam,
+        slots: Arc<DirtySlots>,
+        on_dirty: impl Fn(u32, usize, &[u64]) + Send + Sync + 'static,
+    ) -> Result<Self, TrackerError> {
+        Self::owned_by(Owner::Vmm(Box::new(on_dirty)), ram, slots)
+    }
+
+    fn owned_by(owner: Owner, ram: GuestRam, slots: Arc<DirtySlots>) -> Result<Self, TrackerError> {
         Ok(Self {
             places: place::of_slots(&ram, &slots)?,
             ram,
             slots,
+            owner,
             logs: RwLock::new(None),
         })
     }
@@ -65,13 +97,6 @@ impl KvmLog {
 
     fn logs(&self) -> RwLockReadGuard<'_, Option<Vec<Mutex<SlotLog>>>> {
         self.logs.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn give_back(&self) {
-        if let Err(error) = self.slots.set_manual(ManualProtect::No) {
-            tracing::debug!(%error, "KVM keeps to manual protection");
-        }
-        self.slots.give_back();
     }
 
     fn begin(&self) -> Result<(), TrackerError> {
@@ -88,14 +113,9 @@ impl KvmLog {
             }))
         };
         let logs = (0..self.places.len()).map(log);
-        let logs = logs.collect::<Result<_, TryReserveError>>()?;
-        self.slots
-            .set_manual(self.manual())
-            .map_err(|source| TrackerError::Kvm {
-                doing: "let go of protecting pages by itself",
-                source,
-            })?;
-        place::switch_on(&self.ram, &self.slots, &self.places)?;
+        let mut logs = logs.collect::<Result<Vec<_>, TryReserveError>>()?;
+        self.owner
+            .begin(&self.ram, &self.slots, &self.places, &mut logs)?;
         *self.logs.write().unwrap_or_else(PoisonError::into_inner) = Some(logs);
         Ok(())
     }
@@ -113,6 +133,7 @@ impl KvmLog {
                 doing: "tell which pages were written",
                 source,
             })?;
+        self.owner.hand_over(&self.slots, index, 0, &log.read);
         let first_word = place.pages.start / 64;
         let SlotLog { read, reported } = log;
         let new = report(
@@ -135,7 +156,8 @@ impl KvmLog {
         Ok(new)
     }
 
-    /// Clears these bits, of which the first word is `first` of the slot, in the kernel's log.
+    /// Clears these bits, of which the first word is `first` of the slot, in the kernel's log; its owner
+    /// has them before.
     fn clear_words(&self, index: usize, first: usize, bits: &[u64]) -> Result<(), TrackerError> {
         let mut at = 0;
         while let Some(skip) = bits[at..].iter().position(|&word| word != 0) {
@@ -145,8 +167,10 @@ impl KvmLog {
                 .iter()
                 .rposition(|&word| word != 0)
                 .map_or(0, |i| i + 1);
+            let (page, gone) = ((first + at) * 64, &most[..count]);
+            self.owner.hand_over(&self.slots, index, page, gone);
             self.slots
-                .clear(index, (first + at) * 64, &most[..count])
+                .clear(index, page, gone)
                 .map_err(|source| TrackerError::Kvm {
                     doing: "protect pages again",
                     source,
@@ -184,7 +208,7 @@ impl Tracker for KvmLog {
         }
         let begun = self.begin();
         if begun.is_err() {
-            self.give_back();
+            self.slots.give_back();
         }
         begun
     }
@@ -222,8 +246,8 @@ impl Tracker for KvmLog {
     fn stop(&self) {
         let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
         if logs.take().is_some() {
-            place::switch_off(&self.slots, self.places.len());
-            self.give_back();
+            self.owner.end(&self.slots, self.places.len());
+            self.slots.give_back();
         }
     }
 }
