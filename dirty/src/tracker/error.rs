@@ -82,6 +82,16 @@ pub enum TrackerError {
         /// Its number.
         slot: u32,
     },
+    /// The caller's: there must be a bitmap for each RAM block, with a bit for each of its pages.
+    #[error("there is no bitmap of RAM block {block}: {pages} pages instead of {of}")]
+    Bitmap {
+        /// The block.
+        block: String,
+        /// Pages of the bitmap that was given; 0 for none, and for one whose pages have another size.
+        pages: usize,
+        /// Pages of the block.
+        of: usize,
+    },
     /// A tracker that is not of this crate failed; its source says whose fault it is.
     #[error("{tracker} cannot {doing}")]
     Other {

@@ -7,6 +7,7 @@
 //! | [`KvmRing`] | the same, and which vCPU it was | by the sync |
 //! | [`AsyncProtect`] | all that is written through this process' mapping | by the sync |
 //! | [`MarkTracker`] | what the VMM and its devices say that they wrote | there is nothing to protect |
+//! | [`Bitmaps`] | the same, by bitmaps that the VMM has, as those of `vm-memory` | there is nothing to protect |
 //! | [`Union`] | what any of several sees | |
 //!
 //! A VMM that needs KVM's log for its own differential snapshots shares it, or leaves it alone:
@@ -33,6 +34,7 @@
 //! Discarded ranges, and pages beyond the used length of a block, are never reported, whoever wrote
 //! to them.
 
+mod bitmaps;
 mod error;
 mod log;
 mod marks;
@@ -47,6 +49,7 @@ use std::ops::Range;
 
 use paguro_ram::PageSet;
 
+pub use bitmaps::{Bitmaps, WrittenBits};
 pub use error::TrackerError;
 pub use log::KvmLog;
 pub use marks::{MarkTracker, Marks};

@@ -1,14 +1,15 @@
-//! A VMM that has KVM's log on for life, for snapshots of what changed since the last one, and a migration
-//! that uses it meanwhile.
+//! A VMM that has KVM's log on for life, and a bitmap in which its device marks what it wrote, for snapshots
+//! of what changed since the last one; and a migration that uses both meanwhile.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvm_ioctls::{Kvm, VcpuFd};
-use paguro_dirty::tracker::{KvmLog, Tracker, TrackerError};
+use paguro_dirty::tracker::{Bitmaps, KvmLog, Tracker, TrackerError, Union};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, PageSet, RamBlock};
 use paguro_sys::Fallbacks;
 use paguro_sys::kvm::{DirtySlots, ManualProtect, Slot};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, NewBitmap};
 
 use super::destination::{Destination, Order, PAGE};
 use super::slots::{borrowed, run};
@@ -19,11 +20,14 @@ const PAGES: usize = 1024;
 /// Of 16 bits: writes bx to where its data begins, and halts.
 const PROGRAM: [u8; 5] = [0x89, 0x1e, 0x00, 0x00, 0xf4];
 
-/// A VM of one vCPU, and of a VMM that saves what changed.
+/// A VM of one vCPU and a device, and of a VMM that saves what changed.
 struct Machine {
     ram: GuestRam,
     slots: Arc<DirtySlots>,
     vcpu: Mutex<VcpuFd>,
+    device: Mutex<()>,
+    /// What the device wrote.
+    marks: Arc<AtomicBitmap>,
     pausing: AtomicBool,
     end: AtomicBool,
     /// What was really written since the VMM last saved.
@@ -70,6 +74,8 @@ impl Machine {
             ram,
             slots: Arc::new(slots),
             vcpu: Mutex::new(vm.create_vcpu(0).unwrap()),
+            device: Mutex::new(()),
+            marks: Arc::new(AtomicBitmap::with_len(PAGES * PAGE)),
             pausing: AtomicBool::new(false),
             end: AtomicBool::new(false),
             written: PageSet::new(PAGES),
@@ -82,9 +88,16 @@ impl Machine {
         self.written.insert(page);
     }
 
+    fn fill(&self, page: usize, value: u16) {
+        let mapping = self.ram.blocks()[0].mapping();
+        mapping.copy_in(page * PAGE, &value.to_le_bytes());
+        self.marks.mark_dirty(page * PAGE, 2);
+        self.written.insert(page);
+    }
+
     /// Random pages but the first, until the end.
-    fn run(&self) {
-        let mut state = 1u64;
+    fn run(&self, seed: u64, write: impl Fn(usize, u16)) {
+        let mut state = seed;
         while !self.end.load(Ordering::Acquire) {
             if self.pausing.load(Ordering::Acquire) {
                 std::thread::yield_now();
@@ -92,15 +105,33 @@ impl Machine {
             }
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
             let page = 1 + (state >> 33) as usize % (PAGES - 1);
-            self.write(&mut self.vcpu.lock().unwrap(), page, (state >> 16) as u16);
+            write(page, (state >> 16) as u16);
         }
     }
 
-    fn pause(&self) -> MutexGuard<'_, VcpuFd> {
-        self.pausing.store(true, Ordering::Release);
-        self.vcpu.lock().unwrap()
+    fn run_vcpu(&self) {
+        self.run(1, |page, value| {
+            self.write(&mut self.vcpu.lock().unwrap(), page, value);
+        });
     }
 
+    fn run_device(&self) {
+        self.run(2, |page, value| {
+            let _busy = self.device.lock().unwrap();
+            self.fill(page, value);
+        });
+    }
+
+    fn pause(&self) -> AtRest<'_> {
+        self.pausing.store(true, Ordering::Release);
+        AtRest {
+            pausing: &self.pausing,
+            _vcpu: self.vcpu.lock().unwrap(),
+            _device: self.device.lock().unwrap(),
+        }
+    }
+
+    /// What the guest writes.
     fn tracker(&self) -> KvmLog {
         let told = self.told.clone();
         let on_dirty = move |slot, first_page: usize, words: &[u64]| {
@@ -112,6 +143,17 @@ impl Machine {
         KvmLog::shared(self.ram.clone(), self.slots.clone(), on_dirty).unwrap()
     }
 
+    /// That, and what the device writes.
+    fn both(&self) -> Union {
+        let told = self.told.clone();
+        let on_dirty = move |_, word, bits| {
+            told.insert_word(word, bits);
+        };
+        let marks = Box::new(self.marks.clone());
+        let marked = Bitmaps::shared(self.ram.clone(), vec![marks], on_dirty).unwrap();
+        Union::new(vec![Arc::new(self.tracker()), Arc::new(marked)])
+    }
+
     /// What the VMM knows as written, which it then forgets as after a snapshot.
     fn known(&self, manual: ManualProtect) -> PageSet {
         let mut words = vec![0; self.slots.words(0)];
@@ -121,7 +163,22 @@ impl Machine {
         }
         let known = PageSet::from_words(PAGES, &words);
         self.told.take(0..PAGES, |run| known.insert_range(run));
+        let marked = PageSet::from_words(PAGES, &self.marks.get_and_reset());
+        marked.runs(0..PAGES, |run| known.insert_range(run));
         known
+    }
+}
+
+/// Nobody writes.
+struct AtRest<'m> {
+    pausing: &'m AtomicBool,
+    _vcpu: MutexGuard<'m, VcpuFd>,
+    _device: MutexGuard<'m, ()>,
+}
+
+impl Drop for AtRest<'_> {
+    fn drop(&mut self) {
+        self.pausing.store(false, Ordering::Release);
     }
 }
 
@@ -143,7 +200,7 @@ fn ways() -> Vec<(ManualProtect, Fallbacks)> {
 }
 
 #[test]
-fn a_log_that_is_on_for_life_stays_on_and_its_vmm_misses_no_page() {
+fn a_vmm_whose_log_and_bitmaps_are_shared_misses_no_page() {
     if !kvm() {
         return;
     }
@@ -152,18 +209,17 @@ fn a_log_that_is_on_for_life_stays_on_and_its_vmm_misses_no_page() {
         // All begins as written, or nothing does.
         machine.known(manual);
         std::thread::scope(|scope| {
-            scope.spawn(|| machine.run());
+            scope.spawn(|| machine.run_vcpu());
+            scope.spawn(|| machine.run_device());
             let _end = End(&machine.end);
             for migration in 0..3 {
                 migrate(&machine, &format!("{manual:?}, {forced:?}, {migration}"));
-                let vcpu = machine.pause();
+                let _rest = machine.pause();
                 let known = machine.known(manual);
                 let mut written = Vec::new();
                 machine.written.take(0..PAGES, |run| written.extend(run));
                 let mut saved = Vec::new();
                 known.runs(0..PAGES, |run| saved.extend(run));
-                machine.pausing.store(false, Ordering::Release);
-                drop(vcpu);
                 assert_eq!(saved, written, "{manual:?}, {forced:?}, {migration}");
             }
         });
@@ -172,20 +228,18 @@ fn a_log_that_is_on_for_life_stays_on_and_its_vmm_misses_no_page() {
 
 /// Sends all, a few times over, and what is left in a pause.
 fn migrate(machine: &Machine, what: &str) {
-    let tracker = machine.tracker();
+    let tracker = machine.both();
     tracker.start().unwrap();
     let mut destination = Destination::new(machine.ram.clone(), Order::ClearThenRead);
     for _ in 0..20 {
         destination.sync(&tracker);
         destination.send(&tracker);
     }
-    let vcpu = machine.pause();
+    let rest = machine.pause();
     destination.sync(&tracker);
     destination.send(&tracker);
-    let stale = destination.stale();
-    machine.pausing.store(false, Ordering::Release);
-    drop(vcpu);
-    assert_eq!(stale, 0, "{what}");
+    assert_eq!(destination.stale(), 0, "{what}");
+    drop(rest);
     tracker.stop();
 }
 
