@@ -33,6 +33,7 @@ mod signals;
 mod smaps;
 mod spool;
 mod thread;
+mod thread_start;
 mod uffd;
 mod vsock;
 mod zeros;
@@ -51,6 +52,7 @@ pub use resources::{ResourceError, Resources};
 pub use signals::is_ignored;
 pub use spool::{Spool, SpoolCounts};
 pub use thread::{NewThread, Pacer, Raised, boost_timer, raise_priority};
+pub use thread_start::{HookTaken, on_thread_start};
 pub use uffd::{
     AdoptError, Event, Fault, FaultKind, Features, Handshake, Placed, RegisterMode, Uffd,
     UffdError, Waiting,

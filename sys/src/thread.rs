@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::reserve::has_room;
 use crate::resources;
+use crate::thread_start::{First, halves};
 
 /// How much a thread is raised that a vCPU waits for. No real-time class: one that ran away with a
 /// core would take the host with it.
@@ -24,26 +25,40 @@ const NEW_THREAD_BYTES: usize = (2 << 20) + (256 << 10);
 /// for room first. A new thread makes a stack for signals before anything else, and the standard library
 /// ends the program, with the guest, where address space for that is refused. A first stack may
 /// still be there from an earlier thread, so that it comes that far.
+///
+/// What [`on_thread_start`](crate::on_thread_start) was given comes first in it.
 #[derive(Debug)]
-pub struct NewThread(Builder);
+pub struct NewThread {
+    name: String,
+}
 
 impl NewThread {
     /// With a name.
     pub fn named(name: String) -> Self {
-        Self(Builder::new().name(name))
+        Self { name }
     }
 
     /// As [`std::thread::Builder::spawn`].
     ///
     /// # Errors
     ///
-    /// The host's: it lets this process have no more threads, or no more address space.
+    /// The host's: it lets this process have no more threads, or no more address space. The program's: its
+    /// hook failed in the new thread.
     pub fn spawn<F, T>(self, body: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.with_room()?.spawn(body)
+        let (first, begun) = halves(&self.name);
+        let thread = self.with_room()?.spawn(move || first_then(first, body))?;
+        match begun.wait() {
+            Ok(()) => Ok(thread),
+            Err(error) => {
+                // It ends at once. Its panic, if it was one, is told by the error.
+                let _ = thread.join();
+                Err(error)
+            }
+        }
     }
 
     /// As [`std::thread::Builder::spawn_scoped`].
@@ -60,15 +75,35 @@ impl NewThread {
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
     {
-        self.with_room()?.spawn_scoped(scope, body)
+        let (first, begun) = halves(&self.name);
+        let thread = self
+            .with_room()?
+            .spawn_scoped(scope, move || first_then(first, body))?;
+        match begun.wait() {
+            Ok(()) => Ok(thread),
+            Err(error) => {
+                // As above; and the scope knows then that somebody has taken note.
+                let _ = thread.join();
+                Err(error)
+            }
+        }
     }
 
     fn with_room(self) -> io::Result<Builder> {
         match has_room(NEW_THREAD_BYTES) {
-            true => Ok(self.0),
+            true => Ok(Builder::new().name(self.name)),
             false => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
         }
     }
+}
+
+/// The hook, then the work of the thread.
+fn first_then<T>(first: First, body: impl FnOnce() -> T) -> T {
+    if !first.run() {
+        // There is nothing to return. No hook of panics is called.
+        std::panic::resume_unwind(Box::new("the hook for threads that start failed"));
+    }
+    body()
 }
 
 /// While it lives the calling thread is raised: a vCPU waits for what it does. Without the right to,
