@@ -12,6 +12,8 @@
 //!   decided by [`switchover`], a crate of its own, and by nobody else;
 //! * [`handover`] passes RAM itself on to another process of the same host, so that only devices move.
 //!
+//! Its threads are listed in [`threads`], with what a VMM that confines them has to permit.
+//!
 //! What an operator sees of a running snapshot, and how he cancels it, is a [`Control`]; of a
 //! migration, a [`source::Migration`] on one side and a [`destination::Arrival`] on the other.
 
@@ -39,6 +41,7 @@ pub mod restore;
 mod snapshot;
 pub mod source;
 mod stream;
+pub mod threads;
 mod time;
 
 pub use allowance::Allowance;
