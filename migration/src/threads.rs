@@ -25,16 +25,17 @@
 //!
 //! # What each asks of the kernel
 //!
-//! On x86-64, with glibc, over tcp and unix sockets, with and without TLS: measured over the tests of the
-//! engine. One of them saves in the background, restores in each way, and migrates, each thread under a
+//! Measured on x86-64 with Linux 6.18 and glibc, with root and without, over tcp and unix sockets, with
+//! and without TLS. A test saves in the background, restores in each way, and migrates, each thread under a
 //! filter of exactly these calls, which kills. The row `each` goes for all of them; the rows `call/...` are
 //! the VMM's own threads that call the functions. To be added are the VMM's callbacks
 //! ([`Machine`](crate::machine::Machine), [`restore::Failure`](crate::restore::Failure), the hook), its
-//! subscriber of `tracing`, and, where channels are commands or files, what those take.
+//! subscriber of `tracing`, what a panic takes to say so, and, where channels are commands or files,
+//! what those take. Older kernels take other ways, and other C libraries other calls.
 //!
 //! | role | what it does | starts | system calls |
 //! |---|---|---|---|
-//! | `each` | allocates, waits for locks, ends (`fcntl`: debug builds only) | | `futex` `mmap` `munmap` `mremap` `mprotect` `madvise` `brk` `getrandom` `sched_yield` `sched_getaffinity` `sigaltstack` `rt_sigprocmask` `rt_sigreturn` `restart_syscall` `close` `fcntl` `exit` |
+//! | `each` | allocates, waits for locks, ends | | `futex` `mmap` `munmap` `mremap` `mprotect` `madvise` `brk` `getrandom` `sched_yield` `sched_getaffinity` `sigaltstack` `rt_sigprocmask` `rt_sigreturn` `restart_syscall` `close` `fcntl` `exit` |
 //! | `start` | starts a thread, and is one until its filter is there | | `clone3` `rseq` `set_robust_list` `gettid` `prctl` `seccomp` |
 //! | `faults` | reads events of userfaultfd, copies and releases what is about to be written | | `ppoll` `read` `write` `ioctl` `lseek` `mincore` `setpriority` |
 //! | `save` | copies frozen pages into the file | | `openat` `read` `pread64` `pwrite64` `pwritev` `lseek` `statx` `ioctl` `mincore` `getpriority` `setpriority` `clock_nanosleep` |
@@ -53,9 +54,9 @@
 //! | `receive` | takes in what comes over a connection | | `ppoll` `recvfrom` `recvmsg` `sendmsg` `shutdown` `write` |
 //! | `receive/door` | accepts connections | `receive` | `ppoll` `accept4` `recvfrom` `sendmsg` `shutdown` `eventfd2` `getsockopt` `setsockopt` `write` `ioctl` `openat` `read` `statx` `unlink` |
 //! | `receive/hang-up` | ends a connection after last words | | `ppoll` `recvfrom` `shutdown` `write` |
-//! | `call/snapshot` | [`snapshot`](crate::snapshot()) | `faults` `save` `save/cancel` | `openat` `read` `pread64` `pwrite64` `lseek` `fstat` `fstatfs` `statx` `fsync` `ftruncate` `linkat` `renameat` `ioctl` `eventfd2` `write` `prctl` `getpriority` `setpriority` `clock_nanosleep` |
-//! | `call/restore` | [`RestoreFile::open`](crate::restore::RestoreFile::open), [`restore_ram`](crate::restore::restore_ram) | `faults` `pager` `pager/fill` `pager/look` `restore/read` `restore/watch` `restore/ask` | `openat` `read` `pread64` `lseek` `fstat` `statx` `ioctl` `eventfd2` `rt_sigaction` |
-//! | `call/migrate` | [`migrate`](crate::source::migrate) | `resolve` `migrate/send` `migrate/answers` `migrate/lane` `migrate/ask` | `socket` `connect` `getsockopt` `setsockopt` `ppoll` `sendmsg` `recvfrom` `shutdown` `openat` `read` `pread64` `write` `statx` `ioctl` `eventfd2` |
+//! | `call/snapshot` | [`snapshot`](crate::snapshot()) | `faults` `save` `save/cancel` | `openat` `read` `pread64` `pwrite64` `lseek` `fstat` `fstatfs` `statx` `fsync` `ftruncate` `linkat` `renameat` `ioctl` `userfaultfd` `eventfd2` `write` `prctl` `getpriority` `setpriority` `clock_nanosleep` |
+//! | `call/restore` | [`RestoreFile::open`](crate::restore::RestoreFile::open), [`restore_ram`](crate::restore::restore_ram) | `faults` `pager` `pager/fill` `pager/look` `restore/read` `restore/watch` `restore/ask` | `openat` `read` `pread64` `lseek` `fstat` `statx` `ioctl` `userfaultfd` `eventfd2` `rt_sigaction` |
+//! | `call/migrate` | [`migrate`](crate::source::migrate) | `resolve` `migrate/send` `migrate/answers` `migrate/lane` `migrate/ask` | `socket` `connect` `getsockopt` `setsockopt` `ppoll` `sendmsg` `recvfrom` `shutdown` `openat` `read` `pread64` `write` `statx` `ioctl` `userfaultfd` `eventfd2` |
 //! | `call/receive` | [`Incoming::listen`](crate::channel::Incoming::listen), [`receive`](crate::destination::receive) | `receive/door` `receive/hang-up` | `socket` `bind` `listen` `getsockname` `setsockopt` `sendmsg` `shutdown` `openat` `read` `statx` `unlink` `write` `eventfd2` |
 
 pub use paguro_sys::{HookTaken, on_thread_start};

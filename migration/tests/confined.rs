@@ -106,13 +106,16 @@ fn filters() -> BpfMap {
     compile_from_json(&*json, TargetArch::x86_64).unwrap()
 }
 
-/// The VMM's own thread.
-fn calls<T: Send>(role: &str, body: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
+/// The VMM's own thread. What goes wrong there is said outside: saying it takes calls of its own.
+fn calls<T: Send>(role: &str, body: impl FnOnce() -> Result<T, Failed> + Send) -> T {
+    let done = std::thread::scope(|scope| {
         let thread = NewThread::named(format!("call/{role}")).spawn_scoped(scope, body);
         thread.unwrap().join().unwrap()
-    })
+    });
+    done.unwrap_or_else(|error| panic!("{role}: {error:?}"))
 }
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 fn layout() -> Vec<BlockConfig> {
     vec![BlockConfig {
@@ -132,18 +135,21 @@ fn saves(host: Host, path: &Path) {
     machine.run_on(10_000);
     let control = Control::default();
     let report = calls("snapshot", || {
-        snapshot(&machine, path, &SnapshotOptions::new(), &control).unwrap()
+        Ok(snapshot(&machine, path, &SnapshotOptions::new(), &control)?)
     });
     assert!(report.normal_pages > 0);
     machine.run_on(1000);
 }
 
 fn restores(host: Host, path: &Path, mode: RestoreMode) {
-    let options = RestoreOptions::new(mode, host);
+    let options = RestoreOptions {
+        faults_in_kernel: false,
+        ..RestoreOptions::new(mode, host)
+    };
     let restored = calls("restore", || {
-        let file = Arc::new(RestoreFile::open(path).unwrap());
+        let file = Arc::new(RestoreFile::open(path)?);
         let failed = Box::new(|error: &_| panic!("{error}"));
-        restore_ram(&file, layout(), &options, failed).unwrap()
+        Ok(restore_ram(&file, layout(), &options, failed)?)
     });
     let mapping = restored.memory.ram().blocks()[0].mapping();
     let mut read = [0; 8];
@@ -206,9 +212,13 @@ fn migrates(way: Way, dir: &Path) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             calls("receive", || {
-                let listener = Incoming::listen(&at, &channel()).unwrap();
-                tell.send(listener.local_address().clone()).unwrap();
-                receive(&recipient, listener, &Arrival::new(receiving, None)).unwrap();
+                let listener = Incoming::listen(&at, &channel())?;
+                tell.send(listener.local_address().clone())?;
+                Ok(receive(
+                    &recipient,
+                    listener,
+                    &Arrival::new(receiving, None),
+                )?)
             });
         });
         let to = match told.recv().unwrap() {
@@ -220,8 +230,8 @@ fn migrates(way: Way, dir: &Path) {
         options.multifd = way.multifd();
         options.xbzrle_cache_bytes = (way == Way::Xbzrle).then_some(1 << 20);
         calls("migrate", || {
-            let migration = Migration::new(&options, None).unwrap();
-            migrate(&leaving, &options, &migration).unwrap();
+            let migration = Migration::new(&options, None)?;
+            Ok(migrate(&leaving, &options, &migration)?)
         });
     });
     let there = memory_there.ram().blocks()[0].mapping();
