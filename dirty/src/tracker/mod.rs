@@ -35,6 +35,7 @@
 //! to them.
 
 mod bitmaps;
+mod bits;
 mod error;
 mod log;
 mod marks;
@@ -49,7 +50,8 @@ use std::ops::Range;
 
 use paguro_ram::PageSet;
 
-pub use bitmaps::{Bitmaps, WrittenBits};
+pub use bitmaps::Bitmaps;
+pub use bits::WrittenBits;
 pub use error::TrackerError;
 pub use log::KvmLog;
 pub use marks::{MarkTracker, Marks};
