@@ -18,7 +18,7 @@ use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
-use paguro_migration::source::{MigrateOptions, Migration, migrate};
+use paguro_migration::source::{MigrateOptions, Migration, Mode, Pages, migrate};
 use paguro_migration::threads::on_thread_start;
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
@@ -173,15 +173,20 @@ enum Way {
 impl Way {
     const ALL: [Self; 4] = [Self::Tcp, Self::Xbzrle, Self::Multifd, Self::Zstd];
 
-    fn multifd(self) -> Option<Multifd> {
-        let compression = match self {
-            Self::Tcp | Self::Xbzrle => return None,
-            Self::Multifd => Compression::None,
-            Self::Zstd => Compression::Zstd { level: 1 },
+    fn mode(self) -> Mode {
+        let multifd = |compression| {
+            Pages::Multifd(Multifd {
+                channels: 2,
+                compression,
+            })
         };
-        Some(Multifd {
-            channels: 2,
-            compression,
+        Mode::Precopy(match self {
+            Self::Tcp => Pages::Plain,
+            Self::Xbzrle => Pages::Xbzrle {
+                cache_bytes: 1 << 20,
+            },
+            Self::Multifd => multifd(Compression::None),
+            Self::Zstd => multifd(Compression::Zstd { level: 1 }),
         })
     }
 }
@@ -201,7 +206,7 @@ fn migrates(way: Way, dir: &Path) {
     };
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.linger = Duration::ZERO;
-    receiving.multifd = way.multifd();
+    receiving.multifd = way.mode().multifd();
     let (source, marks) = (memory(PAGES * PAGE), Marks::default());
     let mapping = source.ram().blocks()[0].mapping();
     mapping.copy_in(0, &vec![7; PAGES * PAGE / 2]);
@@ -227,8 +232,7 @@ fn migrates(way: Way, dir: &Path) {
             there => there,
         };
         let mut options = MigrateOptions::new(to, channel());
-        options.multifd = way.multifd();
-        options.xbzrle_cache_bytes = (way == Way::Xbzrle).then_some(1 << 20);
+        options.mode = way.mode();
         calls("migrate", || {
             let migration = Migration::new(&options, None)?;
             Ok(migrate(&leaving, &options, &migration)?)
