@@ -59,7 +59,7 @@ pub fn handed(args: &MachineArgs, ram: &GuestRam, host: Host) -> Result<Guest> {
             format!("leave {option} out; the guest runs on at its source"),
         ));
     }
-    let mut config = config(args, None, &host)?;
+    let mut config = config(args, None)?;
     config.memory_bytes = found.0;
     config.backing = Backing::Memfd;
     if huge {
@@ -85,7 +85,7 @@ pub fn handed(args: &MachineArgs, ram: &GuestRam, host: Host) -> Result<Guest> {
 }
 
 fn blank(args: &MachineArgs, host: Host) -> Result<Guest> {
-    let config = config(args, None, &host)?;
+    let config = config(args, None)?;
     let blocks = config.ram_layout()?.into_iter().map(RamBlock::new);
     let ram = GuestRam::new(blocks.collect::<Result<_, _>>()?);
     let vm = Vm::create(config, Memory::new(host, ram))?;
@@ -118,7 +118,7 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
             format!("leave --memory out, or give {found}"),
         ));
     }
-    let mut config = config(args, Some(&picture), &host)?;
+    let mut config = config(args, Some(&picture))?;
     let alarm = Arc::new(Alarm::default());
     let raise = alarm.clone();
     let options = RestoreOptions {
@@ -171,7 +171,7 @@ fn refuse_unmappable(args: &MachineArgs) -> Result<()> {
 }
 
 /// The machine that the options describe; what they leave out comes from the picture.
-fn config(args: &MachineArgs, picture: Option<&Described>, host: &Host) -> Result<Config> {
+fn config(args: &MachineArgs, picture: Option<&Described>) -> Result<Config> {
     let accel = match args.accel.map(|option| option.accel) {
         Some(AccelArg::Kvm) => Accel::Kvm,
         Some(AccelArg::Threads) => Accel::Threads,
@@ -214,7 +214,6 @@ fn config(args: &MachineArgs, picture: Option<&Described>, host: &Host) -> Resul
         ram_split: split.or(picture.and_then(|picture| picture.ram_split)),
         stage2: args.accel.and_then(|option| option.stage2),
         dirty_ring_entries: args.accel.and_then(|option| option.dirty_ring_entries),
-        fallbacks: host.forced,
         unseen_writer: args.x_unseen_writer.clone(),
         ..Config::default()
     };

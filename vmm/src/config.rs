@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind};
 use paguro_stage2::LogOptions;
-use paguro_sys::{Fallbacks, HUGE_PAGE_BYTES, page_size};
+use paguro_sys::{HUGE_PAGE_BYTES, page_size};
 use paguro_workload::Spec;
 use paguro_workload::layout::{AREA_START, HIGH_RAM_GPA, LOW_RAM_END, MAX_VCPUS};
 
@@ -131,8 +131,6 @@ pub struct Config {
     /// For how long reading RAM is tried again where that may fail and go well later: RAM that is filled
     /// from a file, or maps one. Zero for all other.
     pub memory_retry: Duration,
-    /// What the host could do better, for tests.
-    pub fallbacks: Fallbacks,
     /// For tests: a writer of guest RAM by this name that no freeze can see.
     pub unseen_writer: Option<String>,
 }
@@ -158,7 +156,6 @@ impl Default for Config {
             dirty_ring_entries: None,
             stage2: None,
             memory_retry: Duration::ZERO,
-            fallbacks: Fallbacks::default(),
             unseen_writer: None,
         }
     }

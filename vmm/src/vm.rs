@@ -120,7 +120,7 @@ impl Vm {
             #[cfg(target_arch = "x86_64")]
             Accel::Kvm => Cpus::Kvm(KvmCpus::new(
                 &config,
-                ram,
+                &memory,
                 &progress,
                 &control,
                 &mut timings,
@@ -332,7 +332,7 @@ impl Vm {
         let vcpus: Arc<dyn Tracker> = match &self.cpus {
             #[cfg(target_arch = "x86_64")]
             Cpus::Kvm(cpus) => cpus.tracker()?,
-            Cpus::Threads(cpus) => cpus.tracker(&self.config, self.guest_ram()),
+            Cpus::Threads(cpus) => cpus.tracker(&self.config, &self.memory),
         };
         let marked = MarkTracker::new(self.guest_ram().clone(), self.marks.clone());
         Ok(Arc::new(Union::new(vec![vcpus, Arc::new(marked)])))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 use paguro_dirty::tracker::{KvmLog, KvmRing, KvmRings, Tracker, TrackerError};
+use paguro_migration::Memory;
 use paguro_ram::GuestRam;
 use paguro_sys::kvm::{DirtyRing, DirtySlots, RingCap, Slot};
 use paguro_sys::{Fallbacks, Mapping};
@@ -48,8 +49,8 @@ pub(super) enum Tracking {
 
 impl Tracking {
     /// For a VM that has its memory, and no vCPU yet.
-    pub(super) fn new(config: &Config, vm: &VmFd, ram: &GuestRam) -> Result<Self, VmError> {
-        let fd = borrowed(vm);
+    pub(super) fn new(config: &Config, vm: &VmFd, memory: &Memory) -> Result<Self, VmError> {
+        let (fd, ram, forced) = (borrowed(vm), memory.ram(), memory.host().forced);
         let slots = ram.blocks().iter().enumerate().map(|(number, block)| Slot {
             number: number as u32,
             guest_address: block.guest_address(),
@@ -58,12 +59,12 @@ impl Tracking {
         });
         // SAFETY: these are the slots that `add` made a moment ago, and none is changed or taken
         // away while the VM lives.
-        let slots = unsafe { DirtySlots::new(fd, slots.collect(), &config.fallbacks) };
+        let slots = unsafe { DirtySlots::new(fd, slots.collect(), &forced) };
         let slots = Arc::new(slots.map_err(VmError::host("keep the descriptor of a VM"))?);
         let Some(entries) = config.dirty_ring_entries else {
             return Ok(Self::Log(slots));
         };
-        enable_ring(fd, entries, &config.fallbacks)?;
+        enable_ring(fd, entries, &forced)?;
         let rings = KvmRings::new(ram, slots).map_err(unusable)?;
         Ok(Self::Ring {
             rings: Arc::new(rings),

@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use paguro_dirty::tracker::{Tracker, TrackerError};
+use paguro_migration::Memory;
 use paguro_ram::{Backing, GuestRam, RamBlock};
 use paguro_sys::Spool;
 use paguro_wire::device::DeviceSection;
@@ -78,10 +79,10 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
 }
 
 impl KvmCpus {
-    /// Makes the VM over `ram`, with its vCPU threads waiting at their gates.
+    /// Makes the VM over this memory, with its vCPU threads waiting at their gates.
     pub(crate) fn new(
         config: &Config,
-        ram: &GuestRam,
+        memory: &Memory,
         progress: &Arc<ProgressMemory>,
         control: &Arc<Control>,
         timings: &mut Timings,
@@ -92,8 +93,9 @@ impl KvmCpus {
         timings.vm_us = us_since(start);
 
         let start = Instant::now();
+        let ram = memory.ram();
         memory::add(&vm, ram, progress.mapping())?;
-        let tracking = memory::Tracking::new(config, &vm, ram)?;
+        let tracking = memory::Tracking::new(config, &vm, memory)?;
         timings.memslots_us = us_since(start);
 
         let start = Instant::now();

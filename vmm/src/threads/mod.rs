@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::{AsyncProtect, Tracker};
+use paguro_migration::Memory;
 use paguro_ram::GuestRam;
 use paguro_stage2_tracker::Stage2Tracker;
 use paguro_stage2_tracker::soft::SoftLog;
-use paguro_sys::Host;
 use paguro_wire::device::{DeviceSection, SectionReader, SectionWriter};
 
 use crate::control::{Control, Hold};
@@ -83,13 +83,10 @@ impl ThreadCpus {
     }
 
     /// A tracker of what they write.
-    pub(crate) fn tracker(&self, config: &Config, ram: &GuestRam) -> Arc<dyn Tracker> {
+    pub(crate) fn tracker(&self, config: &Config, memory: &Memory) -> Arc<dyn Tracker> {
         match (&self.log, config.stage2) {
             (Some(log), Some(stage2)) => Arc::new(Stage2Tracker::new(log.clone(), stage2.log)),
-            _ => Arc::new(AsyncProtect::new(
-                Host::probe(&config.fallbacks),
-                ram.clone(),
-            )),
+            _ => Arc::new(AsyncProtect::new(memory.host(), memory.ram().clone())),
         }
     }
 

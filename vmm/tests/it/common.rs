@@ -139,7 +139,12 @@ pub fn ram(config: &Config) -> GuestRam {
 
 /// The engine's side of such RAM, on this host.
 pub fn memory(ram: GuestRam) -> Arc<Memory> {
-    Memory::new(Host::probe(&Fallbacks::default()), ram)
+    memory_on(&Fallbacks::default(), ram)
+}
+
+/// On a host that is not to use something.
+pub fn memory_on(forced: &Fallbacks, ram: GuestRam) -> Arc<Memory> {
+    Memory::new(Host::probe(forced), ram)
 }
 
 pub fn create(config: &Config) -> Arc<Vm> {
@@ -147,7 +152,12 @@ pub fn create(config: &Config) -> Arc<Vm> {
 }
 
 pub fn start(config: &Config) -> Arc<Vm> {
-    let vm = create(config);
+    start_on(&Fallbacks::default(), config)
+}
+
+/// As [`memory_on`].
+pub fn start_on(forced: &Fallbacks, config: &Config) -> Arc<Vm> {
+    let vm = Vm::create(config.clone(), memory_on(forced, ram(config))).unwrap();
     vm.boot().unwrap();
     vm.start().unwrap();
     vm

@@ -241,14 +241,16 @@ fn a_block_that_grows_is_tracked_and_one_that_shrinks_is_masked() {
 #[test]
 fn rings_that_cannot_be_are_refused() {
     let refused = |accel, entries, fallback: &str| {
-        let mut config = Config {
+        let config = Config {
             dirty_ring_entries: Some(entries),
             ..config(accel, 1)
         };
+        let mut forced = Fallbacks::default();
         if !fallback.is_empty() {
-            assert!(config.fallbacks.force(fallback));
+            assert!(forced.force(fallback));
         }
-        let made = paguro_vmm::Vm::create(config.clone(), memory(ram(&config)));
+        let memory = memory_on(&forced, ram(&config));
+        let made = paguro_vmm::Vm::create(config, memory);
         made.unwrap_err()
     };
     assert!(matches!(

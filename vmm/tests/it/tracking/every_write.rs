@@ -19,29 +19,33 @@ use crate::common::*;
 /// ring holds.
 const RATES: [(&str, u64); 2] = [("rate=50000", 100), ("rate=unlimited", 1500)];
 
-fn forced(names: &[&str]) -> Fallbacks {
+/// What the host of a way is not to use.
+fn forced(way: &str) -> Fallbacks {
+    let name = match way {
+        "plain log" => "no-manual-protect",
+        "manual protection" => "no-initially-all-set",
+        "async protection, user mode only" => "user-mode-only",
+        _ => return Fallbacks::default(),
+    };
     let mut forced = Fallbacks::default();
-    names.iter().for_each(|name| assert!(forced.force(name)));
+    assert!(forced.force(name));
     forced
 }
 
-/// KVM's ways, each with what it can lack.
+/// KVM's ways, each on a host with what it can lack.
 fn kvm_ways() -> Vec<(&'static str, Config)> {
     if !kvm() {
         return Vec::new();
     }
-    let log = |names: &[&str]| Config {
-        fallbacks: forced(names),
-        ..config(Accel::Kvm, 1)
-    };
+    let log = config(Accel::Kvm, 1);
     let ring = |entries| Config {
         dirty_ring_entries: Some(entries),
         ..config(Accel::Kvm, 1)
     };
     vec![
-        ("plain log", log(&["no-manual-protect"])),
-        ("manual protection", log(&["no-initially-all-set"])),
-        ("manual protection, all set", log(&[])),
+        ("plain log", log.clone()),
+        ("manual protection", log.clone()),
+        ("manual protection, all set", log),
         ("small ring", ring(1024)),
         ("large ring", ring(65536)),
     ]
@@ -82,11 +86,14 @@ fn assert_right(name: &str, vm: &Vm, rounds: usize, writes: u64) {
 fn assert_right_at_all_rates(name: &str, way: &Config, rounds: usize, then: impl Fn(&str, &Vm)) {
     for cpus in [1, 2] {
         for (rate, writes) in RATES {
-            let vm = start(&Config {
-                cpus,
-                workload: rate.parse().unwrap(),
-                ..way.clone()
-            });
+            let vm = start_on(
+                &forced(name),
+                &Config {
+                    cpus,
+                    workload: rate.parse().unwrap(),
+                    ..way.clone()
+                },
+            );
             assert_right(name, &vm, rounds, writes);
             // And again, by a new one.
             assert_right(name, &vm, 3, writes);
@@ -138,7 +145,7 @@ fn so_is_that_of_one_in_any_kind_of_memory() {
                 ..way.clone()
             };
             let ram = ram(&config);
-            let vm = Vm::create(config.clone(), memory(ram.clone())).unwrap();
+            let vm = Vm::create(config.clone(), memory_on(&forced(name), ram.clone())).unwrap();
             vm.boot().unwrap();
             if pages == PageKind::Thp {
                 join(&ram);
@@ -158,11 +165,14 @@ fn signals_lose_no_write() {
     let Some((name, way)) = ways.into_iter().find(|(name, _)| *name == "small ring") else {
         return;
     };
-    let vm = start(&Config {
-        cpus: 2,
-        workload: "rate=unlimited".parse().unwrap(),
-        ..way
-    });
+    let vm = start_on(
+        &forced(name),
+        &Config {
+            cpus: 2,
+            workload: "rate=unlimited".parse().unwrap(),
+            ..way
+        },
+    );
     signalled(Duration::from_micros(20), move || {
         assert_right(name, &vm, 12, 1500)
     });
@@ -186,11 +196,8 @@ fn every_write_of_threads_is_reported() {
     let _turn = turn();
     let mut ways = thread_ways();
     if can_track() {
-        let user_mode_only = Config {
-            fallbacks: forced(&["user-mode-only"]),
-            ..config(Accel::Threads, 1)
-        };
-        ways.push(("async protection, user mode only", user_mode_only));
+        let threads = config(Accel::Threads, 1);
+        ways.push(("async protection, user mode only", threads));
     }
     for (name, way) in ways {
         assert_right_at_all_rates(name, &way, 9, |_, _| ());
@@ -201,7 +208,7 @@ fn every_write_of_threads_is_reported() {
 fn every_write_of_a_device_is_reported() {
     let _turn = turn();
     for (name, way) in all_ways() {
-        let vm = start(&with_dma(way, true));
+        let vm = start_on(&forced(name), &with_dma(way, true));
         assert_right(name, &vm, 12, 10);
     }
 }
@@ -238,7 +245,7 @@ fn nothing_discarded_is_reported() {
         };
         let config = with_dma(slower, false);
         let ram = ram(&config).with_discards(Arc::new(Unplugged));
-        let vm = Vm::create(config, memory(ram.clone())).unwrap();
+        let vm = Vm::create(config, memory_on(&forced(name), ram.clone())).unwrap();
         vm.boot().unwrap();
         vm.start().unwrap();
         assert_right(name, &vm, 3, 500);
@@ -262,12 +269,15 @@ fn clearing_after_reading_is_noticed() {
     let mut ways = kvm_ways();
     ways.retain(|(name, _)| name.starts_with("manual"));
     ways.extend(stage2_ways());
-    for (_, way) in ways {
+    for (name, way) in ways {
         // Long reads, so that writes fall into them.
-        let vm = start(&Config {
-            workload: "rate=unlimited,set=2M".parse().unwrap(),
-            ..way
-        });
+        let vm = start_on(
+            &forced(name),
+            &Config {
+                workload: "rate=unlimited,set=2M".parse().unwrap(),
+                ..way
+            },
+        );
         let tracker = vm.tracker().unwrap();
         wait_until("a page is lost", || {
             let verdict = walk(&vm, &*tracker, Order::ReadThenClear, 3, 10).unwrap();
@@ -307,10 +317,13 @@ fn tlbs_that_are_not_invalidated_in_time_are_noticed() {
 fn the_rate_is_that_of_the_guest() {
     let _turn = turn();
     for (name, way) in all_ways() {
-        let vm = start(&Config {
-            workload: "rate=20000".parse().unwrap(),
-            ..way
-        });
+        let vm = start_on(
+            &forced(name),
+            &Config {
+                workload: "rate=20000".parse().unwrap(),
+                ..way
+            },
+        );
         wait_writes(&vm, 4000);
         let tracker = vm.tracker().unwrap();
         for _ in 0..2 {
@@ -327,11 +340,14 @@ fn the_rate_is_that_of_the_guest() {
 fn rings_tell_who_writes() {
     let _turn = turn();
     for (name, way) in kvm_ways() {
-        let vm = start(&Config {
-            cpus: 2,
-            workload: "rate=20000".parse().unwrap(),
-            ..way
-        });
+        let vm = start_on(
+            &forced(name),
+            &Config {
+                cpus: 2,
+                workload: "rate=20000".parse().unwrap(),
+                ..way
+            },
+        );
         let tracker = vm.tracker().unwrap();
         assert!(tracker.vcpu_rates().is_empty());
         tracker.start().unwrap();
