@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker};
 use paguro_migration::channel::{self, Address, Incoming, Stop};
-use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
+use paguro_migration::destination::{Arrival, ReceiveMode, ReceiveOptions, receive};
 use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
@@ -206,7 +206,9 @@ fn migrates(way: Way, dir: &Path) {
     };
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.linger = Duration::ZERO;
-    receiving.multifd = way.mode().multifd();
+    receiving.mode = ReceiveMode::Precopy {
+        multifd: way.mode().multifd(),
+    };
     let (source, marks) = (memory(PAGES * PAGE), Marks::default());
     let mapping = source.ram().blocks()[0].mapping();
     mapping.copy_in(0, &vec![7; PAGES * PAGE / 2]);

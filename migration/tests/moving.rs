@@ -10,7 +10,7 @@ use std::time::Duration;
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
-use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
+use paguro_migration::destination::{Arrival, ReceiveMode, ReceiveOptions, receive};
 use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{
@@ -206,7 +206,9 @@ fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
     receiving.linger = Duration::ZERO;
     let mut options = MigrateOptions::new(address, channel::Options::new(Stop::new().unwrap()));
     options.mode = Mode::Precopy(way.pages());
-    receiving.multifd = options.mode.multifd();
+    receiving.mode = ReceiveMode::Precopy {
+        multifd: options.mode.multifd(),
+    };
     let recipient = Arriving {
         memory: other,
         name: "moving",

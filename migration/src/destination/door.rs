@@ -83,7 +83,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
     match met.map(|()| first) {
         Ok(MAGIC) => {
             let mut inner = arrival.lock();
-            let taken = arrival.hand_over(&mut inner, DestinationEvent::Connected);
+            let taken = arrival.deliver(&mut inner, DestinationEvent::Connected);
             if taken.is_err() {
                 tracing::warn!(%peer, "a second source was not let in");
                 return;

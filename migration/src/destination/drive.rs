@@ -35,7 +35,7 @@ pub fn receive(
     listener: Listener,
     arrival: &Arrival,
 ) -> Result<(), ReceiveError> {
-    if let Some(multifd) = &arrival.options.multifd {
+    if let Some(multifd) = &arrival.options.mode.multifd() {
         let wrong = multifd.check().err();
         let wrong = wrong.map(|(option, value, rule)| format!("{option} {value} ({rule})"));
         let one_way = (!arrival.options.return_path)

@@ -95,12 +95,12 @@ struct Place {
 impl Lanes {
     pub(super) fn new(options: &ReceiveOptions) -> Self {
         let mut inner = Inner::default();
-        let count = options.multifd.map_or(0, |multifd| multifd.channels);
+        let count = options.mode.multifd().map_or(0, |multifd| multifd.channels);
         inner.lanes.resize_with(usize::from(count), || None);
         Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
-            multifd: options.multifd,
+            multifd: options.mode.multifd(),
             connect_timeout: options.connect_timeout,
             silence: options.silence,
         }
@@ -286,7 +286,7 @@ pub(super) fn receive<R: Direct>(
     handle: Handle,
     peer: &str,
 ) {
-    let (lanes, Some(multifd)) = (&arrival.lanes, arrival.options.multifd) else {
+    let (lanes, Some(multifd)) = (&arrival.lanes, arrival.options.mode.multifd()) else {
         return;
     };
     let limit = arrival.options.silence.map(|silence| 3 * silence);
@@ -384,12 +384,15 @@ fn take_all<R: Direct>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::destination::ReceiveMode;
 
     /// Somebody knocks as no source of this destination would, and goes; then the source comes.
     #[test]
     fn a_stranger_with_whom_no_source_came_is_forgotten() {
         let mut options = ReceiveOptions::new(true, false);
-        options.multifd = Some(Multifd::new(2));
+        options.mode = ReceiveMode::Precopy {
+            multifd: Some(Multifd::new(2)),
+        };
         options.connect_timeout = Duration::from_millis(1);
         let lanes = Lanes::new(&options);
         lanes.exceed();

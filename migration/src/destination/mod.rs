@@ -47,6 +47,46 @@ use lanes::Lanes;
 pub use drive::receive;
 pub use error::ReceiveError;
 
+/// How the RAM of a machine comes in: what the source's [`Mode`](crate::source::Mode) is on this side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveMode {
+    /// Its pages come while the guest runs there, and the rest of them when it stands still.
+    Precopy {
+        /// They come over connections of their own, as many as the source was told of; none: in the
+        /// stream.
+        multifd: Option<Multifd>,
+    },
+    /// It was [handed over](crate::handover), and the stream is that of this migration and no other. No
+    /// page is in it.
+    HandOver {
+        /// Whose RAM it was.
+        migration: MigrationId,
+    },
+}
+
+impl Default for ReceiveMode {
+    fn default() -> Self {
+        Self::Precopy { multifd: None }
+    }
+}
+
+impl ReceiveMode {
+    fn multifd(self) -> Option<Multifd> {
+        match self {
+            Self::Precopy { multifd } => multifd,
+            Self::HandOver { .. } => None,
+        }
+    }
+
+    /// Whose RAM was handed over.
+    fn handed_over(self) -> Option<MigrationId> {
+        match self {
+            Self::Precopy { .. } => None,
+            Self::HandOver { migration } => Some(migration),
+        }
+    }
+}
+
 /// How a machine is let in.
 #[derive(Clone, Debug)]
 pub struct ReceiveOptions {
@@ -57,13 +97,10 @@ pub struct ReceiveOptions {
     /// How long the source may be silent, and three times as long an element of the stream may take;
     /// none: for ever.
     pub silence: Option<Duration>,
-    /// RAM was [handed over](crate::handover) and is not in the stream, which is that of this
-    /// migration and no other.
-    pub hand_over: Option<MigrationId>,
+    /// How RAM comes.
+    pub mode: ReceiveMode,
     /// For how long a source that may be in doubt is listened for, once the decision fell.
     pub linger: Duration,
-    /// Pages come over connections of their own, as many as the source was told of.
-    pub multifd: Option<Multifd>,
     /// How long multifd channels are waited for, and they for the main one.
     pub connect_timeout: Duration,
 }
@@ -75,9 +112,8 @@ impl ReceiveOptions {
             return_path,
             paused,
             silence: Some(Duration::from_secs(10)),
-            hand_over: None,
+            mode: ReceiveMode::default(),
             linger: Duration::from_secs(60),
-            multifd: None,
             connect_timeout: Duration::from_secs(10),
         }
     }
@@ -205,7 +241,7 @@ impl Arrival {
             let reason = error.reason();
             inner.error = Some(error.into());
             // Whoever listens can fail.
-            let _ = self.hand_over(&mut inner, DestinationEvent::Failed(reason));
+            let _ = self.deliver(&mut inner, DestinationEvent::Failed(reason));
         }
     }
 
@@ -216,10 +252,10 @@ impl Arrival {
 
     /// Hands an event to the control side; its actions are queued for the driver.
     fn on(&self, event: DestinationEvent) -> Result<(), Unexpected> {
-        self.hand_over(&mut self.lock(), event)
+        self.deliver(&mut self.lock(), event)
     }
 
-    fn hand_over(&self, inner: &mut Inner, event: DestinationEvent) -> Result<(), Unexpected> {
+    fn deliver(&self, inner: &mut Inner, event: DestinationEvent) -> Result<(), Unexpected> {
         let (before, state) = (inner.destination.status(), inner.destination.state());
         let actions = inner.destination.on(event).inspect_err(|why| {
             tracing::debug!(?event, %why, ?state, "not now");
@@ -245,7 +281,7 @@ impl Arrival {
         if known {
             inner.asker = Some((query, asker.clone()));
         }
-        let taken = self.hand_over(&mut inner, DestinationEvent::Query(query));
+        let taken = self.deliver(&mut inner, DestinationEvent::Query(query));
         // What is refused is refused here, where the connection is at hand.
         inner
             .actions
@@ -270,7 +306,7 @@ impl Arrival {
         if first {
             inner.error = Some(error.into());
         }
-        let taken = self.hand_over(&mut inner, DestinationEvent::Failed(reason));
+        let taken = self.deliver(&mut inner, DestinationEvent::Failed(reason));
         if taken.is_err() && first {
             inner.error = None;
         }

@@ -36,7 +36,7 @@ pub(super) fn read<R: Read>(
     let (reader, clock) = Patience::new(reader, limit);
     let input = ChannelInput::new(reader).behind(first);
     let mut expected = Expected::machine(recipient.machine_name());
-    if arrival.options.hand_over.is_some() {
+    if arrival.options.mode.handed_over().is_some() {
         expected.capabilities = &[IGNORE_SHARED];
         expected.list.guest_addresses = true;
     }
@@ -138,7 +138,7 @@ impl Incoming<'_> {
             return Err(ReceiveError::Bug);
         };
         // The source runs in this RAM.
-        if arrival.options.hand_over.is_some() && record != RamRecord::Eos {
+        if arrival.options.mode.handed_over().is_some() && record != RamRecord::Eos {
             return Err(unsupported("pages of RAM that was handed over"));
         }
         let content = memory.take(record, input, &mut self.ahead);
@@ -157,7 +157,7 @@ impl Incoming<'_> {
 /// What was handed over is RAM of the machine whose stream this is. Somebody else's may come to the
 /// same door, and devices over RAM of a machine that still runs would be the end of both.
 fn check_owner(arrival: &Arrival) -> Result<(), ReceiveError> {
-    let whose = arrival.options.hand_over;
+    let whose = arrival.options.mode.handed_over();
     match whose.is_some() && arrival.lock().destination.id() != whose {
         true => Err(unsupported("a machine in RAM that another one handed over")),
         false => Ok(()),
@@ -218,7 +218,7 @@ mod tests {
     use paguro_wire::stream::ram::{self, ListExtras, RamWriter};
     use paguro_wire::stream::section::{self, SectionHeader};
 
-    use super::super::ReceiveOptions;
+    use super::super::{ReceiveMode, ReceiveOptions};
     use super::*;
     use crate::Memory;
     use crate::machine::{Board, MachineError};
@@ -297,7 +297,9 @@ mod tests {
             out
         };
         let mut options = ReceiveOptions::new(true, false);
-        options.hand_over = Some(crate::switchover::MigrationId::new([7; 16]));
+        options.mode = ReceiveMode::HandOver {
+            migration: crate::switchover::MigrationId::new([7; 16]),
+        };
         for zero in [true, false] {
             let arrival = Arrival::new(options.clone(), None);
             let error = read(&arrival, &here, &[], &stream(zero)[..]).unwrap_err();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paguro_migration::channel::{Address, Incoming, Listener};
-use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions};
+use paguro_migration::destination::{Arrival, ReceiveError, ReceiveMode, ReceiveOptions};
 use paguro_migration::switchover::{HeldState, MigrationId, MigrationStatus, Reason};
 use paguro_vmm::ShutdownCause;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ impl Arrivals {
         };
         let options = ReceiveOptions {
             silence,
-            multifd,
+            mode: ReceiveMode::Precopy { multifd },
             ..ReceiveOptions::new(address.can_return(), manner.paused)
         };
         let listener = Incoming::listen(address, &channel)?;
@@ -97,7 +97,7 @@ impl Arrivals {
         let silence = monitor.migrations.lock().settings.silence();
         let options = ReceiveOptions {
             silence,
-            hand_over: Some(whose),
+            mode: ReceiveMode::HandOver { migration: whose },
             ..ReceiveOptions::new(true, manner.paused)
         };
         self.admit(monitor, listener, options, manner)

@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use paguro_migration::channel::{self, Incoming, Stop};
-use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
+use paguro_migration::destination::{Arrival, ReceiveMode, ReceiveOptions, receive};
 use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{MigrateOptions, MigrateReport, Migration, Mode, Pages, migrate};
 use paguro_migration::switchover::MigrationStatus;
@@ -91,7 +91,9 @@ fn move_slowly(change: impl Fn(&mut MigrateOptions)) -> (MigrateReport, u64) {
     options.address = address.parse().unwrap();
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.linger = Duration::from_millis(200);
-    receiving.multifd = options.mode.multifd();
+    receiving.mode = ReceiveMode::Precopy {
+        multifd: options.mode.multifd(),
+    };
     let received = {
         let vm = destination.clone();
         run(move || receive(&*vm, listener, &Arrival::new(receiving, None)))

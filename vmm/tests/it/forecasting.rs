@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use paguro_migration::channel::{self, Stop};
+use paguro_migration::destination::ReceiveMode;
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{AtTimeout, MigrateOptions, Migration, Mode, Pages, migrate};
 use paguro_vmm::{Accel, Config};
@@ -40,7 +41,9 @@ fn a_guest_of_which_little_was_ever_touched_is_moved_in_a_few_passes() {
         let name = Name::new();
         let moved = relocate_over(&vm, &name.address(), |options, receiving| {
             options.mode = Mode::Precopy(way);
-            receiving.multifd = options.mode.multifd();
+            receiving.mode = ReceiveMode::Precopy {
+                multifd: options.mode.multifd(),
+            };
             options.convergence.timeout = Some(Duration::from_secs(20));
             options.convergence.at_timeout = AtTimeout::Switchover;
         });

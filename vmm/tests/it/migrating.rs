@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use paguro_migration::channel::{self, Address, Incoming, Stop};
-use paguro_migration::destination::{Arrival, ReceiveError, ReceiveOptions, receive};
+use paguro_migration::destination::{Arrival, ReceiveError, ReceiveMode, ReceiveOptions, receive};
 use paguro_migration::handover;
 use paguro_migration::machine::Machine;
 use paguro_migration::multifd::Multifd;
@@ -300,7 +300,9 @@ fn what_is_broken_on_purpose_is_noticed() {
                 }
                 if sabotage == SourceSabotage::SkipMultifdSync {
                     options.mode = Mode::Precopy(Pages::Multifd(Multifd::new(2)));
-                    receiving.multifd = options.mode.multifd();
+                    receiving.mode = ReceiveMode::Precopy {
+                        multifd: options.mode.multifd(),
+                    };
                 }
             });
             assert_arrived(&moved, RunState::Paused);
@@ -546,7 +548,7 @@ fn shared_ram_is_handed_over_by_descriptor() {
                         let whose = taken.id();
                         let way = taken.confirm().unwrap();
                         let mut options = ReceiveOptions::new(true, false);
-                        options.hand_over = Some(whose);
+                        options.mode = ReceiveMode::HandOver { migration: whose };
                         options.linger = Duration::from_millis(200);
                         let arrival = Arrival::new(options, None);
                         std::thread::scope(|scope| {
@@ -599,7 +601,9 @@ fn devices_of_one_machine_do_not_come_into_ram_of_another() {
         let vm = Vm::create(config, memory(taken.ram().clone())).unwrap();
         let _way = taken.confirm().unwrap();
         let mut options = ReceiveOptions::new(true, false);
-        options.hand_over = Some(MigrationId::new([7; 16]));
+        options.mode = ReceiveMode::HandOver {
+            migration: MigrationId::new([7; 16]),
+        };
         let arrival = Arrival::new(options, None);
         chain(&receive(&*vm, listener, &arrival).unwrap_err())
     });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use paguro_lab::certificates;
 use paguro_migration::channel::{self, Address, Incoming, Listener, Stop, TlsOptions};
-use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
+use paguro_migration::destination::{Arrival, ReceiveMode, ReceiveOptions, receive};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{MigrateError, MigrateOptions, Migration, Mode, Pages, migrate};
 use paguro_vmm::{Accel, Config, RunState, Vm};
@@ -49,7 +49,9 @@ impl Way {
                 compression: Compression::Zstd { level: 1 },
             }),
         });
-        destination.multifd = source.mode.multifd();
+        destination.mode = ReceiveMode::Precopy {
+            multifd: source.mode.multifd(),
+        };
     }
 }
 
@@ -220,7 +222,7 @@ fn cut(
     options.max_bandwidth = 4 << 20;
     way.set_up(&mut options, &mut receiving);
     if told.is_some() {
-        receiving.multifd = told;
+        receiving.mode = ReceiveMode::Precopy { multifd: told };
     }
     both_fail(vm, &destination, listener, &options, receiving)
 }
