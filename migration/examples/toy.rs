@@ -167,13 +167,14 @@ fn bring_back(path: &Path) -> Result<(Toy, u64), Box<dyn std::error::Error>> {
     let file = Arc::new(RestoreFile::open(path)?);
     let options = RestoreOptions {
         faults_in_kernel: false,
-        ..RestoreOptions::new(RestoreMode::Lazy, Host::probe(&Fallbacks::default()))
+        ..RestoreOptions::new(RestoreMode::Lazy)
     };
-    let failed = Box::new(|error: &_| {
+    let host = Host::probe(&Fallbacks::default());
+    let restored = restore_ram(&file, layout(), host, &options)?;
+    restored.on_failure(Box::new(|error| {
         eprintln!("stop the machine: {error}");
         Waiters::LetGo
-    });
-    let restored = restore_ram(&file, layout(), &options, failed)?;
+    }));
     let section = file
         .devices()
         .iter()

@@ -102,15 +102,11 @@ fn try_back(
         prefetch: Prefetch::Unlimited,
         threads: 2,
         retry: Duration::ZERO,
-        host,
         faults_in_kernel: false,
     };
-    restore_ram(
-        &file,
-        layout.to_vec(),
-        &options,
-        Box::new(|error| panic!("{error}")),
-    )
+    let restored = restore_ram(&file, layout.to_vec(), host, &options)?;
+    restored.on_failure(Box::new(|error| panic!("{error}")));
+    Ok(restored)
 }
 
 /// Pages that differ from the picture of the pause.
@@ -515,16 +511,10 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
             },
             threads: 2,
             retry: Duration::ZERO,
-            host,
             faults_in_kernel: false,
         };
-        let restored = restore_ram(
-            &file,
-            layout.to_vec(),
-            &options,
-            Box::new(|e| panic!("{e}")),
-        )
-        .unwrap();
+        let restored = restore_ram(&file, layout.to_vec(), host, &options).unwrap();
+        restored.on_failure(Box::new(|e| panic!("{e}")));
         let filler = restored.filler.clone().unwrap();
         let idle = ThreadMachine::start(restored.memory.clone(), 0, 0);
         let second = dir.path().join("second");

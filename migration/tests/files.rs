@@ -19,13 +19,13 @@ use paguro_testkit::{Flaky, alone, skipped};
 
 use crate::machine::ThreadMachine;
 
-const PAGE: usize = 4096;
-const PAGES: usize = 600;
+pub const PAGE: usize = 4096;
+pub const PAGES: usize = 600;
 
 /// Only a test that fails waits so long.
-const IN_VAIN: Duration = Duration::from_secs(60);
+pub const IN_VAIN: Duration = Duration::from_secs(60);
 
-fn host() -> Option<Host> {
+pub fn host() -> Option<Host> {
     let host = Host::probe(&Fallbacks::default());
     if host.can_freeze() {
         return Some(host);
@@ -34,7 +34,7 @@ fn host() -> Option<Host> {
     None
 }
 
-fn layout() -> Vec<BlockConfig> {
+pub fn layout() -> Vec<BlockConfig> {
     vec![BlockConfig {
         id: "paguro.ram".into(),
         guest_address: 0,
@@ -45,7 +45,7 @@ fn layout() -> Vec<BlockConfig> {
 }
 
 /// A snapshot of RAM whose every page is full of `value`.
-fn saved(host: Host, path: &Path, value: u8, checksums: bool) {
+pub fn saved(host: Host, path: &Path, value: u8, checksums: bool) {
     let blocks = layout().into_iter().map(|it| RamBlock::new(it).unwrap());
     let ram = GuestRam::new(blocks.collect());
     ram.blocks()[0]
@@ -62,7 +62,7 @@ fn saved(host: Host, path: &Path, value: u8, checksums: bool) {
 }
 
 /// Two of them, of which the first is full of ones.
-fn two(host: Host, checksums: bool) -> (tempfile::TempDir, PathBuf, PathBuf) {
+pub fn two(host: Host, checksums: bool) -> (tempfile::TempDir, PathBuf, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (path, other) = (dir.path().join("a"), dir.path().join("b"));
     saved(host, &path, 1, checksums);
@@ -71,7 +71,7 @@ fn two(host: Host, checksums: bool) -> (tempfile::TempDir, PathBuf, PathBuf) {
 }
 
 /// What is told when pages cannot be had; whoever waits is let go only if that is for good.
-fn ear() -> (Failure, Receiver<String>) {
+pub fn ear() -> (Failure, Receiver<String>) {
     let (tell, told): (Sender<String>, _) = channel();
     let tell = Mutex::new(tell);
     let failure = Box::new(move |error: &SourceError| {
@@ -87,28 +87,26 @@ fn ear() -> (Failure, Receiver<String>) {
     (failure, told)
 }
 
-fn options(host: Host, mode: RestoreMode, retry: Duration) -> RestoreOptions {
+pub fn options(mode: RestoreMode, retry: Duration) -> RestoreOptions {
     RestoreOptions {
         mode,
         prefetch: Prefetch::Off,
         threads: 2,
         retry,
-        host,
         faults_in_kernel: false,
     }
 }
 
-fn restored(path: &Path, options: &RestoreOptions) -> (Restored, Receiver<String>) {
+fn restored(host: Host, path: &Path, options: &RestoreOptions) -> (Restored, Receiver<String>) {
     let (failure, told) = ear();
     let file = Arc::new(RestoreFile::open(path).unwrap());
-    (
-        restore_ram(&file, layout(), options, failure).unwrap(),
-        told,
-    )
+    let restored = restore_ram(&file, layout(), host, options).unwrap();
+    restored.on_failure(failure);
+    (restored, told)
 }
 
 /// What a page is full of.
-fn value(ram: &GuestRam, page: usize) -> u8 {
+pub fn value(ram: &GuestRam, page: usize) -> u8 {
     let mut bytes = [0; PAGE];
     ram.blocks()[0].mapping().copy_out(page * PAGE, &mut bytes);
     assert!(bytes.iter().all(|&byte| byte == bytes[0]), "{page}: mixed");
@@ -123,14 +121,14 @@ fn overwrite(path: &Path, by: &Path) {
 }
 
 /// Runs `body` in a thread of its own; its result comes through the channel.
-fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+pub fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
     let (send, receive) = channel();
     std::thread::spawn(move || send.send(body()));
     receive
 }
 
 #[track_caller]
-fn comes<T>(from: &Receiver<T>) -> T {
+pub fn comes<T>(from: &Receiver<T>) -> T {
     match from.recv_timeout(IN_VAIN) {
         Ok(value) => value,
         Err(RecvTimeoutError::Timeout) => panic!("it does not come"),
@@ -139,7 +137,7 @@ fn comes<T>(from: &Receiver<T>) -> T {
 }
 
 #[track_caller]
-fn until(so: impl Fn() -> bool) {
+pub fn until(so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !so() {
         assert!(begun.elapsed() < IN_VAIN, "it does not come");
@@ -171,8 +169,8 @@ fn no_page_of_another_file_is_taken_for_one_of_this() {
     for checksums in [true, false] {
         for (how, change) in ways_to_change() {
             let (_dir, path, other) = two(host, checksums);
-            let lazy = options(host, RestoreMode::Lazy, Duration::ZERO);
-            let (restored, told) = restored(&path, &lazy);
+            let lazy = options(RestoreMode::Lazy, Duration::ZERO);
+            let (restored, told) = restored(host, &path, &lazy);
             assert_eq!(value(restored.memory.ram(), 100), 1);
             change(&path, &other);
             let found: Vec<_> = (0..PAGES)
@@ -215,7 +213,7 @@ fn a_file_may_be_renamed_over_and_unlinked_and_change_its_mode() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("a");
             saved(host, &path, 1, checksums);
-            let (restored, told) = restored(&path, &options(host, mode, Duration::ZERO));
+            let (restored, told) = restored(host, &path, &options(mode, Duration::ZERO));
             harmless(&path, dir.path());
             assert!((0..PAGES).all(|page| value(restored.memory.ram(), page) == 1));
             // Longer than it takes to look at a mapped file.
@@ -232,8 +230,8 @@ fn a_time_says_nothing_where_checksums_say_all() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
     saved(host, &path, 1, true);
-    let lazy = options(host, RestoreMode::Lazy, Duration::ZERO);
-    let (restored, told) = restored(&path, &lazy);
+    let lazy = options(RestoreMode::Lazy, Duration::ZERO);
+    let (restored, told) = restored(host, &path, &lazy);
     File::options()
         .write(true)
         .open(&path)
@@ -250,7 +248,7 @@ fn a_mapped_file_that_is_written_to_is_told_of() {
     for checksums in [true, false] {
         for (how, change) in ways_to_change() {
             let (_dir, path, other) = two(host, checksums);
-            let (restored, told) = restored(&path, &options(host, RestoreMode::Map, IN_VAIN));
+            let (restored, told) = restored(host, &path, &options(RestoreMode::Map, IN_VAIN));
             assert_eq!(value(restored.memory.ram(), 100), 1);
             change(&path, &other);
             let said = comes(&told);
@@ -266,7 +264,7 @@ fn a_mapped_file_that_is_written_to_is_told_of() {
 }
 
 /// A snapshot on a file system that fails when it is to.
-fn away(host: Host, checksums: bool) -> Option<(tempfile::TempDir, PathBuf, Flaky)> {
+pub fn away(host: Host, checksums: bool) -> Option<(tempfile::TempDir, PathBuf, Flaky)> {
     let dir = tempfile::tempdir().unwrap();
     let below = dir.path().join("below");
     saved(host, &below, 1, checksums);
@@ -290,7 +288,7 @@ fn a_file_that_comes_back_costs_nothing() {
         let Some((_dir, _, flaky)) = away(host, checksums) else {
             return;
         };
-        let (restored, told) = restored(&flaky.path(), &options(host, mode, IN_VAIN));
+        let (restored, told) = restored(host, &flaky.path(), &options(mode, IN_VAIN));
         flaky.fail();
         let ram = restored.memory.ram().clone();
         let reader = run(move || (0..PAGES).all(|page| value(&ram, page) == 1));
@@ -317,14 +315,14 @@ fn what_is_read_before_the_machine_runs_is_tried_again_too() {
         let Some((_dir, below, flaky)) = away(host, checksums) else {
             return;
         };
-        let eager = options(host, RestoreMode::Eager, IN_VAIN);
+        let eager = options(RestoreMode::Eager, IN_VAIN);
         // What comes back is right; changed meanwhile, it is not taken; given up, it ends.
         for end in ["mended", "given up", "changed"] {
             let file = Arc::new(RestoreFile::open(&flaky.path()).unwrap());
             let before = flaky.failed();
             flaky.fail_some(PAGES_AT..u64::MAX, u64::MAX);
             let its = file.clone();
-            let restoring = run(move || restore_ram(&its, layout(), &eager, ear().0));
+            let restoring = run(move || restore_ram(&its, layout(), host, &eager));
             until(|| flaky.failed() > before + 4);
             match end {
                 "given up" => file.give_up(),
@@ -358,8 +356,8 @@ fn a_snapshot_of_what_is_still_in_a_file_waits_for_the_file() {
         let Some((dir, _, flaky)) = away(host, true) else {
             return;
         };
-        let lazy = options(host, RestoreMode::Lazy, IN_VAIN);
-        let (restored, told) = restored(&flaky.path(), &lazy);
+        let lazy = options(RestoreMode::Lazy, IN_VAIN);
+        let (restored, told) = restored(host, &flaky.path(), &lazy);
         // Something is here, so that it is frozen.
         assert_eq!(value(restored.memory.ram(), 0), 1);
         flaky.fail();
@@ -391,8 +389,8 @@ fn a_snapshot_of_what_is_still_in_a_file_waits_for_the_file() {
         }
         flaky.mend();
         comes(&saving).unwrap();
-        let eager = options(host, RestoreMode::Eager, Duration::ZERO);
-        let (again, _) = self::restored(&second, &eager);
+        let eager = options(RestoreMode::Eager, Duration::ZERO);
+        let (again, _) = self::restored(host, &second, &eager);
         assert!((0..PAGES).all(|page| value(again.memory.ram(), page) == 1));
         assert!(told.try_recv().is_err());
     }
@@ -405,8 +403,8 @@ fn a_snapshot_of_a_mapped_file_that_cannot_be_read_fails() {
     let Some((dir, _, flaky)) = away(host, true) else {
         return;
     };
-    let map = options(host, RestoreMode::Map, Duration::from_millis(50));
-    let (restored, _told) = restored(&flaky.path(), &map);
+    let map = options(RestoreMode::Map, Duration::from_millis(50));
+    let (restored, _told) = restored(host, &flaky.path(), &map);
     flaky.fail();
     let machine = ThreadMachine::start(restored.memory.clone(), 0, 0);
     let second = dir.path().join("second");
@@ -424,8 +422,8 @@ fn a_snapshot_of_a_mapped_file_that_cannot_be_read_fails() {
     // And it cost nothing.
     flaky.mend();
     save().unwrap();
-    let eager = options(host, RestoreMode::Eager, Duration::ZERO);
-    let (again, _) = self::restored(&second, &eager);
+    let eager = options(RestoreMode::Eager, Duration::ZERO);
+    let (again, _) = self::restored(host, &second, &eager);
     assert!((0..PAGES).all(|page| value(again.memory.ram(), page) == 1));
     assert_eq!(restored.watch.unwrap().lost_pages(), 0);
 }

@@ -2,6 +2,7 @@
 
 mod cases;
 mod files;
+mod filling;
 mod forecast;
 mod machine;
 mod moving;

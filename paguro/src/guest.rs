@@ -1,7 +1,7 @@
 //! A machine together with the file that it came back from: what the control socket works on.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::Result;
 use paguro_dirty::tracker::DirtyRate;
@@ -293,62 +293,48 @@ fn mode_name(mode: RestoreMode) -> &'static str {
     }
 }
 
-/// Brings the failure of whoever fills RAM to the machine, also where the failure comes before
-/// there is a machine.
-#[derive(Default)]
-pub struct Alarm(Mutex<AlarmState>);
-
-#[derive(Default)]
-struct AlarmState {
-    reason: Option<String>,
+/// Brings the failure of whoever fills RAM to the machine.
+pub struct Alarm {
+    reason: Mutex<Option<String>>,
     /// Weak, as the machine keeps its memory, and the memory keeps whoever raises this.
     vm: Weak<Vm>,
-    complete: bool,
 }
 
 impl Alarm {
+    /// For this machine.
+    pub fn new(vm: &Arc<Vm>) -> Self {
+        Self {
+            reason: Mutex::default(),
+            vm: Arc::downgrade(vm),
+        }
+    }
+
     /// Something that the machine cannot live with. The first reason counts.
     pub fn raise(&self, reason: String) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(vm) = state.vm.upgrade() {
+        let mut first = self.lock();
+        if let Some(vm) = self.vm.upgrade() {
             vm.fail(&reason);
         }
-        state.reason.get_or_insert(reason);
+        first.get_or_insert(reason);
+    }
+
+    /// Something that the machine cannot go on without for now. One that is going can wait for nothing.
+    pub fn halt(&self, reason: String) -> Waiters {
+        match self.vm.upgrade() {
+            Some(vm) => {
+                vm.halt(reason);
+                Waiters::Keep
+            }
+            None => Waiters::LetGo,
+        }
     }
 
     /// The first reason that was raised.
     fn reason(&self) -> Option<String> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.reason.clone()
+        self.lock().clone()
     }
 
-    /// Something that the machine cannot go on without for now. Before it is complete it cannot wait
-    /// either.
-    pub fn halt(&self, reason: String) -> Waiters {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(vm), true) = (state.vm.upgrade(), state.complete) {
-            vm.halt(reason);
-            return Waiters::Keep;
-        }
-        drop(state);
-        self.raise(reason);
-        Waiters::LetGo
-    }
-
-    /// The machine has all that it needs to run, and can be stopped for a while.
-    pub fn complete(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .complete = true;
-    }
-
-    /// From now on this machine is failed.
-    pub fn connect(&self, vm: &Arc<Vm>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = &state.reason {
-            vm.fail(reason);
-        }
-        state.vm = Arc::downgrade(vm);
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

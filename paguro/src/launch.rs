@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use paguro_migration::Memory;
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, Waiters, restore_ram};
-use paguro_pager::{Prefetch, SourceError};
+use paguro_pager::Prefetch;
 use paguro_ram::{Backing, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Advice, Host};
 use paguro_vmm::{Accel, Clock, Config, Described, MACHINE_NAME, RunState, Vm, describe};
@@ -119,33 +119,33 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
         ));
     }
     let mut config = config(args, Some(&picture))?;
-    let alarm = Arc::new(Alarm::default());
-    let raise = alarm.clone();
     let options = RestoreOptions {
         prefetch: prefetch(args.prefetch),
         threads: RESTORE_THREADS,
         retry: args.read_retry,
         faults_in_kernel: config.accel == Accel::Kvm,
-        ..RestoreOptions::new(mode(args.restore_mode), host)
+        ..RestoreOptions::new(mode(args.restore_mode))
     };
     if options.mode != RestoreMode::Eager {
         // Not zero, which says that nothing comes back.
         config.memory_retry = options.retry.max(Duration::from_millis(1));
     }
-    let on_failure = Box::new(move |error: &SourceError| match error.may_pass() {
+    // From here on pages are served, or there: KVM may touch them.
+    let restored = restore_ram(&file, config.ram_layout()?, host, &options)?;
+    let vm = Vm::create(config, restored.memory.clone())?;
+    vm.load_devices(file.devices())
+        .with_context(|| format!("{} does not fit this machine", path.display()))?;
+    // The machine has all that it needs to run, and can be stopped for a while. What failed before is
+    // told now.
+    let alarm = Arc::new(Alarm::new(&vm));
+    let raise = alarm.clone();
+    restored.on_failure(Box::new(move |error| match error.may_pass() {
         true => raise.halt(with_causes(error)),
         false => {
             raise.raise(with_causes(error));
             Waiters::LetGo
         }
-    });
-    // From here on pages are served, or there: KVM may touch them.
-    let restored = restore_ram(&file, config.ram_layout()?, &options, on_failure)?;
-    let vm = Vm::create(config, restored.memory)?;
-    alarm.connect(&vm);
-    vm.load_devices(file.devices())
-        .with_context(|| format!("{} does not fit this machine", path.display()))?;
-    alarm.complete();
+    }));
     let back = Return {
         mode: options.mode,
         filler: restored.filler,

@@ -53,6 +53,28 @@ pub enum RestoreError {
         /// What the machine has.
         expected: String,
     },
+    /// The caller's: something stands in RAM that is to be filled, and would win over the file's page.
+    #[error(
+        "page {page} of RAM block {block} is there already: RAM that is to be filled must be fresh"
+    )]
+    NotFresh {
+        /// The block.
+        block: String,
+        /// The first such page.
+        page: usize,
+    },
+    /// The caller's: this RAM is being filled already, or is being saved or migrated.
+    #[error("this RAM is in use: it is being filled, saved or migrated")]
+    Busy,
+    /// The host's: it cannot be seen whether RAM is fresh.
+    #[error("cannot see which pages of RAM block {block:?} exist")]
+    Presence {
+        /// The block; empty if that can be seen of none.
+        block: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A page cannot be read or is damaged.
     #[error("a page cannot be restored")]
     Page(#[source] SourceError),
@@ -71,7 +93,7 @@ pub enum RestoreError {
     /// The caller's: this memory cannot be a mapping of the file.
     #[error("a snapshot cannot be mapped as {memory}: restore it with mode lazy or eager")]
     NotMappable {
-        /// Which memory.
+        /// Which memory: "memfd", "2 MiB pages", "RAM that is there already".
         memory: &'static str,
     },
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use paguro_pager::{PageSource, SourceError};
-use paguro_ram::{BlockConfig, PageSet};
+use paguro_ram::PageSet;
 use paguro_sys::page_size;
 use paguro_wire::ReadAt;
 use paguro_wire::device::DeviceSection;
@@ -189,11 +189,12 @@ impl RestoreFile {
         Some(changed(&self.path, how))
     }
 
-    /// Whether these are the blocks of the file, by name and length, in its order.
-    pub(crate) fn match_blocks(&self, layout: &[BlockConfig]) -> Result<(), RestoreError> {
-        let ours = layout
-            .iter()
-            .map(|block| (block.id.as_str(), block.bytes as u64));
+    /// Whether these are the blocks of the file, by name and length in bytes, in its order.
+    pub(crate) fn match_blocks<'a>(
+        &self,
+        ours: impl Iterator<Item = (&'a str, usize)> + Clone,
+    ) -> Result<(), RestoreError> {
+        let ours = ours.map(|(id, bytes)| (id, bytes as u64));
         let theirs = self
             .blocks()
             .iter()

@@ -5,21 +5,44 @@ use std::time::Duration;
 
 use paguro_faults::Supply;
 pub use paguro_pager::Failure;
-use paguro_pager::{PageSource, Pager, PagerOptions, SourceError};
+use paguro_pager::{PageSource, Pager, PagerOptions, SourceError, Waiters};
 use paguro_sys::Userfault;
 
+use super::ear::Ear;
 use super::{RestoreError, RestoreFile, RestoreOptions};
 use crate::Memory;
 use crate::memory::{Filling, Origin};
 
 /// Fills RAM in the background and on demand.
+///
+/// It may be dropped: the [`Memory`] that it fills keeps it for as long as pages are missing, and
+/// threads of the engine do the work. It ends when all has come, when the last reference to that
+/// memory goes (what has not arrived is then gone with the RAM), or with [`Filler::stop`].
 #[derive(Debug)]
 pub struct Filler {
     pager: Arc<Pager>,
     file: Arc<RestoreFile>,
+    ear: Arc<Ear>,
 }
 
 impl Filler {
+    /// Has `on_failure` hear, in a thread of the engine, of pages that cannot be had: it must stop the
+    /// machine before it returns. For good if the error stays
+    /// ([`SourceError::may_pass`]); otherwise it may answer [`Waiters::Keep`], and let the machine go on
+    /// later, with [`Filler::renew`].
+    ///
+    /// To be called when there is a machine, before it runs. Whoever waits for a page before is whoever
+    /// makes the machine, and must not wait for ever: if the page cannot be had, zeros are given him in
+    /// its place, [`Filler::has_failed`] says so, and that is told here, at once and in the caller's
+    /// thread, as an error that stays ([`SourceError::Lost`] if it could have passed). What is built on
+    /// such zeros is not to run.
+    ///
+    /// The machine keeps the memory, and the memory keeps `on_failure`: give it a
+    /// [`Weak`](std::sync::Weak) of the machine, or neither ever goes.
+    pub fn on_failure(&self, on_failure: Failure) {
+        self.ear.listen(on_failure);
+    }
+
     /// Pages that have not arrived.
     pub fn left_pages(&self) -> usize {
         self.pager.left_pages()
@@ -95,7 +118,6 @@ pub(super) fn start(
     file: &Arc<RestoreFile>,
     memory: &Arc<Memory>,
     options: &RestoreOptions,
-    on_failure: Failure,
 ) -> Result<Arc<Filler>, RestoreError> {
     let faults = memory.faults().map_err(RestoreError::Faults)?;
     if memory.host().userfault != Userfault::Full && options.faults_in_kernel {
@@ -107,11 +129,15 @@ pub(super) fn start(
         prefetch: options.prefetch,
         retry: options.retry,
     };
+    let ear = Ear::new(Waiters::LetGo, file.path().display().to_string());
+    let hears = ear.clone();
+    let on_failure = Box::new(move |error: &SourceError| hears.hear(error));
     let pager =
         Pager::start(&faults, source, pager_options, on_failure).map_err(RestoreError::Faults)?;
     let filler = Arc::new(Filler {
         pager,
         file: file.clone(),
+        ear,
     });
     memory.set_filler(filler.clone());
     Ok(filler)

@@ -11,13 +11,12 @@ use paguro_sys::presence::file_data;
 use paguro_sys::{catch_bus_errors, page_size};
 
 use super::watch::{self, MapWatch, Place};
-use super::{Failure, RestoreError, RestoreFile, RestoreOptions};
+use super::{RestoreError, RestoreFile, RestoreOptions};
 
 pub(super) fn map(
     file: &Arc<RestoreFile>,
     layout: &[BlockConfig],
     options: &RestoreOptions,
-    on_failure: Failure,
 ) -> Result<(GuestRam, Arc<MapWatch>), RestoreError> {
     for block in layout {
         if block.backing == Backing::Memfd {
@@ -56,7 +55,7 @@ pub(super) fn map(
         });
         blocks.push(block);
     }
-    let watch = watch::start(file, places, options, on_failure).map_err(RestoreError::Watch)?;
+    let watch = watch::start(file, places, options).map_err(RestoreError::Watch)?;
     Ok((GuestRam::new(blocks), watch))
 }
 

@@ -1,8 +1,15 @@
 //! Bringing a machine back from a snapshot file.
 //!
-//! [`RestoreFile::open`] reads everything but pages. [`restore_ram`] then makes RAM in one of
-//! three ways ([`RestoreMode`]) and the caller builds his machine on it: the pages are served, or
-//! there, before anything can touch them.
+//! [`RestoreFile::open`] reads everything but pages. Then RAM gets its content, and the caller builds
+//! his machine on it: the pages are served, or there, before anything can touch them.
+//!
+//! * [`fill`] fills RAM that the VMM made, all at once or page by page ([`RestoreMode::Eager`],
+//!   [`RestoreMode::Lazy`]). It must be fresh, and registered with KVM, if at all, only by a call that
+//!   touches none of it.
+//! * [`restore_ram`] makes the RAM, too, also as a mapping of the file ([`RestoreMode::Map`]).
+//!
+//! That pages cannot be had is told to whom [`Restored::on_failure`] or [`Filler::on_failure`] names, as
+//! soon as there is a machine to stop.
 //!
 //! A file that a machine runs from is not to be written to. It may be renamed, unlinked, or replaced
 //! by another one that takes its name: what is open stays what it was. Whoever does write to it is
@@ -19,9 +26,11 @@
 //! when the file is back.
 
 mod eager;
+mod ear;
 mod error;
 mod file;
 mod filler;
+mod fresh;
 mod identity;
 mod map;
 mod watch;
@@ -64,23 +73,22 @@ pub struct RestoreOptions {
     pub threads: usize,
     /// How long a read that fails, and may go well the next time, is tried again.
     pub retry: Duration,
-    /// What this host can do; the [`Memory`] that is made knows it from here.
-    pub host: Host,
     /// Whether faults on this RAM are taken in the kernel (KVM): see
-    /// [`Machine::faults_in_kernel`](crate::machine::Machine::faults_in_kernel).
+    /// [`Machine::faults_in_kernel`](crate::machine::Machine::faults_in_kernel), and give the same answer.
+    /// `true` unless set: [`RestoreMode::Lazy`] is then refused to a process that has no right to handle
+    /// such faults.
     pub faults_in_kernel: bool,
 }
 
 impl RestoreOptions {
     /// All of it comes back in the background, by two threads that try a read again for 30 s, and
     /// faults may be taken in the kernel.
-    pub fn new(mode: RestoreMode, host: Host) -> Self {
+    pub fn new(mode: RestoreMode) -> Self {
         Self {
             mode,
             prefetch: Prefetch::Unlimited,
             threads: 2,
             retry: Duration::from_secs(30),
-            host,
             faults_in_kernel: true,
         }
     }
@@ -93,19 +101,25 @@ pub struct Restored {
     /// ([`Board::memory`](crate::machine::Board::memory)): with [`RestoreMode::Lazy`] it owns the
     /// userfaultfd, and a page that has not arrived when that closes reads as zeros.
     pub memory: Arc<Memory>,
-    /// What fills it, with [`RestoreMode::Lazy`].
+    /// What fills it, with [`RestoreMode::Lazy`]; may be dropped, as `memory` keeps it, too.
     pub filler: Option<Arc<Filler>>,
-    /// What watches the file, with [`RestoreMode::Map`]; `memory` keeps it, too.
+    /// What watches the file, with [`RestoreMode::Map`]; may be dropped, as `memory` keeps it, too.
     pub watch: Option<Arc<MapWatch>>,
 }
 
-/// Makes RAM of the blocks in `layout` with the content of `file`. `on_failure` is called, in a
-/// thread of the engine, when a page cannot be had after the machine runs, or the file is another
-/// one: it must stop the machine before it returns. For good if the error stays
-/// ([`SourceError::may_pass`](paguro_pager::SourceError::may_pass)); otherwise it may answer
-/// [`Waiters::Keep`], and let the machine go on later, with [`Filler::renew`] or [`MapWatch::renew`].
-/// The machine keeps the memory, and the memory keeps `on_failure`: give it a
-/// [`Weak`](std::sync::Weak) of the machine, or neither ever goes.
+impl Restored {
+    /// Has `on_failure` hear of pages that cannot be had, and of what it missed so far:
+    /// [`Filler::on_failure`], [`MapWatch::on_failure`]. RAM that is all there has no failures.
+    pub fn on_failure(&self, on_failure: Failure) {
+        if let Some(filler) = &self.filler {
+            filler.on_failure(on_failure);
+        } else if let Some(watch) = &self.watch {
+            watch.on_failure(on_failure);
+        }
+    }
+}
+
+/// Makes RAM of the blocks in `layout`, on this host, with the content of `file`.
 ///
 /// # Errors
 ///
@@ -114,13 +128,13 @@ pub struct Restored {
 pub fn restore_ram(
     file: &Arc<RestoreFile>,
     layout: Vec<BlockConfig>,
+    host: Host,
     options: &RestoreOptions,
-    on_failure: Failure,
 ) -> Result<Restored, RestoreError> {
-    file.match_blocks(&layout)?;
+    file.match_blocks(layout.iter().map(|block| (block.id.as_str(), block.bytes)))?;
     if options.mode == RestoreMode::Map {
-        let (ram, watch) = map::map(file, &layout, options, on_failure)?;
-        let memory = Memory::new(options.host, ram);
+        let (ram, watch) = map::map(file, &layout, options)?;
+        let memory = Memory::new(host, ram);
         memory.set_watch(watch.clone(), options.retry);
         return Ok(Restored {
             memory,
@@ -128,22 +142,63 @@ pub fn restore_ram(
             watch: Some(watch),
         });
     }
-    let blocks = layout
-        .into_iter()
-        .map(RamBlock::new)
-        .collect::<Result<Vec<_>, _>>();
+    let blocks = layout.into_iter().map(RamBlock::new);
+    let blocks = blocks.collect::<Result<Vec<_>, _>>();
     let ram = GuestRam::new(blocks.map_err(RestoreError::Ram)?);
-    let memory = Memory::new(options.host, ram);
-    let filler = match options.mode {
-        RestoreMode::Lazy => Some(filler::start(file, &memory, options, on_failure)?),
-        _ => {
-            eager::read(file, memory.ram(), options.threads, options.retry)?;
-            None
-        }
-    };
+    let memory = Memory::new(host, ram);
+    let filler = fill_fresh(file, &memory, options)?;
     Ok(Restored {
         memory,
         filler,
         watch: None,
     })
+}
+
+/// Gives RAM that the VMM made the content of `file`. What is returned fills it, page by page, while the
+/// machine runs; nothing if all is there already ([`RestoreMode::Eager`]).
+///
+/// The RAM must be fresh: not written, and for [`RestoreMode::Lazy`] not even touched or populated, because
+/// a page that exists never asks for the file's. From when this returns, pages are served: then it may be
+/// given to KVM, and the machine be built on it.
+///
+/// # Errors
+///
+/// [`RestoreError`], among them [`Blocks`](RestoreError::Blocks): the RAM has other blocks than the file, by
+/// name and length; [`NotFresh`](RestoreError::NotFresh): it has content, or may have some (a private
+/// mapping of a file; shared memory of which no descriptor is known);
+/// [`NotMappable`](RestoreError::NotMappable): with [`RestoreMode::Map`], which replaces RAM and fills none.
+/// After a failure with [`RestoreMode::Eager`] the RAM may hold a part of the file, and is of no use.
+pub fn fill(
+    file: &Arc<RestoreFile>,
+    memory: &Arc<Memory>,
+    options: &RestoreOptions,
+) -> Result<Option<Arc<Filler>>, RestoreError> {
+    if options.mode == RestoreMode::Map {
+        return Err(RestoreError::NotMappable {
+            memory: "RAM that is there already",
+        });
+    }
+    let _busy = memory.begin().ok_or(RestoreError::Busy)?;
+    if memory.supply().is_some() {
+        return Err(RestoreError::Busy);
+    }
+    let blocks = memory.ram().blocks().iter();
+    file.match_blocks(blocks.map(|block| (block.id(), block.used_bytes())))?;
+    fresh::check(memory, options.mode)?;
+    fill_fresh(file, memory, options)
+}
+
+/// Of the file's blocks, and with nothing in them.
+fn fill_fresh(
+    file: &Arc<RestoreFile>,
+    memory: &Arc<Memory>,
+    options: &RestoreOptions,
+) -> Result<Option<Arc<Filler>>, RestoreError> {
+    match options.mode {
+        RestoreMode::Lazy => filler::start(file, memory, options).map(Some),
+        _ => {
+            eager::read(file, memory.ram(), options.threads, options.retry)?;
+            Ok(None)
+        }
+    }
 }

@@ -22,11 +22,12 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use paguro_pager::SourceError;
+use paguro_pager::{SourceError, Waiters};
 use paguro_sys::{BusErrors, page_size};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
+use super::ear::Ear;
 use super::identity::Identity;
 use super::{Failure, RestoreFile, RestoreOptions, file};
 use crate::memory::Origin;
@@ -69,9 +70,19 @@ struct Shared {
     /// At which all are to be patient anew.
     round: AtomicU64,
     end: AtomicBool,
+    ear: Arc<Ear>,
 }
 
 impl MapWatch {
+    /// Has `on_failure` hear, in the watching thread, that pages cannot be had or that the file was written
+    /// to: as [`Filler::on_failure`](super::Filler::on_failure), except that nobody can be let go whom
+    /// the kernel holds. Who waits for a page waits on, whatever is answered, until it can be read, or
+    /// until [`MapWatch::lost_pages`] counts it. What was to be heard before is told at once, in the
+    /// caller's thread.
+    pub fn on_failure(&self, on_failure: Failure) {
+        self.shared.ear.listen(on_failure);
+    }
+
     /// Whether RAM is not what it should be, for good. Of pages that are lost it is true from before
     /// anybody can see zeros in their place.
     pub fn has_failed(&self) -> bool {
@@ -124,7 +135,6 @@ pub(super) fn start(
     file: &RestoreFile,
     places: Vec<Place>,
     options: &RestoreOptions,
-    on_failure: Failure,
 ) -> io::Result<Arc<MapWatch>> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
     let its = stop.try_clone()?;
@@ -138,11 +148,12 @@ pub(super) fn start(
         faults_in_kernel: options.faults_in_kernel,
         round: AtomicU64::new(0),
         end: AtomicBool::new(false),
+        ear: Ear::new(Waiters::Keep, file.path().display().to_string()),
     });
     let asked = Asked::start(open, identity)?;
     let watched = shared.clone();
     let thread = paguro_sys::NewThread::named("restore/watch".to_owned())
-        .spawn(move || watched.watch(&its, asked, &on_failure))?;
+        .spawn(move || watched.watch(&its, asked))?;
     Ok(Arc::new(MapWatch {
         shared,
         stop,
@@ -151,7 +162,7 @@ pub(super) fn start(
 }
 
 impl Shared {
-    fn watch(&self, stop: &OwnedFd, mut asked: Asked, on_failure: &Failure) {
+    fn watch(&self, stop: &OwnedFd, mut asked: Asked) {
         let (mut failed, mut in_vain, mut held) = (0, 0, Held::new(0));
         while !self.wait(stop) {
             let pages = self.count(BusErrors::lost);
@@ -162,12 +173,12 @@ impl Shared {
             // First: what was cut short cannot be read either.
             if let Some(how) = answer.as_ref().and_then(|it| it.change.clone()) {
                 self.changed.store(true, Ordering::Release);
-                on_failure(&file::changed(&self.path, how));
+                self.ear.hear(&file::changed(&self.path, how));
                 return;
             }
             if pages > 0 {
                 let what = self.path.display().to_string();
-                on_failure(&SourceError::Lost { pages, what });
+                self.ear.hear(&SourceError::Lost { pages, what });
                 return;
             }
             let silence = asked.silence().filter(|time| *time >= SILENCE);
@@ -185,12 +196,12 @@ impl Shared {
             }
             let before = std::mem::replace(&mut in_vain, self.count(BusErrors::in_vain));
             if in_vain > before {
-                on_failure(&error.unwrap_or_else(|| unexplained(&page)));
+                self.ear.hear(&error.unwrap_or_else(|| unexplained(&page)));
             } else if let Some(time) = silence
                 && self.is_waited_for(&mut held)
                 && held.tell()
             {
-                on_failure(&self.silent(time));
+                self.ear.hear(&self.silent(time));
             }
             if silence.is_none() {
                 held = Held::new(0);
