@@ -143,6 +143,7 @@ fn moves(machine: &Arc<Slow>, limit: Duration) -> (Result<MigrateReport, Migrate
         memory: memory(BYTES),
         name: "slow",
         loading: SAVING,
+        device: None,
     };
     let received = run(move || receive(&recipient, listener, &Arrival::new(receiving, None)));
     let machine = machine.clone();

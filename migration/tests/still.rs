@@ -27,6 +27,8 @@ pub struct Arriving {
     pub memory: Arc<Memory>,
     pub name: &'static str,
     pub loading: Duration,
+    /// A section that must be among its devices, full of its own name.
+    pub device: Option<&'static str>,
 }
 
 impl Board for Arriving {
@@ -40,10 +42,16 @@ impl Board for Arriving {
 }
 
 impl Recipient for Arriving {
-    fn load(&self, _: &[DeviceSection]) -> Result<(), MachineError> {
+    fn load(&self, devices: &[DeviceSection]) -> Result<(), MachineError> {
         // A machine that is slow to load is what is tested.
         std::thread::sleep(self.loading);
-        Ok(())
+        let Some(name) = self.device else {
+            return Ok(());
+        };
+        match devices.iter().find(|device| device.name == name) {
+            Some(device) if device.body == name.as_bytes() => Ok(()),
+            _ => Err(MachineError::new("load its devices", "they are others")),
+        }
     }
 
     fn start(&self) -> Result<(), MachineError> {

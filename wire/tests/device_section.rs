@@ -1,7 +1,8 @@
 //! Device sections: written, read back, and refused when they are not what was asked for.
 
 use paguro_wire::device::{
-    BODY_MAX_BYTES, DeviceError, DeviceSection, SectionReader, SectionWriter,
+    BODY_MAX_BYTES, DeviceError, DeviceSection, SECTION_NAME_MAX_BYTES, SectionReader,
+    SectionWriter,
 };
 use proptest::prelude::*;
 
@@ -261,6 +262,34 @@ fn bodies_and_names_are_bounded() {
         assert!(SectionWriter::new(name, 0, 1).finish().is_err());
         assert!(SectionWriter::new("s", 0, 1).u8(name, 0).finish().is_err());
     }
+}
+
+#[test]
+fn opaque_bytes_are_a_section_like_others() {
+    let bytes = b"what only the VMM knows".to_vec();
+    let section = DeviceSection::opaque("firecracker/microvm", 7, bytes.clone()).unwrap();
+    assert_eq!(section.body, bytes);
+    assert_eq!(section.describe().body_bytes(), Some(bytes.len() as u64));
+    let mut reader = SectionReader::open(&section, "firecracker/microvm", 7..=7).unwrap();
+    assert_eq!(
+        reader.fixed_buffer("bytes", bytes.len()).unwrap(),
+        &bytes[..]
+    );
+    reader.finish().unwrap();
+    let empty = DeviceSection::opaque("x", 1, Vec::new()).unwrap();
+    assert_eq!(empty.describe().body_bytes(), Some(0));
+}
+
+#[test]
+fn a_section_that_nobody_can_take_along_is_not_made() {
+    let longest = "x".repeat(SECTION_NAME_MAX_BYTES);
+    for name in ["", &format!("{longest}x"), "a\nb", "globalstate"] {
+        let error = DeviceSection::opaque(name, 1, Vec::new()).unwrap_err();
+        assert!(matches!(error, DeviceError::BadName { .. }), "{error}");
+    }
+    DeviceSection::opaque(&longest, 1, vec![0; BODY_MAX_BYTES]).unwrap();
+    let error = DeviceSection::opaque("x", 1, vec![0; BODY_MAX_BYTES + 1]).unwrap_err();
+    assert!(matches!(error, DeviceError::BodyTooLong { .. }), "{error}");
 }
 
 #[test]

@@ -18,15 +18,24 @@ use thiserror::Error;
 pub use reader::SectionReader;
 pub use writer::SectionWriter;
 
+use crate::globalstate;
 use crate::stream::description::{DeviceDescription, FieldDescription};
+use crate::stream::device_name::is_fit;
+
+pub use crate::stream::device_name::SECTION_NAME_MAX_BYTES;
 
 /// The longest body of a device section that is written or read, in bytes.
 pub const BODY_MAX_BYTES: usize = 16 << 20;
 
 /// A device section: what stands between its header and its footer, and what that means.
+///
+/// Its name is the VMM's own, in files and streams alike: UTF-8 without control characters, at most
+/// [`SECTION_NAME_MAX_BYTES`], such as `firecracker/microvm`. [`DeviceSection::opaque`] and
+/// [`SectionWriter`] see to that. A name and an instance may be there once. `globalstate` is QEMU's,
+/// and is written by the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceSection {
-    /// The section's name, as `paguro/cpu`.
+    /// The section's name, as `paguro/cpu` or `firecracker/microvm`.
     pub name: String,
     /// Tells sections of the same name apart.
     pub instance: u32,
@@ -39,6 +48,44 @@ pub struct DeviceSection {
 }
 
 impl DeviceSection {
+    /// A section of bytes that only the VMM understands, as its own serializer gave them; instance 0. The
+    /// other side finds them in [`DeviceSection::body`], and decides by `version` whether it knows them.
+    ///
+    /// # Errors
+    /// [`DeviceError::BadName`], [`DeviceError::BodyTooLong`]: no file or stream can have it, which
+    /// would otherwise be found out with the guest stopped.
+    pub fn opaque(name: &str, version: u32, bytes: Vec<u8>) -> Result<Self, DeviceError> {
+        const FIELD: &str = "bytes";
+        if !is_fit(name) || name == globalstate::NAME {
+            return Err(DeviceError::BadName {
+                section: name.to_owned(),
+                name: name.to_owned(),
+            });
+        }
+        if bytes.len() > BODY_MAX_BYTES {
+            return Err(DeviceError::BodyTooLong {
+                section: name.to_owned(),
+                instance: 0,
+                field: FIELD.to_owned(),
+                bytes: bytes.len(),
+            });
+        }
+        let field = FieldDescription {
+            name: FIELD.to_owned(),
+            kind: "buffer".to_owned(),
+            size: bytes.len() as u64,
+            ..Default::default()
+        };
+        let is_empty = bytes.is_empty();
+        Ok(Self {
+            name: name.to_owned(),
+            instance: 0,
+            version,
+            body: bytes,
+            fields: if is_empty { Vec::new() } else { vec![field] },
+        })
+    }
+
     /// The section's entry in VMDESCRIPTION.
     pub fn describe(&self) -> DeviceDescription {
         DeviceDescription {
@@ -155,8 +202,9 @@ pub enum DeviceError {
         found: String,
     },
 
-    /// A section's or field's name is empty or too long to be written.
-    #[error("{section:?}: name {name:?} is empty or longer than 255 bytes")]
+    /// A name that cannot be written: empty; longer than [`SECTION_NAME_MAX_BYTES`] for a section, than
+    /// 255 bytes for a field; of a section, with control characters, or QEMU's `globalstate`.
+    #[error("{section:?}: name {name:?} is empty, too long, reserved, or has control characters")]
     BadName {
         /// The section.
         section: String,

@@ -2,6 +2,7 @@
 
 use crate::NAME_MAX_BYTES;
 use crate::stream::description::{FieldDescription, StructDescription};
+use crate::stream::device_name::is_fit;
 
 use super::{BODY_MAX_BYTES, DeviceError, DeviceSection};
 
@@ -18,11 +19,10 @@ pub struct SectionWriter {
 impl SectionWriter {
     /// Begins a section.
     pub fn new(name: &str, instance: u32, version: u32) -> Self {
-        let error =
-            (name.is_empty() || name.len() > NAME_MAX_BYTES).then(|| DeviceError::BadName {
-                section: name.to_owned(),
-                name: name.to_owned(),
-            });
+        let error = (!is_fit(name)).then(|| DeviceError::BadName {
+            section: name.to_owned(),
+            name: name.to_owned(),
+        });
         Self {
             section: DeviceSection {
                 name: name.to_owned(),

@@ -1,15 +1,16 @@
 //! Device sections in a stream.
 //!
 //! A body in QEMU's format has no length, and what would give it, the description, comes last.
-//! A file can be searched from its end; a stream cannot. So in a stream sections of our own, whose
-//! names begin with `paguro/`, say it themselves: their body begins with a field `section_bytes`,
+//! A file can be searched from its end; a stream cannot. So in a stream sections whose names begin
+//! with `paguro/` say it themselves: their body begins with a field `section_bytes`,
 //! the `u32` number of bytes that follow it. The description has that field like any other, so a
 //! reader that goes by the description needs to know nothing of this. Of QEMU's sections only
 //! `globalstate` is known, whose length is fixed; any other name is refused, because nobody could
-//! say where it ends.
+//! say where it ends. Sections of a VMM, which have names of their own (`firecracker/microvm`), are
+//! called `paguro/of/` and that name in a stream and in its description (`device_name`).
 //!
-//! What is decoded is as it was before it was sent, without `section_bytes`; it has no
-//! description of its fields.
+//! What is decoded is as it was before it was sent, name included and without `section_bytes`; it has
+//! no description of its fields.
 
 use std::collections::HashSet;
 
@@ -18,10 +19,11 @@ use thiserror::Error;
 use crate::device::{BODY_MAX_BYTES, DeviceSection};
 use crate::globalstate;
 use crate::input::Input;
-use crate::{DecodeError, NAME_MAX_BYTES, PAGE_BYTES};
+use crate::{DecodeError, PAGE_BYTES};
 
 use super::configuration::Configuration;
 use super::description::{DESCRIPTION_MAX_BYTES, Description, DeviceDescription, FieldDescription};
+use super::device_name::{self, SECTION_NAME_MAX_BYTES};
 use super::section::{self, SectionHeader};
 
 /// The most device sections of a stream.
@@ -29,8 +31,6 @@ pub const DEVICES_MAX: usize = 4096;
 /// The most bytes that all device sections of a stream have together.
 pub const DEVICES_MAX_BYTES: usize = 64 << 20;
 
-/// What the names of our own sections begin with.
-const OWN: &str = "paguro/";
 const LENGTH_FIELD: &str = "section_bytes";
 const GLOBALSTATE_BYTES: usize = 4 + globalstate::TEXT_BYTES;
 /// Memory is taken as bytes arrive, not as they are announced.
@@ -59,7 +59,10 @@ pub enum EncodeError {
         limit: usize,
     },
     /// A name that cannot be written.
-    #[error("name {name:?} of a device section is empty or longer than {NAME_MAX_BYTES} bytes")]
+    #[error(
+        "name {name:?} of a device section is empty, longer than {SECTION_NAME_MAX_BYTES} bytes, or has \
+         control characters"
+    )]
     BadName {
         /// The name.
         name: String,
@@ -72,8 +75,8 @@ pub enum EncodeError {
         /// The instance.
         instance: u32,
     },
-    /// A section whose end the other side could not find.
-    #[error("device section {name:?} cannot be sent: it is neither of paguro nor globalstate")]
+    /// A section by QEMU's name `globalstate` that is none: the other side would not find its end.
+    #[error("device section {name:?} cannot be sent: QEMU's has {GLOBALSTATE_BYTES} bytes")]
     Endless {
         /// The name.
         name: String,
@@ -112,14 +115,16 @@ pub fn encode(
 ) -> Result<(), EncodeError> {
     check(devices)?;
     for (id, device) in (first_id..).zip(devices) {
+        let name = device_name::on_the_way(&device.name);
+        let has_length = device_name::has_length(&name);
         SectionHeader {
             id,
-            name: device.name.clone(),
+            name,
             instance: device.instance,
             version: device.version,
         }
         .encode(section::FULL, out);
-        if is_own(&device.name) {
+        if has_length {
             // Checked to be below `BODY_MAX_BYTES`.
             out.extend_from_slice(&(device.body.len() as u32).to_be_bytes());
         }
@@ -159,8 +164,13 @@ pub fn encode_description(
 
 /// A section's entry in VMDESCRIPTION as it stands in a stream.
 pub fn describe(device: &DeviceSection) -> DeviceDescription {
-    let mut described = device.describe();
-    if is_own(&device.name) {
+    let name = device_name::on_the_way(&device.name);
+    let mut described = DeviceDescription {
+        vmsd_name: Some(name.clone()),
+        name,
+        ..device.describe()
+    };
+    if device_name::has_length(&described.name) {
         let length = FieldDescription {
             name: LENGTH_FIELD.to_owned(),
             kind: "uint32".to_owned(),
@@ -170,10 +180,6 @@ pub fn describe(device: &DeviceSection) -> DeviceDescription {
         described.fields.insert(0, length);
     }
     described
-}
-
-fn is_own(name: &str) -> bool {
-    name.starts_with(OWN)
 }
 
 fn check(devices: &[DeviceSection]) -> Result<(), EncodeError> {
@@ -197,10 +203,10 @@ fn check(devices: &[DeviceSection]) -> Result<(), EncodeError> {
                 });
             }
         }
-        if name.is_empty() || name.len() > NAME_MAX_BYTES {
+        if !device_name::is_fit(&name) {
             return Err(EncodeError::BadName { name });
         }
-        if !is_own(&name) && (name != globalstate::NAME || bytes != GLOBALSTATE_BYTES) {
+        if name == globalstate::NAME && bytes != GLOBALSTATE_BYTES {
             return Err(EncodeError::Endless { name });
         }
         let described_bytes = device.describe().body_bytes();
@@ -247,7 +253,11 @@ impl DeviceReader {
         let count = self.seen.len() as u64;
         DecodeError::check_limit("number of device sections", at, count, DEVICES_MAX as u64)?;
         let offset = input.offset();
-        let bytes = if is_own(&header.name) {
+        let Some(name) = device_name::arrived(&header.name).map(str::to_owned) else {
+            let expected = "a name of its own behind paguro/of/";
+            return Err(DecodeError::corrupt(WHAT, at, expected, found));
+        };
+        let bytes = if device_name::has_length(&header.name) {
             u64::from(input.u32("length of a device section")?)
         } else if header.name == globalstate::NAME && header.version == globalstate::VERSION {
             GLOBALSTATE_BYTES as u64
@@ -265,7 +275,7 @@ impl DeviceReader {
         DecodeError::check_limit("length of all device sections", offset, total, limit)?;
         Ok(DeviceSection {
             body: read_bytes(input, "body of a device section", bytes)?,
-            name: header.name,
+            name,
             instance: header.instance,
             version: header.version,
             fields: Vec::new(),

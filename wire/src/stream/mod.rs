@@ -44,6 +44,7 @@ mod channel_input;
 pub mod command;
 pub mod configuration;
 pub mod description;
+pub(crate) mod device_name;
 pub mod devices;
 pub mod header;
 pub mod multifd;

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use paguro_wire::DecodeError;
+use paguro_wire::device::DeviceSection;
 use paguro_wire::globalstate;
 use paguro_wire::input::Input;
 use paguro_wire::stream::configuration::Configuration;
@@ -17,6 +18,15 @@ use super::{PAGE, cpu};
 
 pub const MACHINE: &str = "paguro-1";
 pub const RAM: u32 = 2;
+
+/// What is sent: QEMU's section, one of paguro's, and one of a VMM.
+pub fn sections() -> [DeviceSection; 3] {
+    [
+        globalstate::section(globalstate::RUNNING).unwrap(),
+        cpu(0),
+        DeviceSection::opaque("firecracker/microvm", 3, b"its state".to_vec()).unwrap(),
+    ]
+}
 
 /// Two blocks: 70 pages and one.
 pub fn table() -> Arc<BlockTable> {
@@ -97,8 +107,7 @@ impl Parts {
     }
 
     pub fn devices(mut self) -> Self {
-        let devices = [globalstate::section(globalstate::RUNNING).unwrap(), cpu(0)];
-        devices::encode(&devices, RAM + 1, &mut self.out).unwrap();
+        devices::encode(&sections(), RAM + 1, &mut self.out).unwrap();
         self
     }
 
@@ -107,8 +116,7 @@ impl Parts {
     }
 
     pub fn description(mut self) -> Self {
-        let devices = [globalstate::section(globalstate::RUNNING).unwrap(), cpu(0)];
-        devices::encode_description(&configuration(), &devices, &mut self.out).unwrap();
+        devices::encode_description(&configuration(), &sections(), &mut self.out).unwrap();
         self
     }
 }

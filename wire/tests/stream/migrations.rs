@@ -70,6 +70,7 @@ fn a_whole_migration_is_read_event_by_event() {
     let [
         Event::Device(state),
         Event::Device(processor),
+        Event::Device(theirs),
         Event::Order(Order::Ping(2)),
         Event::Eof,
         Event::Description(json),
@@ -83,12 +84,19 @@ fn a_whole_migration_is_read_event_by_event() {
         ..cpu(0)
     };
     assert_eq!(*processor, sent);
+    let of_a_vmm = DeviceSection::opaque("firecracker/microvm", 3, b"its state".to_vec()).unwrap();
+    let sent = DeviceSection {
+        fields: Vec::new(),
+        ..of_a_vmm
+    };
+    assert_eq!(*theirs, sent);
     let mut reader = SectionReader::open(processor, "paguro/cpu", 1..=1).unwrap();
     assert_eq!(reader.u64("rax").unwrap(), 0x1122_3344_5566_7788);
     let description = Description::decode(json, 0).unwrap();
     let lengths: Vec<_> = description.devices.iter().map(|d| d.body_bytes()).collect();
     let body_bytes = cpu(0).body.len() as u64;
-    assert_eq!(lengths, [Some(104), Some(4 + body_bytes)]);
+    assert_eq!(lengths, [Some(104), Some(4 + body_bytes), Some(4 + 9)]);
+    assert_eq!(description.devices[2].name, "paguro/of/firecracker/microvm");
     // One byte at a time, and with pages that nobody reads, it is the same stream.
     assert_eq!(events_of(Trickle(&bytes), true).unwrap(), found);
     assert_eq!(events_of(&bytes[..], false).unwrap(), found);

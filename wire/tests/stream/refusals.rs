@@ -87,6 +87,14 @@ fn what_is_out_of_order_is_refused() {
             "\"e1000\".0 of version 1; supported: sections of paguro",
         ),
         (
+            started().raw(&full(77, "paguro/of/globalstate")),
+            "expected a name of its own behind paguro/of/, found \"paguro/of/globalstate\".0",
+        ),
+        (
+            started().raw(&full(77, "paguro/of/paguro/cpu")),
+            "expected a name of its own",
+        ),
+        (
             started().raw(&full(RAM, "paguro/x")),
             "expected a new one, found 2 again",
         ),
