@@ -49,7 +49,7 @@ pub use control::{Control, Status};
 pub use error::SnapshotError;
 pub use giving_back::DiscardError;
 pub use memory::Memory;
-pub use options::{HugePolicy, Sabotage, SnapshotOptions};
+pub use options::{ForTests, HugePolicy, Sabotage, SnapshotOptions};
 pub use paguro_channel as channel;
 pub use paguro_newfile::{FileError, TargetError};
 pub use paguro_switchover as switchover;

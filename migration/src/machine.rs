@@ -75,7 +75,9 @@ pub trait Machine: Board {
     fn writers(&self) -> Vec<Writer>;
 
     /// Whether its RAM is written from inside the kernel (by KVM, by read(2)): then a freeze needs
-    /// the right to handle faults taken there.
+    /// the right to handle faults taken there. `true` unless said otherwise, as with KVM the kernel writes
+    /// for the guest; a machine of threads, whose faults are its own, says `false`. The same goes into
+    /// [`RestoreOptions`](crate::restore::RestoreOptions::faults_in_kernel).
     fn faults_in_kernel(&self) -> bool {
         true
     }

@@ -27,14 +27,21 @@ pub struct SnapshotOptions {
     pub checksums: bool,
     /// Bytes a second written at most; 0: no limit.
     pub max_bandwidth: u64,
-    /// Compare RAM with the copy again just before a chunk is released.
+    /// What no VMM sets.
+    pub for_tests: ForTests,
+}
+
+/// What is done otherwise, to test and to measure it. The default is what is meant.
+#[derive(Clone, Debug, Default)]
+pub struct ForTests {
+    /// Compare RAM with the copy again just before a chunk is released. All of RAM is read in the pause.
     pub check_freeze: bool,
-    /// Arm everything inside the pause, as others do: only to measure what the other way is worth.
+    /// Arm everything inside the pause, as others do: to measure what the other way is worth.
     pub arm_in_pause: bool,
     /// Microseconds to sleep inside the pause: the test of the ruler.
     pub pause_sleep_us: u64,
-    /// Sync the file before it gets its name. Off only for measurements.
-    pub sync: bool,
+    /// The file gets its name without being synced: it may be lost in a crash of the host.
+    pub unsynced: bool,
     /// What is broken on purpose.
     pub sabotage: Sabotage,
 }
@@ -50,11 +57,7 @@ impl Default for SnapshotOptions {
             huge: HugePolicy::Keep,
             checksums: true,
             max_bandwidth: 0,
-            check_freeze: false,
-            arm_in_pause: false,
-            pause_sleep_us: 0,
-            sync: true,
-            sabotage: Sabotage::None,
+            for_tests: ForTests::default(),
         }
     }
 }

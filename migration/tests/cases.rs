@@ -10,8 +10,8 @@ use paguro_migration::restore::{
     Prefetch, RestoreError, RestoreFile, RestoreMode, RestoreOptions, Restored, restore_ram,
 };
 use paguro_migration::{
-    Control, HugePolicy, Memory, Sabotage, SnapshotError, SnapshotOptions, SnapshotReport, Status,
-    check_can_freeze, snapshot,
+    Control, ForTests, HugePolicy, Memory, Sabotage, SnapshotError, SnapshotOptions,
+    SnapshotReport, Status, check_can_freeze, snapshot,
 };
 use paguro_ram::{Backing, BlockConfig, Discards, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
@@ -64,8 +64,11 @@ fn ram(layout: &[BlockConfig]) -> GuestRam {
 fn small() -> SnapshotOptions {
     SnapshotOptions {
         page_buffer_bytes: 8 << 20,
-        sync: false,
-        check_freeze: true,
+        for_tests: ForTests {
+            unsynced: true,
+            check_freeze: true,
+            ..ForTests::default()
+        },
         ..SnapshotOptions::new()
     }
 }
@@ -521,10 +524,8 @@ fn a_restored_machine_is_snapshotted_while_it_is_still_filling() {
         // One page is here, so that its granule is armed with all that is not.
         restored.memory.ram().blocks()[0].mapping().touch(0, 4096);
         // All of the arming in the pause: there nobody answers faults, so nothing may be touched.
-        let options = SnapshotOptions {
-            arm_in_pause: !forced.is_empty(),
-            ..small()
-        };
+        let mut options = small();
+        options.for_tests.arm_in_pause = !forced.is_empty();
         take(&idle, &second, &options).unwrap();
         assert!(!filler.is_done(), "too fast for the test to mean anything");
         assert_eq!(
@@ -708,11 +709,9 @@ fn what_is_broken_on_purpose_is_noticed() {
         Sabotage::NoRearm,
         Sabotage::SkipPage,
     ] {
-        let options = SnapshotOptions {
-            sabotage,
-            check_freeze: false,
-            ..small()
-        };
+        let mut options = small();
+        options.for_tests.sabotage = sabotage;
+        options.for_tests.check_freeze = false;
         // One at a time, so that it can end at the first.
         let noticed = (0..20).any(|_| several(&layout, host, &options, 1, 8192) > 0);
         assert!(noticed, "{sabotage:?} went unnoticed");

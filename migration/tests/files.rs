@@ -11,7 +11,9 @@ use paguro_migration::restore::{
     Failure, Prefetch, RestoreError, RestoreFile, RestoreMode, RestoreOptions, Restored, Waiters,
     restore_ram,
 };
-use paguro_migration::{Control, Memory, SnapshotError, SnapshotOptions, Status, snapshot};
+use paguro_migration::{
+    Control, ForTests, Memory, SnapshotError, SnapshotOptions, Status, snapshot,
+};
 use paguro_pager::SourceError;
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
 use paguro_sys::{Fallbacks, Host};
@@ -32,6 +34,14 @@ pub fn host() -> Option<Host> {
     }
     skipped("userfaultfd with write-protection is not available to this process");
     None
+}
+
+/// Nobody loses these files in a crash.
+fn unsynced() -> ForTests {
+    ForTests {
+        unsynced: true,
+        ..ForTests::default()
+    }
 }
 
 pub fn layout() -> Vec<BlockConfig> {
@@ -55,7 +65,7 @@ pub fn saved(host: Host, path: &Path, value: u8, checksums: bool) {
     let options = SnapshotOptions {
         background: false,
         checksums,
-        sync: false,
+        for_tests: unsynced(),
         ..SnapshotOptions::new()
     };
     snapshot(&machine, path, &options, &Control::default()).unwrap();
@@ -369,7 +379,7 @@ fn a_snapshot_of_what_is_still_in_a_file_waits_for_the_file() {
             // One thread, which is the one that waits.
             let options = SnapshotOptions {
                 channels: 1,
-                sync: false,
+                for_tests: unsynced(),
                 ..SnapshotOptions::new()
             };
             snapshot(&machine, &path, &options, &its)
@@ -410,7 +420,7 @@ fn a_snapshot_of_a_mapped_file_that_cannot_be_read_fails() {
     let second = dir.path().join("second");
     let stopped = SnapshotOptions {
         background: false,
-        sync: false,
+        for_tests: unsynced(),
         ..SnapshotOptions::new()
     };
     let save = || {

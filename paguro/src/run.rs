@@ -95,11 +95,9 @@ pub fn run(args: &MachineArgs, origin: Origin<'_>, forced: &Forced) -> Result<Ex
     };
     let guest = Arc::new(guest);
     let events = guest.vm().subscribe();
-    let options = SnapshotOptions {
-        check_freeze: args.check_freeze,
-        sabotage: forced.broken.snapshot,
-        ..SnapshotOptions::new()
-    };
+    let mut options = SnapshotOptions::new();
+    options.for_tests.check_freeze = args.check_freeze;
+    options.for_tests.sabotage = forced.broken.snapshot;
     let mut settings = Settings::new(options, forced.broken.migration);
     if let Some(directory) = &args.tls_creds {
         let directory = std::path::absolute(directory)?;

@@ -69,7 +69,7 @@ pub fn snapshot(
         options,
         control,
     };
-    let open = || Ok(PartialFile::create(path, options.sync)?);
+    let open = || Ok(PartialFile::create(path, !options.for_tests.unsynced)?);
     conclude(run(request, path.to_owned(), open), control)
 }
 
@@ -78,7 +78,7 @@ pub fn snapshot(
 /// return path: what the other side makes of it is not known, and whoever loads it has a second
 /// machine, while this one runs on.
 ///
-/// Options that concern the file (`channels`, `checksums`, `sync`) mean nothing here.
+/// Options that concern the file (`channels`, `checksums`) mean nothing here.
 ///
 /// # Errors
 ///

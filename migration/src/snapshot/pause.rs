@@ -78,7 +78,7 @@ pub(super) fn pause<'m>(
         Guest(Some(paused))
     };
     drop(raised);
-    let devices = match options.sabotage {
+    let devices = match options.for_tests.sabotage {
         Sabotage::DevicesAfterFreeze => machine.pause()?.save_devices()?,
         _ => devices,
     };
@@ -100,7 +100,7 @@ fn stand_still<'m>(
 ) -> Result<(Box<dyn Paused + 'm>, Vec<DeviceSection>), SnapshotError> {
     let options = request.options;
     let start = Instant::now();
-    if options.sabotage == Sabotage::RearmBeforeBarrier {
+    if options.for_tests.sabotage == Sabotage::RearmBeforeBarrier {
         freeze.arm_rest().map_err(SnapshotError::Freeze)?;
     }
     // 1 and 2: vCPUs out of the guest, devices quiet.
@@ -112,8 +112,9 @@ fn stand_still<'m>(
     // 4 to 6: readers stand still, the last look, the frozen epoch.
     let barrier = freeze.barrier();
     freeze.hold(barrier).map_err(SnapshotError::Freeze)?;
-    if options.pause_sleep_us > 0 {
-        std::thread::sleep(Duration::from_micros(options.pause_sleep_us));
+    let sleep_us = options.for_tests.pause_sleep_us;
+    if sleep_us > 0 {
+        std::thread::sleep(Duration::from_micros(sleep_us));
     }
     report.pause_us = micros(start.elapsed());
     report.pause_freeze_us = report.pause_us - report.pause_stop_us - report.pause_devices_us;

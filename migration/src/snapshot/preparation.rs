@@ -55,7 +55,7 @@ pub(super) fn prepare<O>(
     let freeze = make_freeze(request, faults, report)?;
     machine.memory().set_freeze(&freeze);
     let frozen = Frozen(freeze.clone());
-    if !options.arm_in_pause {
+    if !options.for_tests.arm_in_pause {
         let armed = freeze.arm(|| !control.is_cancelled());
         armed.map_err(|error| match control.is_cancelled() {
             true => SnapshotError::Cancelled,
@@ -96,8 +96,8 @@ fn make_freeze(
             buffer_bytes: buffer.bytes,
             huge: options.huge,
             retry: memory.map_retry(),
-            check: options.check_freeze && options.background,
-            sabotage: options.sabotage,
+            check: options.for_tests.check_freeze && options.background,
+            sabotage: options.for_tests.sabotage,
         },
     )
     .map_err(SnapshotError::Freeze)

@@ -193,10 +193,10 @@ fn of_snapshots(settings: &Settings) -> Value {
         "x-paguro-chunk-size": options.chunk_bytes,
         "x-paguro-checksums": options.checksums,
         "x-paguro-huge-pages": huge,
-        "x-paguro-check-freeze": options.check_freeze,
-        "x-paguro-sync": options.sync,
-        "x-paguro-arm-in-pause": options.arm_in_pause,
-        "x-paguro-pause-sleep-us": options.pause_sleep_us,
+        "x-paguro-check-freeze": options.for_tests.check_freeze,
+        "x-paguro-sync": !options.for_tests.unsynced,
+        "x-paguro-arm-in-pause": options.for_tests.arm_in_pause,
+        "x-paguro-pause-sleep-us": options.for_tests.pause_sleep_us,
     })
 }
 
@@ -318,16 +318,16 @@ fn change_snapshot(options: &mut SnapshotOptions, args: &mut Args) -> Result<(),
         };
     }
     if let Some(on) = args.boolean("x-paguro-check-freeze")? {
-        options.check_freeze = on;
+        options.for_tests.check_freeze = on;
     }
     if let Some(on) = args.boolean("x-paguro-sync")? {
-        options.sync = on;
+        options.for_tests.unsynced = !on;
     }
     if let Some(on) = args.boolean("x-paguro-arm-in-pause")? {
-        options.arm_in_pause = on;
+        options.for_tests.arm_in_pause = on;
     }
     if let Some(us) = within(args, "x-paguro-pause-sleep-us", 0, MAX_PAUSE_SLEEP_US)? {
-        options.pause_sleep_us = us as u64;
+        options.for_tests.pause_sleep_us = us as u64;
     }
     Ok(())
 }

@@ -507,7 +507,7 @@ fn a_background_snapshot_over_a_channel_is_the_machine_at_the_pause() {
             })
         };
         let mut options = SnapshotOptions::new();
-        options.check_freeze = true;
+        options.for_tests.check_freeze = true;
         let channel = channel::Options::new(Stop::new().unwrap());
         let control = Control::new(None);
         snapshot_to_stream(&*vm, &name.address(), &channel, &options, &control).unwrap();
