@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer, WriterClass};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Stay, Writer, WriterClass};
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, Waiters, restore_ram};
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot};
 use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
@@ -131,8 +131,13 @@ impl Paused for AtRest<'_> {
         Ok(vec![section])
     }
 
-    fn stay(&mut self, stay: bool) {
-        self.cpu.stopped = stay;
+    fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
+        self.cpu.stopped = false;
+        Ok(())
+    }
+
+    fn stay(&mut self, _: Stay) {
+        self.cpu.stopped = true;
     }
 }
 

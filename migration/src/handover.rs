@@ -22,7 +22,7 @@
 //! is no copy any more: a source that is let run again afterwards finds RAM as the destination left
 //! it, and devices as they were before. The two never run at the same time, as in every migration;
 //! but where a copied guest could be run again at the source (`cont` after `completed`), this one
-//! must not be, and [`Paused::gone`](crate::machine::Paused::gone) tells the machine so. In doubt an
+//! must not be, and [`Stay::HandedOver`](crate::machine::Stay::HandedOver) tells the machine so. In doubt an
 //! operator who knows that the destination never ran may run it here, and nobody else. Before the
 //! permission to run was sent nothing of the guest's RAM has changed, but for what KVM itself may
 //! write there when a vCPU's state is set.

@@ -1,8 +1,8 @@
 //! What the engine needs from a VMM.
 //!
 //! A VMM implements [`Board`], [`Machine`] and [`Paused`]; nothing else of it is known here. The order
-//! of a pause is the engine's business and is kept by these types: whoever pauses holds a [`Paused`],
-//! and dropping it, on whatever path, lets the guest run on.
+//! of a pause is the engine's business and is kept by these types: whoever pauses holds a [`Paused`], and
+//! ends it by [`Paused::resume`], or by letting go of it after [`Paused::stay`].
 
 use std::sync::Arc;
 
@@ -109,6 +109,30 @@ pub trait Machine: Board {
     /// when this returns nobody writes guest RAM and no I/O into it is in flight. Faults must go
     /// on being served while it waits. Pausing a paused machine is no error.
     ///
+    /// Called in the thread that takes the snapshot or migrates, which is the VMM's: it may wait there.
+    ///
+    /// **How devices are made quiet.** In this order: vCPUs first, so that nothing new is asked of a
+    /// device; then each device ends what it has in hand (a request that was taken from a queue is
+    /// completed, and the interrupt of that is part of its state) and takes no more. A device with a thread
+    /// of its own is told and waited for: the thread looks for the order between two pieces of work, says
+    /// that it rests, and waits (`examples/vmm.rs`). I/O of the kernel into guest RAM (io_uring, AIO,
+    /// vhost) is drained: submitted no more, and its completions waited for. What a device cannot finish
+    /// (a disk that does not answer) is an error here, or the pause lasts as long.
+    ///
+    /// **A VMM of one thread**, which emulates devices and serves its API in one event loop, makes them quiet
+    /// by standing still itself: the snapshot runs in another thread; `pause` has the loop hand over
+    /// between two events and wait. While it waits it serves nobody, so it must not be asked for anything
+    /// that the snapshot needs, and whoever cancels does it from elsewhere ([`Control`](crate::Control) may
+    /// be shared). Where that is too long (below), the loop goes on with its API alone, and leaves the
+    /// events of devices unread: what matters is that no device writes RAM.
+    ///
+    /// **How long it may last** until the [`Paused`] goes: a background snapshot some milliseconds; a
+    /// stopped snapshot as long as its file takes, and afterwards nobody resumes; a migration from the
+    /// stop until the outcome is known, which is the downtime, but for as long as it is in doubt, and so
+    /// until the destination answers or an operator decides. Meanwhile these go on: page faults on its
+    /// RAM ([`Memory`] does that by itself), the commands by which an operator looks and decides
+    /// ([`Migration`](crate::source::Migration)), and whatever the operator needs to send them.
+    ///
     /// # Errors
     ///
     /// The machine's; it then runs on as before.
@@ -144,7 +168,31 @@ pub trait Recipient: Board {
     fn start(&self) -> Result<(), MachineError>;
 }
 
-/// A machine at rest. Dropping it resumes devices, then vCPUs, if they ran when it was paused.
+/// Why a machine stays at rest when its pause is over. What a VMM answers to whoever wants it to run again
+/// hangs on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stay {
+    /// It was stopped for its snapshot, which is complete. It may run again, beside what is in the file, if
+    /// its owner wants that.
+    Stopped,
+    /// Its copy runs at the destination, or will as soon as somebody there says so. Here it is whole, and
+    /// runs again only at the word of an operator who knows that the copy does not.
+    MigratedAway,
+    /// Its RAM was [handed over](crate::handover) to another process, whose guest writes it from now on: it
+    /// must never run or be saved here again, whoever asks for that.
+    HandedOver,
+    /// Its copy may run elsewhere, or be run from a file, and nobody knows. As [`Stay::MigratedAway`].
+    InDoubt,
+    /// Pages of its RAM are lost: it is to run nowhere.
+    Spoilt,
+}
+
+/// A machine at rest.
+///
+/// Its pause ends with [`Paused::resume`], which says whether it runs, or when this is dropped: after
+/// [`Paused::stay`] it stays at rest; otherwise dropping it is the last resort, of a panic, and does what
+/// `resume` does with nobody there to hear that it failed.
 pub trait Paused {
     /// Whether the machine ran before the pause.
     fn was_running(&self) -> bool;
@@ -157,15 +205,17 @@ pub trait Paused {
     /// The machine's.
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError>;
 
-    /// With `true`, dropping this leaves the machine stopped, as after a migration that stopped it
-    /// (`postmigrate`); with `false` it lets it run on again.
-    fn stay(&mut self, stay: bool);
+    /// Ends the pause: devices go on, then vCPUs, if they did before it; also after [`Paused::stay`], which
+    /// it takes back. A machine that was stopped before its pause, or was told meanwhile to stop, stays so,
+    /// which is no error.
+    ///
+    /// # Errors
+    ///
+    /// The machine's: it was to run on, and stands still. The engine tells it with the outcome of what it
+    /// was doing, and does not try again.
+    fn resume(self: Box<Self>) -> Result<(), MachineError>;
 
-    /// RAM was [handed over](crate::handover) to another process, whose guest writes it from now
-    /// on: dropping this leaves the machine stopped, and it must never run or be saved here again,
-    /// whoever asks for that. Without an implementation it just stays stopped, and to keep it so is
-    /// up to its owner.
-    fn gone(&mut self) {
-        self.stay(true);
-    }
+    /// From now on dropping this leaves the machine at rest, for this reason; the last one counts. Called
+    /// before the outcome is known, so that not even a panic lets a guest run twice.
+    fn stay(&mut self, why: Stay);
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use paguro_migration::machine::Stay;
 use paguro_migration::machine::{Writer, WriterClass};
 use paguro_migration::restore::{
     Prefetch, RestoreError, RestoreFile, RestoreMode, RestoreOptions, Restored, restore_ram,
@@ -716,6 +717,42 @@ fn what_is_broken_on_purpose_is_noticed() {
         let noticed = (0..20).any(|_| several(&layout, host, &options, 1, 8192) > 0);
         assert!(noticed, "{sabotage:?} went unnoticed");
     }
+}
+
+#[test]
+fn the_picture_of_a_guest_that_does_not_run_on_is_completed() {
+    let _alone = alone();
+    let Some(host) = host(&Fallbacks::default()) else {
+        return;
+    };
+    let layout = [config(0, 4096, Backing::Anonymous, PageKind::Small)];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let machine = ThreadMachine::start(Memory::new(host, ram(&layout)), 2, 4096);
+    machine.run_on(2_000);
+    machine.resumes.store(false, Ordering::Release);
+    let report = take(&machine, &path, &small()).unwrap();
+    let why = "the machine failed to go on: it was told not to";
+    assert_eq!(report.not_resumed.as_deref(), Some(why));
+    assert_eq!(*machine.stays.lock().unwrap(), None);
+    let back = back(&path, &layout, host, RestoreMode::Eager);
+    assert_eq!(wrong(&machine, back.memory.ram()), 0);
+}
+
+#[test]
+fn a_guest_that_is_saved_standing_is_told_why_it_stays() {
+    let _alone = alone();
+    let layout = [config(0, 512, Backing::Anonymous, PageKind::Small)];
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Memory::new(Host::probe(&Fallbacks::default()), ram(&layout));
+    let machine = ThreadMachine::start(memory, 1, 512);
+    let options = SnapshotOptions {
+        background: false,
+        ..small()
+    };
+    let report = take(&machine, &dir.path().join("a"), &options).unwrap();
+    assert_eq!(report.not_resumed, None);
+    assert_eq!(*machine.stays.lock().unwrap(), Some(Stay::Stopped));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
-use paguro_migration::machine::{Board, DeviceCost, Machine, MachineError, Paused, Writer};
+use paguro_migration::machine::{Board, DeviceCost, Machine, MachineError, Paused, Stay, Writer};
 use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
 use paguro_ram::PageSet;
 use paguro_testkit::{ends, run};
@@ -124,7 +124,11 @@ impl Paused for AtRest {
         ])
     }
 
-    fn stay(&mut self, _: bool) {}
+    fn resume(self: Box<Self>) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn stay(&mut self, _: Stay) {}
 }
 
 /// Moves it under that limit; whether it did, and what it was expected to take in the end.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use paguro_migration::Memory;
-use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer, WriterClass};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Stay, Writer, WriterClass};
 use paguro_testkit::{IN_VAIN, wait_until};
 use paguro_wire::device::{DeviceSection, SectionWriter};
 
@@ -30,6 +30,10 @@ pub struct ThreadMachine {
     pub writers: Vec<Writer>,
     /// Whether it says that KVM takes its faults.
     pub faults_in_kernel: bool,
+    /// Why it stays at rest, if it does.
+    pub stays: Mutex<Option<Stay>>,
+    /// Whether it can be resumed after a pause.
+    pub resumes: AtomicBool,
 }
 
 impl ThreadMachine {
@@ -65,6 +69,8 @@ impl ThreadMachine {
             picture: Mutex::default(),
             writers,
             faults_in_kernel: false,
+            stays: Mutex::default(),
+            resumes: AtomicBool::new(true),
         }
     }
 
@@ -134,7 +140,19 @@ impl Shared {
 
 struct Rest<'a> {
     machine: &'a ThreadMachine,
-    stays: bool,
+    stays: Option<Stay>,
+}
+
+impl Rest<'_> {
+    fn go_on(&self) -> Result<(), MachineError> {
+        if !self.machine.resumes.load(Ordering::Acquire) {
+            return Err(MachineError::new("go on", "it was told not to"));
+        }
+        let _parked = self.machine.shared.parked.lock().unwrap();
+        self.machine.shared.pause.fetch_sub(1, Ordering::AcqRel);
+        self.machine.shared.changed.notify_all();
+        Ok(())
+    }
 }
 
 impl Board for ThreadMachine {
@@ -166,7 +184,7 @@ impl Machine for ThreadMachine {
         drop(parked);
         Ok(Box::new(Rest {
             machine: self,
-            stays: false,
+            stays: None,
         }))
     }
 }
@@ -193,18 +211,22 @@ impl Paused for Rest<'_> {
         ])
     }
 
-    fn stay(&mut self, stay: bool) {
-        self.stays = stay;
+    fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
+        // What is left to do when it is dropped: nothing.
+        self.stays = Some(Stay::Stopped);
+        self.go_on()
+    }
+
+    fn stay(&mut self, why: Stay) {
+        self.stays = Some(why);
+        *self.machine.stays.lock().unwrap() = Some(why);
     }
 }
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
-        if self.stays {
-            return;
+        if self.stays.is_none() {
+            let _ = self.go_on();
         }
-        let _parked = self.machine.shared.parked.lock().unwrap();
-        self.machine.shared.pause.fetch_sub(1, Ordering::AcqRel);
-        self.machine.shared.changed.notify_all();
     }
 }

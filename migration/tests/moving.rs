@@ -3,15 +3,15 @@
 //! the tracker that is asked and by the machine that is stopped.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError};
 use paguro_migration::Memory;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveMode, ReceiveOptions, receive};
-use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Stay, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{
     MigrateError, MigrateOptions, MigrateReport, Migration, Mode, Pages, migrate,
@@ -75,6 +75,10 @@ struct Source {
     tracker: MarkTracker,
     syncs: AtomicUsize,
     clears: AtomicUsize,
+    /// Whether it can be resumed after a pause.
+    resumes: bool,
+    /// Why it was to stay at rest.
+    stays: Mutex<Vec<Stay>>,
 }
 
 /// A tracker that belongs to it.
@@ -128,13 +132,13 @@ impl Machine for Moving {
 
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
         (self.0.act)(&self.0.guest, Moment::Pause);
-        Ok(Box::new(AtRest))
+        Ok(Box::new(AtRest(&self.0)))
     }
 }
 
-struct AtRest;
+struct AtRest<'m>(&'m Source);
 
-impl Paused for AtRest {
+impl Paused for AtRest<'_> {
     fn was_running(&self) -> bool {
         true
     }
@@ -147,7 +151,16 @@ impl Paused for AtRest {
             .map_err(|error| MachineError::new("save", error))
     }
 
-    fn stay(&mut self, _: bool) {}
+    fn resume(self: Box<Self>) -> Result<(), MachineError> {
+        match self.0.resumes {
+            true => Ok(()),
+            false => Err(MachineError::new("go on", "it was told not to")),
+        }
+    }
+
+    fn stay(&mut self, why: Stay) {
+        self.0.stays.lock().unwrap().push(why);
+    }
 }
 
 type Sent = Result<MigrateReport, MigrateError>;
@@ -192,6 +205,19 @@ fn moved(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
 /// Tries to move RAM; what it was in the end, here and there, and what the source says. The
 /// destination says the same.
 fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam, Sent) {
+    let (here, there, sent, stays) = tried_of(true, way, before, act);
+    let at_rest = [Stay::InDoubt, Stay::MigratedAway];
+    assert_eq!(stays, at_rest[..if sent.is_ok() { 2 } else { 0 }]);
+    (here, there, sent)
+}
+
+/// The same of a machine that `resumes` after a pause or does not, and why it was to stay at rest.
+fn tried_of(
+    resumes: bool,
+    way: Way,
+    before: impl FnOnce(&Guest),
+    act: Act,
+) -> (GuestRam, GuestRam, Sent, Vec<Stay>) {
     let (memory, other) = (memory(PAGES * PAGE), memory(PAGES * PAGE));
     let (here, there) = (memory.ram().clone(), other.ram().clone());
     let marks = Marks::default();
@@ -201,6 +227,8 @@ fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
         act,
         syncs: AtomicUsize::new(0),
         clears: AtomicUsize::new(0),
+        resumes,
+        stays: Mutex::default(),
     });
     before(&source.guest);
 
@@ -222,13 +250,15 @@ fn tried(way: Way, before: impl FnOnce(&Guest), act: Act) -> (GuestRam, GuestRam
         device: Some(DEVICE),
     };
     let received = run(move || receive(&recipient, listener, &Arrival::new(receiving, None)));
+    let its = source.clone();
     let sent = run(move || {
         let migration = Migration::new(&options, None).unwrap();
-        migrate(&Moving(source), &options, &migration)
+        migrate(&Moving(its), &options, &migration)
     });
     let sent = ends(&sent);
     assert_eq!(ends(&received).is_ok(), sent.is_ok());
-    (here, there, sent)
+    let stays = source.stays.lock().unwrap().clone();
+    (here, there, sent, stays)
 }
 
 /// Every page is there what it is here.
@@ -341,4 +371,35 @@ fn a_block_that_changes_its_length_on_the_way_is_refused() {
             "{way:?}: {error}"
         );
     }
+}
+
+#[test]
+fn a_guest_that_does_not_run_on_is_told_with_the_migration_that_failed() {
+    let shrink = |guest: &Guest, moment| {
+        if moment == Moment::Pause {
+            guest.memory.ram().blocks()[0]
+                .resize(PAGES / 2 * PAGE)
+                .unwrap();
+        }
+    };
+    let (_, _, sent, stays) = tried_of(false, Way::Plain, |_| (), Box::new(shrink));
+    assert_eq!(stays, []);
+    let error = sent.unwrap_err();
+    let MigrateError::Ended(ended) = &error else {
+        panic!("{error:?}");
+    };
+    let cause = ended.cause.as_deref();
+    let Some(MigrateError::NotResumed { failed, source }) = cause else {
+        panic!("{error:?}");
+    };
+    assert!(matches!(
+        failed.as_deref(),
+        Some(MigrateError::BlocksChanged)
+    ));
+    assert_eq!(source.doing, "go on");
+    let said = error.to_string();
+    assert!(
+        said.contains("blocks changed") && said.ends_with("could not be resumed"),
+        "{said}"
+    );
 }

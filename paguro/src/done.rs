@@ -37,6 +37,11 @@ pub fn tell(report: &Value, print: impl FnOnce(&Value) -> Result<()>) {
             say(format_args!("hint: {UNCONFIRMED}"));
         }
     }
+    if let Some(why) = report["not_resumed"].as_str() {
+        say(format_args!(
+            "paguro: warning: it is complete, but the guest does not run on: {why}"
+        ));
+    }
     if let Err(error) = print(report) {
         say(format_args!(
             "paguro: warning: it is complete, but its report cannot be printed: {error:#}"

@@ -8,7 +8,7 @@ use paguro_dirty::tracker::DirtyRate;
 use paguro_dirty::{Sampling, SamplingError};
 use paguro_migration::channel::{self, Address, Listener};
 use paguro_migration::destination::{self, Arrival, ReceiveError};
-use paguro_migration::machine::{Machine, WriterClass};
+use paguro_migration::machine::{Machine, Stay, WriterClass};
 use paguro_migration::restore::{Filler, MapWatch, RestoreMode, Waiters};
 use paguro_migration::source::{self, MigrateOptions, Migration};
 use paguro_migration::{
@@ -146,11 +146,12 @@ impl Guest {
     pub fn check_can_migrate(&self) -> Result<(), String> {
         match self.vm.run_state() {
             RunState::InMigrate => Err("Guest is waiting for an incoming migration".to_owned()),
-            RunState::PostMigrate if self.vm.is_gone() => Err(StateError::Gone.to_string()),
-            RunState::PostMigrate => Err(
-                "Can't migrate the vm that was paused due to previous migration; 'cont' first"
+            RunState::PostMigrate => Err(match self.vm.stays() {
+                Some(Stay::HandedOver) => StateError::Gone.to_string(),
+                Some(Stay::Spoilt) => StateError::Spoilt.to_string(),
+                _ => "Can't migrate the vm that was paused due to previous migration; 'cont' first"
                     .to_owned(),
-            ),
+            }),
             RunState::IoError => Err(match self.vm.halted() {
                 Some(reason) => format!("the machine is stopped, 'cont' first: {reason}"),
                 None => "the machine was stopped, 'cont' first".to_owned(),

@@ -14,6 +14,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use paguro_migration::machine::Stay;
+
 use crate::state::{Ended, Event, RunState, ShutdownCause, StateError};
 
 /// How long a thread may take to come to rest. It takes a fraction of a millisecond, but for one that
@@ -54,8 +56,8 @@ struct Inner {
     holds: u32,
     running: bool,
     stopped_as: RunState,
-    /// Its RAM was handed over.
-    gone: bool,
+    /// Why it was left at rest when it was paused last; nothing once it was told to run again.
+    stays: Option<Stay>,
     /// Why it cannot go on for now.
     halted: Option<String>,
     failure: Option<String>,
@@ -73,15 +75,17 @@ impl Inner {
     }
 
     fn may_run(&self) -> bool {
-        let free = self.holds == 0 && !self.gone && self.halted.is_none();
+        let free = self.holds == 0 && self.check_here().is_ok() && self.halted.is_none();
         self.wanted && free && self.check().is_ok()
     }
 
-    /// Whether its RAM is its own.
+    /// Whether its RAM is its own, and what it should be. One that was stopped for its snapshot, or moved
+    /// as a copy, runs again if its operator says so, as in QEMU: he knows what became of the other.
     fn check_here(&self) -> Result<(), StateError> {
-        match self.gone {
-            true => Err(StateError::Gone),
-            false => Ok(()),
+        match self.stays {
+            Some(Stay::HandedOver) => Err(StateError::Gone),
+            Some(Stay::Spoilt) => Err(StateError::Spoilt),
+            _ => Ok(()),
         }
     }
 
@@ -106,7 +110,7 @@ impl Control {
                 holds: 0,
                 running: false,
                 stopped_as: RunState::Prelaunch,
-                gone: false,
+                stays: None,
                 halted: None,
                 failure: None,
                 end: None,
@@ -146,13 +150,9 @@ impl Control {
         self.lock().stopped_as = state;
     }
 
-    /// Its RAM is another process's from now on.
-    pub(crate) fn set_gone(&self) {
-        self.lock().gone = true;
-    }
-
-    pub(crate) fn is_gone(&self) -> bool {
-        self.lock().gone
+    /// Why it was left at rest, if it was and was not told to run again.
+    pub(crate) fn stays(&self) -> Option<Stay> {
+        self.lock().stays
     }
 
     pub(crate) fn failure(&self) -> Option<String> {
@@ -172,6 +172,7 @@ impl Control {
         inner.check_here()?;
         inner.wanted = true;
         inner.halted = None;
+        inner.stays = None;
         self.resume_if_free(&turn, &mut inner);
         Ok(())
     }
@@ -224,17 +225,25 @@ impl Control {
         Err(StateError::Held)
     }
 
-    /// Ends a pause. With `stay` the machine shall not run afterwards and shows that state.
-    pub(crate) fn release(&self, stay: Option<RunState>) {
+    /// Ends a pause. With `stay` the machine shall not run afterwards, and shows that it was left at rest
+    /// (`postmigrate`). Otherwise it is an error if it shall run and has failed; one that has ended does as
+    /// it was told.
+    pub(crate) fn release(&self, stay: Option<Stay>) -> Result<(), StateError> {
         let turn = self.take_turn();
         let mut inner = self.lock();
         inner.holds = inner.holds.saturating_sub(1);
-        if let Some(state) = stay {
+        if let Some(why) = stay {
             inner.wanted = false;
             inner.halted = None;
-            inner.stopped_as = state;
+            inner.stays = Some(why);
+            inner.stopped_as = RunState::PostMigrate;
+            return Ok(());
         }
         self.resume_if_free(&turn, &mut inner);
+        match inner.check() {
+            Err(failed @ StateError::Failed(_)) if inner.wanted => Err(failed),
+            _ => Ok(()),
+        }
     }
 
     /// Stops the machine for good, for `reason`. Waits for nobody.
@@ -434,13 +443,13 @@ mod tests {
         control.cont().unwrap();
         assert!(!light.open.load(Ordering::SeqCst));
         control.stop().unwrap();
-        control.release(None);
+        control.release(None).unwrap();
         assert!(!light.open.load(Ordering::SeqCst));
         assert_eq!(seen(&events), [Event::Resumed, Event::Stopped]);
         assert!(!control.hold().unwrap());
         control.cont().unwrap();
         assert!(!light.open.load(Ordering::SeqCst));
-        control.release(None);
+        control.release(None).unwrap();
         assert!(light.open.load(Ordering::SeqCst));
         assert_eq!(control.run_state(), RunState::Running);
         assert_eq!(seen(&events), [Event::Resumed]);
@@ -462,7 +471,7 @@ mod tests {
         assert!(!light.open.load(Ordering::SeqCst));
         // A pause, and a stop, change nothing about it.
         assert!(control.hold().unwrap());
-        control.release(None);
+        control.release(None).unwrap();
         control.stop().unwrap();
         assert!(!light.open.load(Ordering::SeqCst));
         assert_eq!(control.run_state(), RunState::IoError);
@@ -484,7 +493,7 @@ mod tests {
         // In a pause it takes effect at its end.
         control.hold().unwrap();
         control.halt(reason());
-        control.release(None);
+        control.release(None).unwrap();
         assert_eq!(control.run_state(), RunState::IoError);
         assert_eq!(seen(&events), [Event::Stopped, halted]);
         control.fail("a page is lost".to_owned());
@@ -543,9 +552,9 @@ mod tests {
         control.cont().unwrap();
         assert!(control.hold().unwrap());
         assert!(control.hold().unwrap());
-        control.release(None);
+        control.release(None).unwrap();
         assert!(!light.open.load(Ordering::SeqCst));
-        control.release(None);
+        control.release(None).unwrap();
         assert!(light.open.load(Ordering::SeqCst));
         assert_eq!(
             seen(&events),
@@ -559,7 +568,7 @@ mod tests {
         assert_eq!(control.run_state(), RunState::Prelaunch);
         assert!(!control.hold().unwrap());
         assert!(light.waits.load(Ordering::SeqCst) > 0);
-        control.release(None);
+        control.release(None).unwrap();
         assert_eq!(control.run_state(), RunState::Prelaunch);
         assert!(seen(&events).is_empty());
     }
@@ -571,7 +580,7 @@ mod tests {
         control.hold().unwrap();
         control.set_stopped_state(RunState::FinishMigrate);
         assert_eq!(control.run_state(), RunState::FinishMigrate);
-        control.release(Some(RunState::PostMigrate));
+        control.release(Some(Stay::Stopped)).unwrap();
         assert_eq!(control.run_state(), RunState::PostMigrate);
         assert!(!light.open.load(Ordering::SeqCst));
         control.cont().unwrap();
@@ -584,7 +593,7 @@ mod tests {
         control.cont().unwrap();
         control.hold().unwrap();
         control.fail("a page is lost".to_owned());
-        control.release(None);
+        assert!(matches!(control.release(None), Err(StateError::Failed(_))));
         assert!(!light.open.load(Ordering::SeqCst));
         assert_eq!(control.run_state(), RunState::InternalError);
         assert!(matches!(control.cont(), Err(StateError::Failed(_))));

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use paguro_dirty::tracker::Tracker;
 use paguro_migration::Memory;
 use paguro_migration::machine::{
-    Board, DeviceCost, Machine, MachineError, Paused, Recipient, Writer,
+    Board, DeviceCost, Machine, MachineError, Paused, Recipient, Stay, Writer,
 };
 use paguro_wire::device::DeviceSection;
 
-use crate::{Accel, MACHINE_NAME, RunState, StateError, Vm, VmError};
+use crate::{Accel, MACHINE_NAME, StateError, Vm, VmError};
 
 impl Board for Vm {
     fn memory(&self) -> &Arc<Memory> {
@@ -61,7 +61,7 @@ impl Machine for Vm {
             was_running,
             stopped_in: start.elapsed(),
             stay: None,
-            gone: false,
+            is_over: false,
         }))
     }
 }
@@ -85,8 +85,8 @@ struct Pause<'a> {
     vm: &'a Vm,
     was_running: bool,
     stopped_in: Duration,
-    stay: Option<RunState>,
-    gone: bool,
+    stay: Option<Stay>,
+    is_over: bool,
 }
 
 impl Paused for Pause<'_> {
@@ -106,21 +106,24 @@ impl Paused for Pause<'_> {
         Ok(sections)
     }
 
-    fn stay(&mut self, stay: bool) {
-        self.stay = stay.then_some(RunState::PostMigrate);
+    fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
+        self.is_over = true;
+        let resumed = self.vm.control().release(None);
+        resumed.map_err(|error| MachineError::new("run on", error))
     }
 
-    fn gone(&mut self) {
-        self.stay(true);
-        self.gone = true;
+    fn stay(&mut self, why: Stay) {
+        self.stay = Some(why);
     }
 }
 
 impl Drop for Pause<'_> {
     fn drop(&mut self) {
-        if self.gone {
-            self.vm.control().set_gone();
+        if self.is_over {
+            return;
         }
-        self.vm.control().release(self.stay);
+        if let Err(error) = self.vm.control().release(self.stay) {
+            tracing::warn!(%error, "a machine does not run on after a pause");
+        }
     }
 }

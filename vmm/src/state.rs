@@ -151,4 +151,7 @@ pub enum StateError {
          there, and cannot run here again"
     )]
     Gone,
+    /// Pages of its RAM are lost.
+    #[error("pages of the machine's RAM are lost: it cannot run")]
+    Spoilt,
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker, TrackerError, Union};
 use paguro_migration::Memory;
-use paguro_migration::machine::{Writer, WriterClass};
+use paguro_migration::machine::{Stay, Writer, WriterClass};
 use paguro_ram::GuestRam;
 use paguro_sys::{Spool, SpoolCounts};
 use paguro_wire::device::DeviceSection;
@@ -399,10 +399,11 @@ impl Vm {
         self.control.run_state()
     }
 
-    /// Whether it was moved with its RAM, and cannot run or be saved here any more. Any thread,
-    /// never waits.
-    pub fn is_gone(&self) -> bool {
-        self.control.is_gone()
+    /// Why it was left at rest, until it is told to run again. One that was handed over or whose pages are
+    /// lost cannot run or be saved here any more; any other one runs at the word of its operator. Any
+    /// thread, never waits.
+    pub fn stays(&self) -> Option<Stay> {
+        self.control.stays()
     }
 
     /// Which state to show while it does not run, until it runs again. Any thread, never waits.

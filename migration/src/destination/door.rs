@@ -43,7 +43,7 @@ pub(super) fn keep<'s, 'e>(
             // There was one, and there will be no other.
             Err(ChannelError::Unsuitable { .. }) => return,
             Err(error @ (ChannelError::Tls { .. } | ChannelError::Timeout { .. })) => {
-                let error = crate::error::chain(&error);
+                let error = crate::error::with_causes(&error);
                 tracing::warn!(%error, "somebody was not let in");
                 continue;
             }
@@ -133,7 +133,7 @@ fn finish(reader: Reader) {
     if let Err(error) = reader.finish()
         && !ChannelError::inside(&error).is_some_and(ChannelError::is_stop)
     {
-        let error = crate::error::chain(&error);
+        let error = crate::error::with_causes(&error);
         tracing::warn!(%error, "the channel of a whole stream did not end well");
     }
 }

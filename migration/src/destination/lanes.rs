@@ -303,7 +303,7 @@ pub(super) fn receive<R: Direct>(
         Ok(init) => init.channel,
         Err(error) => {
             let number = matches!(&error, DecodeError::Corrupt { .. });
-            let error = crate::error::chain(&error);
+            let error = crate::error::with_causes(&error);
             tracing::warn!(%peer, %error, "a multifd channel was not let in");
             if number {
                 // Closed, it would make the source give up before anybody could say why.

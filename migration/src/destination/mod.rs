@@ -294,7 +294,7 @@ impl Arrival {
 
     /// Keeps an error, if it is the first.
     fn note(&self, error: ReceiveError) {
-        tracing::debug!(error = crate::error::chain(&error), "noted");
+        tracing::debug!(error = crate::error::with_causes(&error), "noted");
         self.lock().error.get_or_insert_with(|| error.into());
     }
 

@@ -303,7 +303,7 @@ mod tests {
         for zero in [true, false] {
             let arrival = Arrival::new(options.clone(), None);
             let error = read(&arrival, &here, &[], &stream(zero)[..]).unwrap_err();
-            let error = crate::error::chain(&error);
+            let error = crate::error::with_causes(&error);
             assert!(error.contains("handed over"), "{zero}: {error}");
             let mut byte = [0];
             mapping.copy_out(0, &mut byte);

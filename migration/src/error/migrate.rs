@@ -1,12 +1,14 @@
 //! What can go wrong with a migration, as its source sees it.
 
 use std::io;
+use std::sync::Arc;
 
 use paguro_dirty::tracker::TrackerError;
 use paguro_wire::stream::devices::EncodeError;
 use paguro_wire::stream::ram::TableError;
 use paguro_wire::{DecodeError, Fault};
 
+use super::with_causes;
 use crate::channel::ChannelError;
 use crate::machine::MachineError;
 use crate::reason::{self, Ended};
@@ -123,9 +125,27 @@ pub enum MigrateError {
     /// Ours.
     #[error("a thread of the migration panicked: this is a bug in paguro")]
     Bug,
+    /// The machine's: the migration came to nothing, and the guest, which was to run on here, stands
+    /// still.
+    #[error("{}", of_stuck(.failed))]
+    NotResumed {
+        /// Why it came to nothing, if that is an error.
+        failed: Option<Arc<MigrateError>>,
+        /// Why the guest does not run.
+        #[source]
+        source: MachineError,
+    },
     /// Cancelled.
     #[error("the migration was cancelled")]
     Cancelled,
+}
+
+fn of_stuck(failed: &Option<Arc<MigrateError>>) -> String {
+    const STUCK: &str = "the guest could not be resumed";
+    match failed {
+        Some(failed) => format!("{}; then {STUCK}", with_causes(failed)),
+        None => STUCK.to_owned(),
+    }
 }
 
 /// A destination that died has said nothing wrong.
@@ -169,6 +189,11 @@ impl MigrateError {
         }
     }
 
+    /// Whether the guest stands still although it should run here.
+    pub(crate) fn is_stuck(&self) -> bool {
+        matches!(self, Self::NotResumed { .. })
+    }
+
     /// What the control side is told of it.
     pub(crate) fn reason(&self) -> Reason {
         match self {
@@ -186,10 +211,8 @@ impl MigrateError {
 #[cfg(test)]
 mod tests {
     use std::error::Error;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::error::chain;
 
     #[test]
     fn what_ended_reads_as_its_cause_down_to_the_last_reason() {
@@ -198,9 +221,9 @@ mod tests {
             let why = Reason::Channel;
             MigrateError::Ended(Ended { why, cause })
         };
-        let text = chain(&broken);
+        let text = with_causes(&broken);
         let error = ended(Some(Arc::new(broken)));
-        assert_eq!(chain(&error), text);
+        assert_eq!(with_causes(&error), text);
         let last = error.source().and_then(|last| last.downcast_ref());
         assert_eq!(last.map(io::Error::kind), Some(io::ErrorKind::BrokenPipe));
         assert_eq!(ended(None).to_string(), Reason::Channel.to_string());

@@ -9,4 +9,5 @@ mod words;
 
 pub use migrate::MigrateError;
 pub use snapshot::SnapshotError;
-pub(crate) use words::{chain, unconfirmed};
+pub(crate) use words::unconfirmed;
+pub use words::with_causes;

@@ -9,7 +9,7 @@ use paguro_newfile::{FileError, NotNamed};
 use paguro_wire::device::DeviceError;
 use paguro_wire::snapshot::LayoutError;
 
-use super::MigrateError;
+use super::{MigrateError, with_causes};
 use crate::machine::MachineError;
 
 /// A snapshot failed. The guest runs on as before, nothing of it is protected any more, and no new
@@ -96,6 +96,15 @@ pub enum SnapshotError {
     /// The host's: no thread.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    /// The machine's: the snapshot came to nothing, and the guest, which was to run on, stands still.
+    #[error("{}; then the guest could not be resumed", with_causes(.failed))]
+    NotResumed {
+        /// Why there is no snapshot.
+        failed: Box<SnapshotError>,
+        /// Why it does not run.
+        #[source]
+        source: MachineError,
+    },
     /// Cancelled.
     #[error("the snapshot was cancelled")]
     Cancelled,

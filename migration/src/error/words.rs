@@ -1,9 +1,13 @@
-//! Errors in words, where there is nobody to take an error.
+//! Errors in words.
 
 use std::error::Error;
 
-/// An error with its reasons, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
+/// An error with its causes, in one line: for whoever prints it.
+///
+/// Errors here say what went wrong in one place, and do not repeat their
+/// [`source`](std::error::Error::source); printed alone, [`SnapshotError::Freeze`](super::SnapshotError::Freeze)
+/// does not say why. (`anyhow` prints the same with `{:#}`.)
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -16,6 +20,6 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 
 /// Of a file that is there: what could not be confirmed of it.
 pub(crate) fn unconfirmed(error: &dyn Error) -> String {
-    let why = chain(error);
+    let why = with_causes(error);
     format!("the file is complete and has its name, but a crash of the host may undo that: {why}")
 }

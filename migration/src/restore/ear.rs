@@ -44,7 +44,7 @@ impl Ear {
             drop(state);
             return listener(error);
         }
-        let why = crate::error::chain(error);
+        let why = crate::error::with_causes(error);
         tracing::warn!(why, early = ?self.early, "a page is missed before anybody hears of it");
         // The first counts, but what stays says more than what may pass.
         if state.kept.as_ref().is_none_or(SourceError::may_pass) {

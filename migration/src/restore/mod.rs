@@ -56,6 +56,15 @@ pub enum RestoreMode {
     Eager,
     /// The file is mapped privately: the kernel reads pages as they are touched. Only the metadata
     /// are checked.
+    ///
+    /// **Such a machine cannot be saved while it runs**, unless its file is in a tmpfs: of a file on a
+    /// disk the kernel tells no userfaultfd what is written. A background snapshot is refused before the
+    /// guest is paused, as [`SnapshotError::Freeze`](crate::SnapshotError::Freeze) with
+    /// [`Unprotectable`](paguro_dirty::FreezeError::Unprotectable), which names the block, for as long as
+    /// the machine lives. What can be done: save it stopped
+    /// ([`SnapshotOptions::background`](crate::SnapshotOptions::background) off), migrate it, or bring
+    /// machines that are to be saved live back with [`RestoreMode::Lazy`], whose pages come as late, or
+    /// [`RestoreMode::Eager`].
     Map,
     /// Pages are placed through userfaultfd as they are touched, and in the background; every page
     /// is checked.

@@ -248,7 +248,7 @@ impl Shared {
     fn trouble_is(&self, error: &SourceError) {
         let mut trouble = self.trouble();
         if trouble.is_none() {
-            let error = crate::error::chain(error);
+            let error = crate::error::with_causes(error);
             tracing::warn!(error, "pages cannot be had; they are tried again");
             *trouble = Some(error);
         }

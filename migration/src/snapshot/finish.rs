@@ -18,6 +18,7 @@ use super::outlet::Outlet;
 use super::pause::Moment;
 use super::report::SnapshotReport;
 use super::request::Request;
+use crate::machine::Stay;
 use crate::time::micros;
 use crate::{SnapshotError, Status};
 
@@ -52,9 +53,19 @@ pub(super) fn finish(
     // What is wrong with a page may be noticed a little after it was read.
     moment.guest.check_ram(memory)?;
     report.file_bytes = outlet.len_bytes();
-    moment.guest.hold(true);
-    let completed = outlet.complete();
-    report.warning = completed.inspect_err(|error| moment.guest.hold(error.is_in_doubt()))?;
+    moment.guest.hold(Stay::InDoubt);
+    match outlet.complete() {
+        Ok(warning) => {
+            moment.guest.hold(Stay::Stopped);
+            report.warning = warning;
+        }
+        Err(error) => {
+            if !error.is_in_doubt() {
+                moment.guest.free();
+            }
+            return Err(error);
+        }
+    }
     report.finish_us = micros(finishing.elapsed());
     Ok(())
 }

@@ -3,8 +3,8 @@
 //! The order is that of the kernel's and QEMU's background snapshots, and of what went wrong with
 //! them: guest RAM is armed before the pause, device state is taken inside it and *before* the
 //! last look at RAM (collecting it may write there), and written after RAM. Every step that fails
-//! drops what was built so far, and the destructors undo it: `Frozen` takes all protection away,
-//! the machine's `Paused` lets it run on, `PartialFile` leaves no file.
+//! drops what was built so far, and the destructors undo it: `PartialFile` leaves no file, and `Frozen`
+//! takes all protection away. Between these two the guest is let run on, which may fail and is told.
 //!
 //! A guest that is stopped for its snapshot may be run by whoever finds the file. So from just
 //! before the file gets its name nothing but the certainty that it did not lets it run on.
@@ -36,7 +36,7 @@ use std::time::Instant;
 use paguro_newfile::PartialFile;
 
 use crate::channel::{self, Address};
-use crate::error::chain;
+use crate::error::with_causes;
 use crate::machine::Machine;
 use crate::time::{micros, monotonic_ns};
 use crate::{Control, SnapshotError, SnapshotOptions, Status};
@@ -56,8 +56,9 @@ pub use report::SnapshotReport;
 ///
 /// # Errors
 ///
-/// [`SnapshotError`]; the machine then runs on if it ran before. The same text is kept in
-/// `control`.
+/// [`SnapshotError`]; the machine then runs on if it ran before, unless the error says otherwise
+/// ([`NotResumed`](SnapshotError::NotResumed), [`FileInDoubt`](SnapshotError::FileInDoubt),
+/// [`LostPages`](SnapshotError::LostPages)). The same text is kept in `control`.
 pub fn snapshot(
     machine: &dyn Machine,
     path: &Path,
@@ -82,7 +83,7 @@ pub fn snapshot(
 ///
 /// # Errors
 ///
-/// [`SnapshotError`]; the machine then runs on if it ran before.
+/// [`SnapshotError`], as of [`snapshot`].
 pub fn snapshot_to_stream(
     machine: &dyn Machine,
     address: &Address,
@@ -110,13 +111,14 @@ fn conclude(
     let result = result.map_err(|error| match error {
         // There may be a file.
         error if error.is_in_doubt() => error,
+        error @ SnapshotError::NotResumed { .. } => error,
         _ if control.is_cancelled() => SnapshotError::Cancelled,
         error => error,
     });
     match &result {
         Ok(_) => control.finish(Status::Completed, None),
         Err(SnapshotError::Cancelled) => control.finish(Status::Cancelled, None),
-        Err(error) => control.finish(Status::Failed, Some(chain(error))),
+        Err(error) => control.finish(Status::Failed, Some(with_causes(error))),
     }
     result
 }
@@ -147,9 +149,16 @@ fn run<O: Opened>(
     report.pause_at_ns = monotonic_ns();
 
     let mut moment = pause(request, &freeze, &mut report)?;
-    let outlet = save(request, opened, &freeze, &moment.lengths, &mut report)?;
-    release(frozen, &freeze, memory, &mut report);
-    finish(request, outlet, &freeze, &mut moment, &mut report)?;
+    // Until the guest runs on, if that fails here.
+    let mut frozen = Some(frozen);
+    let saved = save(request, opened, &freeze, &moment.lengths, &mut report);
+    let finished = saved.and_then(|outlet| {
+        if let Some(frozen) = frozen.take() {
+            release(frozen, &freeze, memory, &mut report);
+        }
+        finish(request, outlet, &freeze, &mut moment, &mut report)
+    });
+    finished.map_err(|failed| moment.guest.let_go_after(failed))?;
     report.total_us = micros(begin.elapsed());
     Ok(report)
 }

@@ -18,6 +18,9 @@ pub struct SnapshotReport {
     /// What could not be confirmed, in words, although all is there: that the file outlives a crash
     /// of the host.
     pub warning: Option<String>,
+    /// Why the guest stands still although it was to run on meanwhile, in words: the machine failed to
+    /// resume it after the pause. The snapshot is whole.
+    pub not_resumed: Option<String>,
     /// Whether the guest ran on meanwhile.
     pub background: bool,
     /// Length of the file, holes included.

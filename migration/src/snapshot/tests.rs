@@ -12,7 +12,8 @@ use super::outlet::Outlet;
 use super::picture::Picture;
 use super::*;
 use crate::Memory;
-use crate::machine::{Board, MachineError, Paused, Writer};
+use crate::error::with_causes;
+use crate::machine::{Board, MachineError, Paused, Stay, Writer};
 
 /// Where something fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +38,7 @@ type Log = Arc<Mutex<Vec<&'static str>>>;
 struct Told {
     memory: Arc<Memory>,
     fails: Where,
+    resumes: bool,
     log: Log,
 }
 
@@ -54,6 +56,7 @@ impl Told {
         Self {
             memory: Memory::new(Host::probe(&Fallbacks::default()), ram),
             fails,
+            resumes: true,
             log: Log::default(),
         }
     }
@@ -87,12 +90,18 @@ impl Machine for Told {
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
         match self.fails {
             Where::Pausing => Err(self.fail()),
-            _ => Ok(Box::new(Still(self, false))),
+            _ => Ok(Box::new(Still {
+                machine: self,
+                ends: "it is let fall",
+            })),
         }
     }
 }
 
-struct Still<'m>(&'m Told, bool);
+struct Still<'m> {
+    machine: &'m Told,
+    ends: &'static str,
+}
 
 impl Paused for Still<'_> {
     fn was_running(&self) -> bool {
@@ -100,23 +109,32 @@ impl Paused for Still<'_> {
     }
 
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, MachineError> {
-        match self.0.fails {
-            Where::SavingDevices => Err(self.0.fail()),
+        match self.machine.fails {
+            Where::SavingDevices => Err(self.machine.fail()),
             _ => Ok(Vec::new()),
         }
     }
 
-    fn stay(&mut self, stay: bool) {
-        self.1 = stay;
+    fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
+        self.ends = "the guest runs on";
+        match self.machine.resumes {
+            true => Ok(()),
+            false => Err(self.machine.fail()),
+        }
+    }
+
+    fn stay(&mut self, why: Stay) {
+        self.ends = match why {
+            Stay::Stopped => "the guest stays stopped",
+            Stay::InDoubt => "the guest stays, in doubt",
+            _ => "the guest stays for another reason",
+        };
     }
 }
 
 impl Drop for Still<'_> {
     fn drop(&mut self) {
-        self.0.log(match self.1 {
-            true => "the guest stays stopped",
-            false => "the guest runs on",
-        });
+        self.machine.log(self.ends);
     }
 }
 
@@ -192,7 +210,11 @@ impl Outlet for Nowhere<'_> {
 
 /// What happens to a machine that is stopped for its snapshot, and what became of that.
 fn taken(fails: Where) -> (Vec<&'static str>, Result<SnapshotReport, SnapshotError>) {
-    let machine = Told::new(fails);
+    taken_of(Told::new(fails))
+}
+
+fn taken_of(machine: Told) -> (Vec<&'static str>, Result<SnapshotReport, SnapshotError>) {
+    let fails = machine.fails;
     let options = SnapshotOptions {
         background: false,
         ..SnapshotOptions::new()
@@ -217,7 +239,7 @@ fn what_fails_is_undone_in_one_order() {
     let (gone, runs, stays) = (
         "the way out is gone",
         "the guest runs on",
-        "the guest stays stopped",
+        "the guest stays, in doubt",
     );
     let rows: [(Where, &[&str]); 9] = [
         (Where::Opening, &[]),
@@ -238,6 +260,24 @@ fn what_fails_is_undone_in_one_order() {
         assert_eq!(log, expected, "{fails:?}");
         let in_doubt = result.unwrap_err().is_in_doubt();
         assert_eq!(in_doubt, fails == Where::CompletingInDoubt, "{fails:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_run_on_is_told_with_what_led_to_it() {
+    for fails in [Where::SavingDevices, Where::Pages, Where::Completing] {
+        let mut machine = Told::new(fails);
+        machine.resumes = false;
+        let (log, result) = taken_of(machine);
+        assert!(log.contains(&"the guest runs on"), "{fails:?}: {log:?}");
+        let error = result.unwrap_err();
+        let SnapshotError::NotResumed { failed, .. } = &error else {
+            panic!("{fails:?}: {error}");
+        };
+        let (said, why) = (with_causes(&error), with_causes(failed));
+        let stuck =
+            "then the guest could not be resumed: the machine failed to go on: it was told not to";
+        assert_eq!(said, format!("{why}; {stuck}"), "{fails:?}");
     }
 }
 

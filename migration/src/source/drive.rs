@@ -12,7 +12,7 @@ use super::transfer::{Job, Transfer};
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration};
 use crate::channel::{self, ChannelError};
 use crate::handover::Offered;
-use crate::machine::Machine;
+use crate::machine::{Machine, Stay};
 use crate::memory::Busy;
 use crate::progress::Progress;
 use crate::reason::Ended;
@@ -31,7 +31,9 @@ const RETRY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 ///
-/// [`MigrateError`]; the machine is then as it was before.
+/// [`MigrateError`]; the machine is then as it was before, unless the error says otherwise
+/// ([`NotResumed`](MigrateError::NotResumed), [`LeftInDoubt`](MigrateError::LeftInDoubt),
+/// [`LostPages`](MigrateError::LostPages)).
 pub fn migrate(
     machine: &dyn Machine,
     options: &MigrateOptions,
@@ -207,14 +209,13 @@ impl<'s, 'e> Driver<'s, 'e> {
             SourceAction::SendPing(value) => {
                 self.command(Command::Ping(value));
             }
-            SourceAction::HoldVm => self.standstill.hold(),
+            SourceAction::HoldVm => self.standstill.hold(Stay::InDoubt),
             SourceAction::SendEof => self.send_eof(),
             SourceAction::SendForget => {
                 self.command(Command::Forget);
             }
             SourceAction::CloseChannel => self.close(),
-            // Nobody may have been told yet that pages of it are lost.
-            SourceAction::ResumeVm => self.standstill.end(self.job.memory.is_spoilt()),
+            SourceAction::ResumeVm => self.resume(),
             SourceAction::Ask(verb) => self.asking.ask(self.job, self.scope, verb),
             SourceAction::Acknowledge => self.asking.acknowledge(self.job.migration.id()),
             SourceAction::End => {}
@@ -237,6 +238,16 @@ impl<'s, 'e> Driver<'s, 'e> {
                 let _ = self.job.migration.on(SourceEvent::Stopped);
             }
             Err(error) => self.job.migration.fail(error),
+        }
+    }
+
+    /// Lets the guest be as it was before.
+    fn resume(&mut self) {
+        // Nobody may have been told yet that pages of it are lost.
+        if self.job.memory.is_spoilt() {
+            self.standstill.leave(Stay::Spoilt);
+        } else if let Err(source) = self.standstill.end() {
+            self.job.migration.stuck(source);
         }
     }
 
@@ -293,7 +304,7 @@ impl<'s, 'e> Driver<'s, 'e> {
         }
         match state {
             SourceState::Completed => {
-                self.standstill.leave(&self.job.options.mode);
+                self.standstill.leave(self.job.options.mode.stay());
                 let uri = self.job.options.address.to_string();
                 Ok(MigrateReport {
                     warning: self.job.migration.warning(),
@@ -303,7 +314,9 @@ impl<'s, 'e> Driver<'s, 'e> {
             SourceState::Resumed {
                 why: Reason::Cancelled,
                 ..
-            } => Err(MigrateError::Cancelled),
+            } if !error.as_deref().is_some_and(MigrateError::is_stuck) => {
+                Err(MigrateError::Cancelled)
+            }
             SourceState::Resumed { why, .. } | SourceState::Ending { why, .. } => {
                 // A destination that gave up is why the channel to it broke.
                 let is_told = matches!(why, Reason::Peer { .. } | Reason::Abandoned);
@@ -311,7 +324,11 @@ impl<'s, 'e> Driver<'s, 'e> {
                 Err(MigrateError::Ended(Ended { why, cause }))
             }
             SourceState::Gone { permitted: true } => Err(MigrateError::LeftInDoubt),
-            _ => Err(MigrateError::GivenUp(Reason::Quit)),
+            _ => {
+                // Whoever ends this side before the destination may run leaves a guest that runs here.
+                self.resume();
+                Err(MigrateError::GivenUp(Reason::Quit))
+            }
         }
     }
 }

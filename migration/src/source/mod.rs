@@ -47,6 +47,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Address, ChannelError, Stop};
+use crate::machine::MachineError;
 use crate::switchover::{
     Advice, HeldState, MigrationId, MigrationStatus, Reason, Source, SourceAction, SourceConfig,
     SourceEvent, SourceState, Unexpected,
@@ -328,8 +329,19 @@ impl Migration {
 
     /// Keeps an error, if it is the first.
     fn note(&self, error: MigrateError) {
-        tracing::debug!(error = crate::error::chain(&error), "noted");
+        tracing::debug!(error = crate::error::with_causes(&error), "noted");
         self.lock().error.get_or_insert_with(|| error.into());
+    }
+
+    /// The guest, which was to run on here, stands still. That is told with what led to it.
+    fn stuck(&self, source: MachineError) {
+        tracing::error!(
+            error = crate::error::with_causes(&source),
+            "the guest does not run on"
+        );
+        let mut inner = self.lock();
+        let failed = inner.error.take();
+        inner.error = Some(Arc::new(MigrateError::NotResumed { failed, source }));
     }
 
     /// Keeps in words what could not be confirmed of a stream that is whole.

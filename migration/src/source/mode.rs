@@ -12,7 +12,7 @@ use super::{MigrateError, MigrateOptions};
 use crate::Memory;
 use crate::channel::{self, Address, Outgoing};
 use crate::handover::{self, HandOverError, Offered};
-use crate::machine::{Machine, Paused};
+use crate::machine::{Machine, Stay};
 use crate::multifd::Multifd;
 use crate::stream::Stream;
 use crate::switchover::{Advice, Choice, MigrationId, SourceState, Wanted};
@@ -133,11 +133,11 @@ impl Mode {
         }
     }
 
-    /// It runs at the destination: what is left here.
-    pub(super) fn leave(&self, paused: &mut dyn Paused) {
+    /// It runs at the destination: why it does not here.
+    pub(super) fn stay(&self) -> Stay {
         match self {
-            Self::Precopy(_) => paused.stay(true),
-            Self::HandOver { .. } => paused.gone(),
+            Self::Precopy(_) => Stay::MigratedAway,
+            Self::HandOver { .. } => Stay::HandedOver,
         }
     }
 

@@ -72,7 +72,7 @@ fn tell(job: Job<'_>, verb: Verb, stop: &Stop, asked: &Mutex<Option<Asked>>) {
             SourceEvent::Answer(answer)
         }
         Err(error) => {
-            tracing::debug!(error = crate::error::chain(&error), "no answer");
+            tracing::debug!(error = crate::error::with_causes(&error), "no answer");
             SourceEvent::NoAnswer
         }
     };

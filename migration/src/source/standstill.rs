@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::globalstate;
 
+use super::MigrateError;
 use super::transfer::Job;
-use super::{MigrateError, Mode};
-use crate::machine::{MachineError, Paused};
+use crate::machine::{MachineError, Paused, Stay};
 
 /// Nothing before it is stopped.
 #[derive(Default)]
@@ -56,24 +56,28 @@ impl<'e> Standstill<'e> {
         Ok(Some(sections))
     }
 
-    /// It stays so, whoever lets go of it.
-    pub(super) fn hold(&mut self) {
+    /// It stays so, whoever lets go of it, for this reason.
+    pub(super) fn hold(&mut self, why: Stay) {
         if let Some(paused) = &mut self.paused {
-            paused.stay(true);
+            paused.stay(why);
         }
     }
 
-    /// It runs on, unless it `stays`.
-    pub(super) fn end(&mut self, stays: bool) {
-        if let Some(mut paused) = self.paused.take() {
-            paused.stay(stays);
-        }
+    /// It is let go of, and stays so for this reason.
+    pub(super) fn leave(&mut self, why: Stay) {
+        self.hold(why);
+        self.paused = None;
     }
 
-    /// It runs elsewhere.
-    pub(super) fn leave(&mut self, mode: &Mode) {
-        if let Some(paused) = &mut self.paused {
-            mode.leave(&mut **paused);
+    /// It runs on, if it stands still.
+    ///
+    /// # Errors
+    ///
+    /// The machine's; it stays where it is.
+    pub(super) fn end(&mut self) -> Result<(), MachineError> {
+        match self.paused.take() {
+            Some(paused) => paused.resume(),
+            None => Ok(()),
         }
     }
 }

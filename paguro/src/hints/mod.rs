@@ -98,6 +98,15 @@ fn causes(error: &anyhow::Error) -> Vec<Cause<'_>> {
         {
             causes.push(&**first);
         }
+        // What led to it says more than that the guest does not run.
+        if let Some(SnapshotError::NotResumed { failed, .. }) = cause.downcast_ref() {
+            causes.push(&**failed);
+        }
+        if let Some(MigrateError::NotResumed { failed, .. }) = cause.downcast_ref()
+            && let Some(failed) = failed
+        {
+            causes.push(&**failed);
+        }
         if let Some(ReceiveError::Ended(ended)) = cause.downcast_ref()
             && let Some(first) = &ended.cause
         {

@@ -26,6 +26,7 @@
 //! | `x-paguro-advice` | migrations, both sides | `is`: what is so; `may`: what an operator may do |
 //! | `x-paguro-faults`, `x-paguro-background` | snapshots | |
 //! | `x-paguro-warning` | both | what could not be confirmed of one that is complete; not there if there is nothing |
+//! | `x-paguro-not-resumed` | both | why the guest stands still although it was to run on here; not there if it runs |
 //! | `x-paguro-error`, `x-paguro-hint` | both | `error-desc` without, and the hint that it has in parentheses, null if there is none |
 //!
 //! and one status, `x-paguro-in-doubt`: the permission to run was sent and not confirmed, or waited

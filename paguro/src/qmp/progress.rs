@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::commands::Answer;
 use super::incoming::Entry;
 use super::jobs::{Job, Outcome, Work};
-use super::{Args, Monitor, QmpError};
+use super::{Args, Monitor, QmpError, with_causes};
 
 /// `query-migrate`: of the last one out, or else of the one in; `{}` before any.
 pub fn query(monitor: &Monitor, args: Args) -> Result<Answer, QmpError> {
@@ -51,6 +51,9 @@ fn of_job(job: &Job) -> Value {
     if let Some(warning) = report.and_then(|report| report["warning"].as_str()) {
         all["x-paguro-warning"] = warning.into();
     }
+    if let Some(why) = not_resumed(&job.work, report) {
+        all["x-paguro-not-resumed"] = why.into();
+    }
     if let Some(failure) = failure.filter(|_| status != "cancelled") {
         tell_failure(&mut all, failure);
     }
@@ -78,6 +81,20 @@ fn unfinished(migration: &Migration) -> Outcome {
             Outcome::of_migration(&error.into(), migration.address())
         }
         None => Outcome::unfinished(error),
+    }
+}
+
+/// Why the guest stands still although it was to run on here.
+fn not_resumed(work: &Work, report: Option<&Value>) -> Option<String> {
+    if let Some(why) = report.and_then(|report| report["not_resumed"].as_str()) {
+        return Some(why.to_owned());
+    }
+    let Work::Migration(migration) = work else {
+        return None;
+    };
+    match &*migration.error()? {
+        MigrateError::NotResumed { source, .. } => Some(with_causes(source)),
+        _ => None,
     }
 }
 

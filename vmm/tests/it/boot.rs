@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paguro_migration::machine::Machine;
+use paguro_migration::machine::{Machine, Stay};
 use paguro_vmm::{Accel, Config, Serial, ShutdownCause, Vm, VmError};
 
 use crate::common::*;
@@ -293,7 +293,7 @@ fn an_access_that_a_picture_interrupts_is_made_once() {
 fn take_and_stay(vm: &Vm) -> Picture {
     let mut paused = vm.pause().unwrap();
     let picture = take_paused(vm, &mut *paused);
-    paused.stay(true);
+    paused.stay(Stay::Stopped);
     drop(paused);
     picture
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveError, ReceiveMode, ReceiveOptions, receive};
 use paguro_migration::handover;
-use paguro_migration::machine::Machine;
+use paguro_migration::machine::{Machine, Stay};
 use paguro_migration::multifd::Multifd;
 use paguro_migration::source::{
     AtTimeout, DirtyLimit, MigrateError, MigrateOptions, MigrateReport, Migration, Mode, Pages,
@@ -569,7 +569,8 @@ fn shared_ram_is_handed_over_by_descriptor() {
                 assert_eq!(moved.run_state(), RunState::Running);
                 // There is one RAM, and another process's guest writes it.
                 assert_eq!(vm.cont(), Err(StateError::Gone));
-                assert!(vm.is_gone() && !moved.is_gone());
+                assert_eq!(vm.stays(), Some(Stay::HandedOver));
+                assert_eq!(moved.stays(), None);
                 assert_eq!(vm.run_state(), RunState::PostMigrate);
                 assert_eq!(migration.advice().may, [Choice::Quit]);
                 assert!(vm.pause().is_err(), "what it holds can be saved");

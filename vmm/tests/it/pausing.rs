@@ -1,6 +1,6 @@
 //! Stopping and going on.
 
-use paguro_migration::machine::{Machine, WriterClass};
+use paguro_migration::machine::{Machine, Stay, WriterClass};
 use paguro_vmm::{Accel, Config, Event, RunState, StateError};
 
 use crate::common::*;
@@ -71,10 +71,54 @@ fn staying_leaves_it_in_postmigrate_until_cont() {
     for accel in accels() {
         let vm = start(&config(accel, 1));
         wait_writes(&vm, 1);
-        vm.pause().unwrap().stay(true);
-        assert_eq!(vm.run_state(), RunState::PostMigrate);
-        vm.cont().unwrap();
+        for why in [Stay::Stopped, Stay::MigratedAway, Stay::InDoubt] {
+            vm.pause().unwrap().stay(why);
+            assert_eq!(vm.run_state(), RunState::PostMigrate);
+            assert_eq!(vm.stays(), Some(why));
+            vm.cont().unwrap();
+            assert_eq!(vm.stays(), None);
+            wait_writes(&vm, 1);
+        }
+    }
+}
+
+#[test]
+fn what_is_elsewhere_or_lost_never_runs_again() {
+    let _turn = turn();
+    for accel in accels() {
+        for (why, error) in [
+            (Stay::HandedOver, StateError::Gone),
+            (Stay::Spoilt, StateError::Spoilt),
+        ] {
+            let vm = start(&config(accel, 1));
+            wait_writes(&vm, 1);
+            vm.pause().unwrap().stay(why);
+            assert_eq!(vm.cont(), Err(error));
+            assert_eq!(vm.run_state(), RunState::PostMigrate);
+            assert!(vm.pause().is_err());
+        }
+    }
+}
+
+#[test]
+fn a_pause_says_whether_the_machine_runs_on() {
+    let _turn = turn();
+    for accel in accels() {
+        let vm = start(&config(accel, 1));
         wait_writes(&vm, 1);
+        let mut paused = vm.pause().unwrap();
+        paused.stay(Stay::InDoubt);
+        paused.resume().unwrap();
+        assert_eq!((vm.run_state(), vm.stays()), (RunState::Running, None));
+        vm.stop().unwrap();
+        vm.pause().unwrap().resume().unwrap();
+        assert_eq!(vm.run_state(), RunState::Paused);
+        vm.cont().unwrap();
+        let paused = vm.pause().unwrap();
+        vm.fail("a page is lost");
+        let error = paused.resume().unwrap_err();
+        assert_eq!(error.doing, "run on");
+        assert_eq!(vm.run_state(), RunState::InternalError);
     }
 }
 
