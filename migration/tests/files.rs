@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use paguro_dirty::FreezeError;
 use paguro_migration::restore::{
     Failure, Prefetch, RestoreError, RestoreFile, RestoreMode, RestoreOptions, Restored, Waiters,
     restore_ram,
@@ -436,4 +437,35 @@ fn a_snapshot_of_a_mapped_file_that_cannot_be_read_fails() {
     let (again, _) = self::restored(host, &second, &eager);
     assert!((0..PAGES).all(|page| value(again.memory.ram(), page) == 1));
     assert_eq!(restored.watch.unwrap().lost_pages(), 0);
+}
+
+#[test]
+fn a_machine_that_maps_its_file_is_saved_standing_and_not_while_it_runs() {
+    let _alone = alone();
+    let Some(host) = host() else { return };
+    let (dir, path, _) = two(host, true);
+    let (restored, _told) = restored(host, &path, &options(RestoreMode::Map, IN_VAIN));
+    let machine = ThreadMachine::start(restored.memory.clone(), 0, 0);
+    let second = dir.path().join("second");
+    let save = |background| {
+        let options = SnapshotOptions {
+            background,
+            for_tests: unsynced(),
+            ..SnapshotOptions::new()
+        };
+        snapshot(&machine, &second, &options, &Control::default())
+    };
+    match save(true) {
+        Err(SnapshotError::Freeze(FreezeError::Unprotectable { block, .. })) => {
+            assert_eq!(block, "paguro.ram");
+        }
+        Ok(_) => return skipped("files for tests are in a tmpfs, which can be protected"),
+        other => panic!("{other:?}"),
+    }
+    // Nobody was paused for it, and nothing of it is left.
+    assert!(machine.picture.lock().unwrap().is_empty() && !second.exists());
+    save(false).unwrap();
+    let eager = options(RestoreMode::Eager, Duration::ZERO);
+    let (again, _) = self::restored(host, &second, &eager);
+    assert!((0..PAGES).all(|page| value(again.memory.ram(), page) == 1));
 }

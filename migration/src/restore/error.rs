@@ -66,10 +66,13 @@ pub enum RestoreError {
     /// The caller's: this RAM is being filled already, or is being saved or migrated.
     #[error("this RAM is in use: it is being filled, saved or migrated")]
     Busy,
-    /// The host's: it cannot be seen whether RAM is fresh.
-    #[error("cannot see which pages of RAM block {block:?} exist")]
+    /// The host's: /proc is not there, so nobody can see whether RAM is fresh.
+    #[error("cannot look at the page tables of this process")]
+    Pagemap(#[source] std::io::Error),
+    /// The host's: it does not say whether RAM is fresh.
+    #[error("cannot see which pages of RAM block {block} exist")]
     Presence {
-        /// The block; empty if that can be seen of none.
+        /// The block.
         block: String,
         /// Why.
         #[source]

@@ -4,8 +4,8 @@
 //! no fault says so. And a page that the file does not have stays what it is. So content is refused, and
 //! not overwritten: who has some made a mistake, and the guest would be neither the one nor the other.
 
+use paguro_ram::RamBlock;
 use paguro_ram::presence::present;
-use paguro_ram::{GuestRam, RamBlock};
 use paguro_sys::page_size;
 use paguro_sys::presence::Pagemap;
 
@@ -15,12 +15,8 @@ use crate::Memory;
 /// Refuses RAM in which something stands: with [`RestoreMode::Lazy`] any page that exists, also one that
 /// is zero; else only one that is not zero, so that RAM may have been populated ahead.
 pub(super) fn check(memory: &Memory, mode: RestoreMode) -> Result<(), RestoreError> {
-    let ram: &GuestRam = memory.ram();
-    let pagemap = Pagemap::open(&memory.host()).map_err(|source| RestoreError::Presence {
-        block: String::new(),
-        source,
-    })?;
-    for block in ram.blocks() {
+    let pagemap = Pagemap::open(&memory.host()).map_err(RestoreError::Pagemap)?;
+    for block in memory.ram().blocks() {
         if let Some(page) = first_page(block, &pagemap, mode)? {
             return Err(RestoreError::NotFresh {
                 block: block.id().to_owned(),
