@@ -15,7 +15,7 @@ use std::time::Duration;
 use paguro_dirty::tracker::{MarkTracker, Marks, Tracker};
 use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveMode, ReceiveOptions, receive};
-use paguro_migration::machine::{Board, Machine, MachineError, Paused, Writer};
+use paguro_migration::machine::{Board, Machine, MachineError, Paused, Stay, Writer};
 use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restore_ram};
 use paguro_migration::source::{MigrateOptions, Migration, Mode, Pages, migrate};
@@ -144,12 +144,13 @@ fn saves(host: Host, path: &Path) {
 fn restores(host: Host, path: &Path, mode: RestoreMode) {
     let options = RestoreOptions {
         faults_in_kernel: false,
-        ..RestoreOptions::new(mode, host)
+        ..RestoreOptions::new(mode)
     };
     let restored = calls("restore", || {
         let file = Arc::new(RestoreFile::open(path)?);
-        let failed = Box::new(|error: &_| panic!("{error}"));
-        Ok(restore_ram(&file, layout(), &options, failed)?)
+        let restored = restore_ram(&file, layout(), host, &options)?;
+        restored.on_failure(Box::new(|error| panic!("{error}")));
+        Ok(restored)
     });
     let mapping = restored.memory.ram().blocks()[0].mapping();
     let mut read = [0; 8];
@@ -203,6 +204,7 @@ fn migrates(way: Way, dir: &Path) {
         memory: memory_there.clone(),
         name: "leaving",
         loading: Duration::ZERO,
+        device: None,
     };
     let mut receiving = ReceiveOptions::new(true, false);
     receiving.linger = Duration::ZERO;
@@ -286,5 +288,9 @@ impl Paused for AtRest {
         Ok(Vec::new())
     }
 
-    fn stay(&mut self, _: bool) {}
+    fn resume(self: Box<Self>) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn stay(&mut self, _: Stay) {}
 }
