@@ -2,10 +2,11 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use paguro_sys::Places;
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 
 use crate::command::{Direction, Running};
@@ -184,10 +185,7 @@ impl Core {
     }
 
     fn take_running(&self) -> Option<Running> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.running.lock().take()
     }
 
     /// Closes the link, then waits for the command, if there is one.

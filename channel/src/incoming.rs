@@ -5,9 +5,9 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -153,7 +153,7 @@ impl Listener {
                 self.of_socket(socket, peer)
             }
             Door::Once(one) => {
-                let one = one.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let one = one.lock().take();
                 let (fd, kind, running) = match one {
                     Some(One::Socket(socket)) => return self.of_socket(socket, text),
                     Some(One::Fd(fd, kind)) => (fd, kind, None),

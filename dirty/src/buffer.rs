@@ -5,10 +5,10 @@
 //! for a whole chunk at once; taking it piecewise could leave two copiers each holding half of it.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use paguro_sys::{Unit, page_size};
+use parking_lot::{Condvar, Mutex};
 
 use crate::FreezeError;
 use crate::sizes::{CHUNK, UNIT_PAGES};
@@ -101,28 +101,28 @@ impl<T> Buffer<T> {
 
     /// Bytes that were in use at the same time, at most.
     pub(crate) fn peak_bytes(&self) -> usize {
-        self.lock().most_used * UNIT_PAGES * page_size()
+        self.state.lock().most_used * UNIT_PAGES * page_size()
     }
 
     /// Bytes that it has room for by now.
     #[cfg(test)]
     pub(crate) fn made_bytes(&self) -> usize {
-        self.lock().made * UNIT_PAGES * page_size()
+        self.state.lock().made * UNIT_PAGES * page_size()
     }
 
     /// Whether a writer waits for room now.
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.lock().waiting > 0
+        self.state.lock().waiting > 0
     }
 
     /// What writers have waited for room so far.
     pub(crate) fn waits(&self) -> Waits {
-        self.lock().waits
+        self.state.lock().waits
     }
 
     /// Room for a fault's chunk; `None` once it is closed.
     pub(crate) fn take(&self, units: usize) -> Option<Vec<Unit>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut since = None;
         let room = loop {
             if state.closed {
@@ -135,7 +135,7 @@ impl<T> Buffer<T> {
                 since = Some(Instant::now());
                 state.waiting += 1;
             }
-            state = self.wait(state);
+            self.changed.wait(&mut state);
         };
         if let Some(since) = since {
             let waited = since.elapsed();
@@ -150,7 +150,7 @@ impl<T> Buffer<T> {
 
     /// Whether its limit is above what it begins with.
     pub(crate) fn may_grow(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         state.made < state.limit
     }
 
@@ -160,7 +160,7 @@ impl<T> Buffer<T> {
     pub(crate) fn grow(&self, bytes: usize, mut go_on: impl FnMut() -> bool) {
         let unit_bytes = UNIT_PAGES * page_size();
         while go_on() {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let wanted = (bytes / unit_bytes).min(state.limit);
             // Each step is a mapping, of which a process may not have many: so they get larger.
             let step = SCAN_UNITS.max(state.made / 16);
@@ -172,7 +172,7 @@ impl<T> Buffer<T> {
             drop(state);
             // The lock is not held while the host hands memory out.
             let made = Unit::split(more, unit_bytes);
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             match made {
                 Ok(made) => state.free.extend(made),
                 Err(error) => {
@@ -187,7 +187,7 @@ impl<T> Buffer<T> {
 
     /// Room for the scan, or what must be written before it goes on.
     pub(crate) fn take_for_scan(&self, units: usize) -> Room<T> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.closed {
                 return Room::Closed;
@@ -198,13 +198,13 @@ impl<T> Buffer<T> {
             if let Some(units) = state.split(units, self.reserve) {
                 return Room::Units(units);
             }
-            state = self.wait(state);
+            self.changed.wait(&mut state);
         }
     }
 
     /// The next chunk copied by a fault. Waits while `pending` says that one may still come.
     pub(crate) fn next_queued(&self, pending: impl Fn() -> bool) -> Room<T> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.closed {
                 return Room::Closed;
@@ -215,48 +215,36 @@ impl<T> Buffer<T> {
             if !pending() {
                 return Room::Units(Vec::new());
             }
-            state = self.wait(state);
+            self.changed.wait(&mut state);
         }
     }
 
     /// A chunk that a fault has copied.
     pub(crate) fn push(&self, copied: T) {
-        self.lock().queue.push_back(copied);
+        self.state.lock().queue.push_back(copied);
         self.changed.notify_all();
     }
 
     /// Units that are free again.
     pub(crate) fn give_back(&self, units: impl IntoIterator<Item = Unit>) {
-        self.lock().free.extend(units);
+        self.state.lock().free.extend(units);
         self.changed.notify_all();
     }
 
     /// Tells waiters to look again.
     pub(crate) fn nudge(&self) {
-        drop(self.lock());
+        drop(self.state.lock());
         self.changed.notify_all();
     }
 
     /// Ends it: nobody waits for room any more.
     pub(crate) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
         let dropped = std::mem::take(&mut state.queue);
         drop(state);
         self.changed.notify_all();
         drop(dropped);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -283,6 +271,7 @@ mod tests {
         buffer.grow(BYTES, || true);
         assert_eq!(buffer.made_bytes(), BYTES);
         let mut units: Vec<usize> = buffer
+            .state
             .lock()
             .free
             .iter()

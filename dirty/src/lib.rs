@@ -27,6 +27,12 @@
 //! All that is needed is to know, *in* the pause, which ranges were touched since the last look;
 //! that costs a walk over the upper levels of the page tables and neither page tables nor huge
 //! pages of the guest.
+//!
+//! # What a panic leaves
+//!
+//! Where answering a fault panics, the freeze has failed, and writers run on ([`FreezeError::Bug`]). They
+//! take the same locks for that: what these guard is valid at every step. A sync of a tracker that panics
+//! may have taken what it did not tell; whoever asked for it is to give up, and starts anew.
 
 #![forbid(unsafe_code)]
 

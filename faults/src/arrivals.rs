@@ -16,11 +16,12 @@
 //! before it came.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use paguro_ram::{Backing, Located, PageSet, Spans};
 use paguro_sys::{Mapping, Places, page_size};
+use parking_lot::RwLock;
 
 use crate::{Faults, FaultsError, MissingHandler, Use};
 
@@ -103,7 +104,7 @@ impl Arrivals {
     /// Waits until no page is between landing and being noted. What is not received when this returns
     /// has not been there for anybody to write before.
     pub fn settle(&self) {
-        drop(self.landing.write().unwrap_or_else(PoisonError::into_inner));
+        drop(self.landing.write());
     }
 
     /// Content of a block, from this offset in bytes on, lands. In served ground it is of whole pages
@@ -243,7 +244,7 @@ impl Arrivals {
         mut noted: impl FnMut(Range<usize>),
         mut place: impl FnMut(Range<usize>) -> Result<crate::Outcome, FaultsError>,
     ) -> Result<(), FaultsError> {
-        let _landing = self.landing.read().unwrap_or_else(PoisonError::into_inner);
+        let _landing = self.landing.read();
         let (received, mut due) = (&self.received[block], Vec::new());
         if faults.block(block).unit_pages() == 1 {
             received.gaps(pages, |gap| due.push(gap));

@@ -23,6 +23,21 @@
 //!   with zeros, a protected one by releasing it. A handler that panics does not take the thread
 //!   that reads faults with it: it is told that it is broken, and fails what it serves. An answer that
 //!   the host refuses is given again, until it does not ([`Faults::again`]).
+//!
+//! # Locks
+//!
+//! A panic leaves no lock behind that others could not take: what they guard are counters, lists and a
+//! choice of handlers, all valid at every step, and a guest may be waiting for us. Of handlers the same
+//! is asked.
+//!
+//! Who holds a lock shared and waits for it once more waits for ever, if somebody else wants it alone in
+//! between. So:
+//!
+//! * The gate is held while handlers are called. What they call here only *tries* to take it again
+//!   (where the kernel has events to be read first); a barrier is taken by no handler.
+//! * How pages are placed, and what is registered, is locked for as long as the kernel is asked, and it
+//!   may have events to be read first. What was given back is noted then, in the middle of it, and
+//!   noting places nothing and asks for no registration.
 
 #![forbid(unsafe_code)]
 
@@ -38,13 +53,14 @@ mod supply;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use paguro_ram::{GuestRam, Located, Span, Spans};
 use paguro_sys::{Event, HUGE_PAGE_BYTES, Host, Limits, Uffd, UffdError, Zeros};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use rustix::event::EventfdFlags;
 
@@ -183,7 +199,7 @@ impl Faults {
         });
         for index in 0..readers.max(1) {
             let thread = reader::spawn(&faults, index).map_err(FaultsError::Thread)?;
-            lock(&faults.readers).push(thread);
+            faults.readers.lock().push(thread);
         }
         Ok(faults)
     }
@@ -216,9 +232,7 @@ impl Faults {
     /// A reader that waits in its handler is waited for, so handlers must not wait for the holder
     /// of a barrier.
     pub fn barrier(&self) -> Barrier<'_> {
-        self.gate
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.gate.write()
     }
 
     /// Protects a range of pages against writing.
@@ -261,7 +275,7 @@ impl Faults {
     /// caller's time: a reader that has nothing to answer with need not take the next event at once.
     pub fn again(&self, at: Located, error: &FaultsError) {
         self.failed_answers.fetch_add(1, Ordering::Relaxed);
-        let mut told = lock(&self.told);
+        let mut told = self.told.lock();
         if told.is_none_or(|last| last.elapsed() >= TELL) {
             *told = Some(Instant::now());
             tracing::error!(%error, "a fault cannot be answered; it is tried again");
@@ -292,19 +306,11 @@ impl Drop for Faults {
         // protection.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let me = std::thread::current().id();
-        for reader in lock(&self.readers).drain(..) {
+        for reader in self.readers.lock().drain(..) {
             // The last reference may be dropped by a reader itself.
             if reader.thread().id() != me {
                 let _ = reader.join();
             }
         }
     }
-}
-
-/// A poisoned lock means that another thread panicked: its data are counters and lists that are
-/// valid at every step, and a guest may be waiting for us.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -5,10 +5,10 @@
 //! memory alike.
 
 use std::ops::Range;
-use std::sync::RwLockReadGuard;
 
 use paguro_ram::{Located, Span};
 use paguro_sys::{HUGE_PAGE_BYTES, Placed, UffdError, Waiting, page_size};
+use parking_lot::RwLockReadGuard;
 
 use crate::{Faults, FaultsError, Use};
 
@@ -36,18 +36,12 @@ impl Faults {
     /// From when this returns until [`Faults::free_placements`], all that is placed is placed
     /// protected. Waits for placements under way.
     pub fn protect_placements(&self) {
-        *self
-            .placing
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Mode::Protected;
+        *self.placing.write() = Mode::Protected;
     }
 
     /// Ends [`Faults::protect_placements`].
     pub fn free_placements(&self) {
-        *self
-            .placing
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Mode::Free;
+        *self.placing.write() = Mode::Free;
     }
 
     /// Places `content` on absent pages from page `first` on and wakes who waits there. Pages that
@@ -115,9 +109,7 @@ impl Faults {
     }
 
     fn mode(&self) -> RwLockReadGuard<'_, Mode> {
-        self.placing
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.placing.read()
     }
 
     pub(crate) fn place_with(

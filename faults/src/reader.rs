@@ -44,12 +44,9 @@ fn answer(faults: &Weak<Faults>, backlog: bool) -> bool {
         return false;
     };
     // The gate is held from before reading: an event in hand is an event that a barrier waits for.
-    let handlers = faults
-        .gate
-        .read()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let handlers = faults.gate.read();
     let event = if backlog {
-        crate::lock(&faults.backlog).pop_front()
+        faults.backlog.lock().pop_front()
     } else {
         read_one(&faults)
     };
@@ -125,8 +122,8 @@ pub(crate) fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize,
 
 /// Calls a handler; false if it panicked. That is a bug of ours, and without this it would end the
 /// thread with the event in hand: the vCPU that waits for the answer would wait for ever, and so
-/// would all that fault after it, once the last reader is gone. The handler's own locks are held to
-/// be valid at every step (see `lock`).
+/// would all that fault after it, once the last reader is gone. What the handler had locked is free
+/// again, and held to be valid at every step.
 fn returns(call: impl FnOnce()) -> bool {
     let returned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_ok();
     if !returned {

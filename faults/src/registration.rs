@@ -10,7 +10,7 @@ use std::ops::Range;
 use paguro_sys::{RegisterMode, UffdError};
 
 use crate::holes::Holes;
-use crate::{Faults, FaultsError, lock};
+use crate::{Faults, FaultsError};
 
 /// What the kernel says to a range without a mapping that could be registered.
 const INVALID: UffdError = UffdError::Other {
@@ -73,7 +73,7 @@ impl Faults {
     pub fn register(&self, block: usize, used: Use) -> Result<(), FaultsError> {
         let ram = self.block(block);
         let range = ram.addresses_of(&(0..ram.pages()));
-        let mut registered = lock(&self.registered);
+        let mut registered = self.registered.lock();
         let mut uses = registered.blocks[block];
         *uses.of(used) = true;
         // Always for all its users: the kernel adds a mode to a superset of what is there, but
@@ -101,7 +101,7 @@ impl Faults {
 
     /// Whether a block is registered for that.
     pub fn is_registered(&self, block: usize, used: Use) -> bool {
-        *lock(&self.registered).blocks[block].of(used)
+        *self.registered.lock().blocks[block].of(used)
     }
 
     /// Unregisters a few pages of a block ahead of [`Faults::unregister`], for a user who is done
@@ -120,7 +120,7 @@ impl Faults {
         pages: Range<usize>,
     ) -> Result<bool, FaultsError> {
         {
-            let mut registered = lock(&self.registered);
+            let mut registered = self.registered.lock();
             let mut others = registered.blocks[block];
             *others.of(used) = false;
             let alone = !others.missing && !others.write_protect;
@@ -135,7 +135,7 @@ impl Faults {
                     block,
                     "no more mappings: the rest stays registered until the end"
                 );
-                lock(&self.registered).holes.exhausted();
+                self.registered.lock().holes.exhausted();
                 Ok(false)
             }
             done => done.map(|()| true),
@@ -158,7 +158,7 @@ impl Faults {
         mut between: impl FnMut(),
     ) -> Result<(), FaultsError> {
         let alone = {
-            let mut registered = lock(&self.registered);
+            let mut registered = self.registered.lock();
             let uses = &mut registered.blocks[block];
             *uses.of(used) = false;
             !uses.missing && !uses.write_protect
@@ -169,7 +169,7 @@ impl Faults {
                 {
                     // Somebody may have come since: what he has registered, and perhaps protected
                     // already, is his.
-                    let registered = lock(&self.registered);
+                    let registered = self.registered.lock();
                     let uses = registered.blocks[block];
                     if uses.missing || uses.write_protect {
                         return result;

@@ -7,7 +7,7 @@
 
 use paguro_sys::{Event, UffdError, Waiting};
 
-use crate::{Faults, lock, reader};
+use crate::{Faults, reader};
 
 impl Faults {
     /// Calls until the answer is another one. All ioctls here can be repeated.
@@ -33,11 +33,11 @@ impl Faults {
         for event in &events[..count] {
             match (*event, self.gate.try_read()) {
                 // What was given back is noted at once, as long as it does not take waiting.
-                (Event::Removed { start, end }, Ok(handlers)) => {
+                (Event::Removed { start, end }, Some(handlers)) => {
                     reader::removed(self, &handlers, start, end);
                 }
                 (event, _) => {
-                    lock(&self.backlog).push_back(event);
+                    self.backlog.lock().push_back(event);
                     let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
                 }
             }

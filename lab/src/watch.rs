@@ -3,12 +3,13 @@
 //! The destination's counter is read first, then the source's. So a source whose counter moves in a
 //! look *after* the one that showed the destination's moving has run after the destination did.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::ProgressFile;
 
@@ -47,7 +48,7 @@ impl Watch {
             let mut before = (there.total_writes(), here.total_writes());
             while !own.end.load(Ordering::Acquire) {
                 let now = (there.total_writes(), here.total_writes());
-                let mut seen = own.seen();
+                let mut seen = own.seen.lock();
                 if seen.there_ran && now.1 != before.1 {
                     let text = format!("the source ran from {} to {}", before.1, now.1);
                     seen.both.get_or_insert(text);
@@ -90,21 +91,15 @@ impl Watch {
 
     /// After two whole looks.
     fn look(&self) -> MutexGuard<'_, Seen> {
-        let until = self.shared.seen().looks + 2;
+        let until = self.shared.seen.lock().looks + 2;
         loop {
-            let seen = self.shared.seen();
+            let seen = self.shared.seen.lock();
             if seen.looks >= until {
                 return seen;
             }
             drop(seen);
             std::thread::sleep(PERIOD);
         }
-    }
-}
-
-impl Shared {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,7 +7,7 @@ use paguro_sys::{Pacer, RateLimit, page_size};
 
 use crate::pager::LOOK;
 use crate::patience::Backoff;
-use crate::{Pager, Prefetch, lock};
+use crate::{Pager, Prefetch};
 
 /// Pages fetched at once: 512 KiB.
 const STRIDE: usize = 128;
@@ -110,7 +110,7 @@ impl Pager {
         };
         self.arrivals.end(&faults);
         self.wanted.close();
-        *lock(&self.done) = true;
+        *self.done.lock() = true;
         self.done_changed.notify_all();
         tracing::debug!("all pages have arrived");
     }

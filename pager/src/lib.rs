@@ -24,6 +24,9 @@
 //!
 //! Reader threads of `paguro-faults` only queue what is wanted; reading happens in the pager's own
 //! threads, so that a slow source never holds up a pause.
+//!
+//! A source, or an owner who is told, may panic. What the locks here guard is valid at every step, and a
+//! guest may be waiting: whoever comes next goes on with it.
 
 #![forbid(unsafe_code)]
 
@@ -36,13 +39,6 @@ mod source;
 mod trouble;
 mod urgent;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub use pager::{Failure, Pager, PagerOptions, Prefetch, Waiters};
 pub use patience::patiently;
 pub use source::{PageSource, SourceError};
-
-/// What these locks guard is valid at every step, and a guest may be waiting.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

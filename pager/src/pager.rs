@@ -3,16 +3,17 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use paguro_faults::{Arrivals, Faults, FaultsError, MissingHandler, Supply};
 use paguro_ram::{Located, PageSet};
+use parking_lot::{Condvar, Mutex};
 
 use crate::patience::patiently;
 use crate::pool::Wanted;
 use crate::trouble::Trouble;
-use crate::{PageSource, SourceError, lock};
+use crate::{PageSource, SourceError};
 
 /// How often it is looked whether there is still somebody to fill.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
@@ -201,15 +202,14 @@ impl Pager {
 
     /// Whether all of it is here and nothing is registered for it any more.
     pub fn is_done(&self) -> bool {
-        *lock(&self.done)
+        *self.done.lock()
     }
 
     /// Waits for that; false if `time` was not enough.
     pub fn wait_done(&self, time: Duration) -> bool {
-        let (done, _) = self
-            .done_changed
-            .wait_timeout_while(lock(&self.done), time, |done| !*done)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut done = self.done.lock();
+        let open = |done: &mut bool| !*done;
+        self.done_changed.wait_while_for(&mut done, open, time);
         *done
     }
 

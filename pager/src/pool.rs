@@ -1,10 +1,10 @@
 //! What is wanted, urgent first.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use paguro_ram::Located;
+use parking_lot::{Condvar, Mutex};
 
 use crate::patience::Backoff;
 
@@ -88,7 +88,7 @@ impl State {
 impl Wanted {
     /// Queues one; false once it is closed, for then nobody may be left to serve it.
     pub(crate) fn push(&self, at: Located) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.closed {
             return false;
         }
@@ -119,7 +119,8 @@ impl Wanted {
 
     /// One that was handed out is there, or given up.
     pub(crate) fn done(&self, want: &Want) {
-        self.lock()
+        self.state
+            .lock()
             .in_hand
             .retain(|other| other.number != want.number);
     }
@@ -127,7 +128,7 @@ impl Wanted {
     /// One that is waited for since `patience`, and neither came nor was refused: the source answers
     /// nobody. Each is told once.
     pub(crate) fn overdue(&self, patience: Duration) -> Option<(Located, Duration)> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let late = |want: &&mut Want| !want.told && want.since.elapsed() >= patience;
         let want = state.open().find(late)?;
         want.told = true;
@@ -136,7 +137,7 @@ impl Wanted {
 
     /// Puts one back that cannot be had now, to be tried again later; false once it is closed.
     pub(crate) fn put_off(&self, mut want: Want) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let in_hand = |other: &Want| other.number == want.number;
         if let Some(at) = state.in_hand.iter().position(in_hand) {
             // He may have been tried anew while the source did not answer.
@@ -172,7 +173,7 @@ impl Wanted {
 
     /// What could not be had is tried again at once, as if it had been asked for just now.
     pub(crate) fn renew(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.round += 1;
         let (now, round) = (Instant::now(), state.round);
         for late in &mut state.later {
@@ -187,13 +188,13 @@ impl Wanted {
 
     /// Whether something that is waited for could not be had so far.
     pub(crate) fn is_failing(&self) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         !state.later.is_empty() || state.open().any(|want| want.told)
     }
 
     /// The next one, or `None` once it is closed and empty.
     pub(crate) fn wait(&self) -> Option<Want> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if let Some(want) = state.hand_out() {
                 return Some(want);
@@ -202,45 +203,29 @@ impl Wanted {
                 return None;
             }
             let next = state.later.iter().map(|(when, _)| *when).min();
-            state = match next {
+            match next {
                 Some(when) => {
-                    let left = when.saturating_duration_since(Instant::now());
-                    let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
+                    self.changed.wait_until(&mut state, when);
                 }
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(|poisoned| poisoned.into_inner()),
-            };
+                None => self.changed.wait(&mut state),
+            }
         }
     }
 
     /// Waits that long; false if it was closed meanwhile.
     pub(crate) fn sleep(&self, time: Duration) -> bool {
-        let state = self.lock();
-        if state.closed {
-            return false;
-        }
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(state, time, |state| !state.closed)
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = self.state.lock();
+        let open = |state: &mut State| !state.closed;
+        self.changed.wait_while_for(&mut state, open, time);
         !state.closed
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.state.lock().closed
     }
 
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        self.state.lock().closed = true;
         self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

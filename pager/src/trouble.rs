@@ -1,12 +1,12 @@
 //! Pages that cannot be had for now: what is told of it, and when it is over.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::SourceError;
-use crate::lock;
 use crate::patience::chain;
 
 /// What stands in the way of pages at the moment. One is told of once, until it is over.
@@ -45,7 +45,7 @@ impl Drop for Underway<'_> {
     fn drop(&mut self) {
         let its =
             |it: &Reading| (it.block, &it.pages, it.since) == (self.block, &self.pages, self.since);
-        let mut reading = lock(&self.trouble.reading);
+        let mut reading = self.trouble.reading.lock();
         if let Some(at) = reading.iter().position(its) {
             reading.swap_remove(at);
         }
@@ -56,7 +56,7 @@ impl Trouble {
     /// A read begins; it ends with what is given back.
     pub(crate) fn reads(&self, block: usize, pages: Range<usize>) -> Underway<'_> {
         let since = Instant::now();
-        lock(&self.reading).push(Reading {
+        self.reading.lock().push(Reading {
             block,
             pages: pages.clone(),
             since,
@@ -72,7 +72,7 @@ impl Trouble {
 
     /// Reads that have not returned for that long, each once.
     pub(crate) fn newly_silent(&self, patience: Duration) -> Vec<(usize, Range<usize>, Duration)> {
-        let mut reading = lock(&self.reading);
+        let mut reading = self.reading.lock();
         let late = |it: &&mut Reading| !it.told && it.since.elapsed() >= patience;
         let late = reading.iter_mut().filter(late).map(|it| {
             it.told = true;
@@ -91,7 +91,7 @@ impl Trouble {
     pub(crate) fn is(&self, error: &SourceError) {
         let text = chain(error);
         self.is_on.store(true, Ordering::Release);
-        if lock(&self.text).replace(text.clone()).is_none() {
+        if self.text.lock().replace(text.clone()).is_none() {
             tracing::warn!(error = text, "pages cannot be had; they are tried again");
         }
     }
@@ -108,18 +108,18 @@ impl Trouble {
     /// It is over if nothing is left that could not be had: `waits` says whether somebody waits for
     /// such a page.
     pub(crate) fn maybe_over(&self, waits: impl FnOnce() -> bool) {
-        let is_silent = || lock(&self.reading).iter().any(|it| it.told);
+        let is_silent = || self.reading.lock().iter().any(|it| it.told);
         if !self.is_on.load(Ordering::Acquire) || self.has_missed() || waits() || is_silent() {
             return;
         }
         self.is_on.store(false, Ordering::Release);
-        if lock(&self.text).take().is_some() {
+        if self.text.lock().take().is_some() {
             tracing::warn!("pages that could not be had are here");
         }
     }
 
     pub(crate) fn text(&self) -> Option<String> {
-        lock(&self.text).clone()
+        self.text.lock().clone()
     }
 
     pub(crate) fn failed_reads(&self) -> u64 {

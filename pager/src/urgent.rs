@@ -8,7 +8,7 @@ use paguro_ram::Located;
 
 use crate::pager::LOOK;
 use crate::pool::Want;
-use crate::{Pager, SourceError, Waiters, lock};
+use crate::{Pager, SourceError, Waiters};
 
 /// Pages fetched around one that somebody waits for: 64 KiB.
 const AROUND: usize = 16;
@@ -110,7 +110,7 @@ impl Pager {
         self.failed.store(true, Ordering::Release);
         {
             // Whoever fails while the first is being told waits too, before he lets anybody go.
-            let mut told = lock(&self.told);
+            let mut told = self.told.lock();
             if !std::mem::replace(&mut *told, true) {
                 tracing::error!(%error, "a page cannot be had");
                 (self.failure)(error);

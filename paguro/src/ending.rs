@@ -3,11 +3,12 @@
 //! Before there is either, nothing has happened that would have to come to an end in order, and what
 //! the process is at (reading all of a big file, for one) may take long: then it leaves at once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use paguro_migration::channel::Stop;
 use paguro_qmp::SocketFile;
 use paguro_vmm::ShutdownCause;
+use parking_lot::Mutex;
 
 use crate::guest::Guest;
 use crate::log;
@@ -30,7 +31,7 @@ impl Ending {
     /// Ends the machine, or what is waited for before there is one, or both as soon as they are
     /// there; or the process, if neither was ever there.
     pub fn ask(&self) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.asked = true;
         if !state.begun {
             // Nobody begins anything meanwhile: that takes the lock.
@@ -44,17 +45,17 @@ impl Ending {
 
     /// From now on leaving takes this file away.
     pub fn has_socket(&self, file: Arc<SocketFile>) {
-        self.lock().socket = Some(file);
+        self.0.lock().socket = Some(file);
     }
 
     /// Whether somebody asked.
     pub fn asked(&self) -> bool {
-        self.lock().asked
+        self.0.lock().asked
     }
 
     /// From now on asking ends what this stops.
     pub fn waits(&self, stop: &Stop) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.begun = true;
         state.waiting = Some(stop.clone());
         if state.asked {
@@ -65,17 +66,13 @@ impl Ending {
     /// From now on asking ends this machine, and nothing else: what was waited for is here, and its
     /// channels end with the machine, in order.
     pub fn has(&self, guest: &Arc<Guest>) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.begun = true;
         state.waiting = None;
         state.guest = Some(guest.clone());
         if state.asked {
             state.end();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

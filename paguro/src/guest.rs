@@ -1,7 +1,7 @@
 //! A machine together with the file that it came back from: what the control socket works on.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use anyhow::Result;
 use paguro_dirty::tracker::DirtyRate;
@@ -19,6 +19,7 @@ use paguro_sys::{Advice, HUGE_PAGE_BYTES};
 use paguro_vmm::{Config, RunState, StateError, Vm};
 use paguro_workload::Size;
 use paguro_workload::area::{DMA, DMA_DIRECT};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// A machine that can be saved.
@@ -312,7 +313,7 @@ impl Alarm {
 
     /// Something that the machine cannot live with. The first reason counts.
     pub fn raise(&self, reason: String) {
-        let mut first = self.lock();
+        let mut first = self.reason.lock();
         if let Some(vm) = self.vm.upgrade() {
             vm.fail(&reason);
         }
@@ -332,10 +333,6 @@ impl Alarm {
 
     /// The first reason that was raised.
     fn reason(&self) -> Option<String> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reason.lock().clone()
     }
 }

@@ -12,9 +12,10 @@
 //! ignored stays so in the commands that the program runs (`exec:`).
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::process::Signal;
 use signal_hook::iterator::Signals;
 
@@ -98,49 +99,37 @@ impl Interrupts {
 
     /// Which came first of those that end the work.
     pub fn which(&self) -> Option<Signal> {
-        *self.0.lock()
+        *self.0.came.lock()
     }
 
     /// Waits so long, or until one comes.
     pub fn wait(&self, at_most: Duration) {
-        let came = self.0.lock();
-        // A poisoned lock would only shorten the wait.
-        drop(
-            self.0
-                .changed
-                .wait_timeout_while(came, at_most, |came| came.is_none()),
-        );
+        let mut came = self.0.came.lock();
+        let none = |came: &mut Option<Signal>| came.is_none();
+        self.0.changed.wait_while_for(&mut came, none, at_most);
     }
 
     /// Waits until one comes.
     pub fn wait_for_one(&self) {
-        let mut came = self.0.lock();
-        while came.is_none() {
-            came = self
-                .0
-                .changed
-                .wait(came)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut came = self.0.came.lock();
+        self.0.changed.wait_while(&mut came, |came| came.is_none());
     }
 }
 
 impl Shared {
     fn end(&self, signal: Signal, again: Again) {
-        let first = self.lock().replace(signal);
+        let first = self.came.lock().replace(signal);
         match (first, again) {
-            (None, _) => self.changed.notify_all(),
-            (Some(first), Again::ChangesNothing) => *self.lock() = Some(first),
+            (None, _) => {
+                self.changed.notify_all();
+            }
+            (Some(first), Again::ChangesNothing) => *self.came.lock() = Some(first),
             (Some(_), Again::Leaves) => {
                 log::say(format_args!("interrupted again: leaving at once"));
                 // As shells have it.
                 log::exit(128 + signal.as_raw());
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Signal>> {
-        self.came.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

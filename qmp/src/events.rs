@@ -1,8 +1,9 @@
 //! Events: told to the client that is connected and has finished its negotiation, or to nobody.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::queue::{Queue, Weight};
@@ -27,7 +28,7 @@ impl Events {
     }
 
     fn tell(&self, name: &str, data: Option<Value>, weight: Weight) {
-        let client = self.lock();
+        let client = self.client.lock();
         let Some(queue) = &*client else {
             return;
         };
@@ -48,23 +49,19 @@ impl Events {
 
     /// From now on this client gets the events.
     pub(crate) fn attach(&self, queue: Arc<Queue>) {
-        *self.lock() = Some(queue);
+        *self.client.lock() = Some(queue);
     }
 
     /// The client is gone.
     pub(crate) fn detach(&self) {
-        *self.lock() = None;
+        *self.client.lock() = None;
     }
 
     /// Waits until the client has got all that was told it, but not for ever.
     pub fn flush(&self, at_most: Duration) {
-        let queue = self.lock().clone();
+        let queue = self.client.lock().clone();
         if let Some(queue) = queue {
             queue.flush(at_most);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Queue>>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

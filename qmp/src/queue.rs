@@ -11,8 +11,9 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// Lines that may wait before answers do, and passing events are dropped.
 const MANY: usize = 1024;
@@ -60,12 +61,9 @@ pub(crate) enum Weight {
 impl Queue {
     /// An answer: waits for room.
     pub(crate) fn answer(&self, line: String) -> Result<(), Gone> {
-        let inner = self.lock();
+        let mut inner = self.inner.lock();
         let full = |inner: &mut Inner| inner.items.len() >= MANY && !inner.gone;
-        let mut inner = self
-            .changed
-            .wait_while(inner, full)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_while(&mut inner, full);
         if inner.gone {
             return Err(Gone);
         }
@@ -76,7 +74,7 @@ impl Queue {
 
     /// An event: never waits. Whether it will be told.
     pub(crate) fn event(&self, line: String, weight: Weight) -> bool {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let waiting = inner.items.len();
         if inner.gone || (weight == Weight::Passing && waiting >= MANY) {
             return false;
@@ -95,7 +93,7 @@ impl Queue {
     /// Waits until the client has got all that waits now, but not for ever.
     pub(crate) fn flush(&self, at_most: Duration) {
         let (written, wait) = sync_channel(1);
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.gone || inner.items.len() >= MOST {
             return;
         }
@@ -108,7 +106,7 @@ impl Queue {
 
     /// Nothing more comes: the rest is written.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        self.inner.lock().closed = true;
         self.changed.notify_all();
     }
 
@@ -127,7 +125,7 @@ impl Queue {
                 Item::Flush(written) => drop(written.try_send(())),
             }
         }
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.gone = true;
         // Whoever waits for these gives up.
         inner.items.clear();
@@ -137,22 +135,15 @@ impl Queue {
     }
 
     fn next(&self) -> Option<Item> {
-        let inner = self.lock();
+        let mut inner = self.inner.lock();
         let empty = |inner: &mut Inner| inner.items.is_empty() && !inner.closed && !inner.gone;
-        let mut inner = self
-            .changed
-            .wait_while(inner, empty)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_while(&mut inner, empty);
         if inner.gone {
             return None;
         }
         let item = inner.items.pop_front();
         self.changed.notify_all();
         item
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,12 +6,13 @@
 //! who clear the same page must not be told "done" before it is done.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use paguro_dirty::tracker::{Tracker, TrackerError, report};
 use paguro_ram::PageSet;
 use paguro_stage2::{Cpu, LogError, LogOptions, Scope, TableError, TableMemory};
+use parking_lot::{Mutex, RwLock};
 
 use crate::log::{RamLog, range};
 
@@ -41,10 +42,6 @@ impl<M: TableMemory, C: Cpu> Stage2Tracker<M, C> {
             options,
             reported: RwLock::new(None),
         }
-    }
-
-    fn reported(&self) -> RwLockReadGuard<'_, Option<Vec<Mutex<Vec<u64>>>>> {
-        self.reported.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begin(&self) -> Result<(), TrackerError> {
@@ -122,10 +119,7 @@ impl<M: TableMemory, C: Cpu> Stage2Tracker<M, C> {
     }
 
     fn end(&self) {
-        let mut reported = self
-            .reported
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported.write();
         if reported.take().is_none() {
             return;
         }
@@ -143,10 +137,7 @@ where
     C: Cpu + Send + Sync,
 {
     fn start(&self) -> Result<(), TrackerError> {
-        let mut reported = self
-            .reported
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported.write();
         if self.log.taken.swap(true, Ordering::AcqRel) {
             return Err(TrackerError::Busy);
         }
@@ -162,19 +153,19 @@ where
 
     fn sync(&self, dirty: &[PageSet]) -> Result<usize, TrackerError> {
         report::check(&self.log.ram, dirty)?;
-        let reported = self.reported();
+        let reported = self.reported.read();
         let reported = reported.as_ref().ok_or(TrackerError::NotStarted)?;
         let blocks = reported.iter().zip(dirty).enumerate();
         blocks
-            .map(|(index, (reported, dirty))| self.sync_block(index, &mut lock(reported), dirty))
+            .map(|(index, (reported, dirty))| self.sync_block(index, &mut reported.lock(), dirty))
             .sum()
     }
 
     fn clear(&self, block: usize, pages: Range<usize>) -> Result<(), TrackerError> {
-        let reported = self.reported();
+        let reported = self.reported.read();
         let reported = reported.as_ref().ok_or(TrackerError::NotStarted)?;
         match reported.get(block) {
-            Some(reported) => self.clear_block(block, &mut lock(reported), pages),
+            Some(reported) => self.clear_block(block, &mut reported.lock(), pages),
             None => Ok(()),
         }
     }
@@ -233,8 +224,4 @@ fn bits_of(pages: &Range<usize>, word: usize) -> u64 {
         0 => 0,
         count => (u64::MAX >> (64 - count)) << first,
     }
-}
-
-fn lock(reported: &Mutex<Vec<u64>>) -> MutexGuard<'_, Vec<u64>> {
-    reported.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::fs::FileType;
 use rustix::io::{Errno, FdFlags};
 
@@ -22,7 +22,7 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(Errno::BADF.into());
     }
-    let _one_at_a_time = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = TAKING.lock();
     // SAFETY: it is only asked for its flags, which for a number without descriptor is an error.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     let flags = rustix::io::fcntl_getfd(fd)?;

@@ -22,9 +22,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, getpid};
 
 use crate::Limits;
@@ -105,7 +106,7 @@ impl Resources {
     /// The file of that path. What is not held when all is open is not there: it may be that a filter
     /// ends the process that asks for it.
     fn held(&self, path: &Path) -> Result<File, ResourceError> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.files.lock();
         let failed = |source| ResourceError {
             path: path.to_owned(),
             source,

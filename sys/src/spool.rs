@@ -11,9 +11,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -73,7 +74,7 @@ impl Spool {
     /// Puts bytes into the buffer, all or none of them; whether there was room. Never waits for
     /// whoever they are for.
     pub fn put(&self, bytes: &[u8]) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         if state.pending.len() + bytes.len() > self.0.room_bytes {
             state.counts.lost_bytes += bytes.len() as u64;
             return false;
@@ -89,21 +90,21 @@ impl Spool {
 
     /// What became of the bytes so far.
     pub fn counts(&self) -> SpoolCounts {
-        self.0.lock().counts
+        self.0.state.lock().counts
     }
 
     /// Waits until all is written, but not for ever; whether it is.
     pub fn flush(&self, at_most: Duration) -> bool {
-        let state = self.0.lock();
+        let mut state = self.0.state.lock();
         let left = |state: &mut State| !state.pending.is_empty();
-        let waited = self.0.emptied.wait_timeout_while(state, at_most, left);
-        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+        self.0.emptied.wait_while_for(&mut state, left, at_most);
+        state.pending.is_empty()
     }
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
+        self.0.state.lock().closed = true;
         self.0.filled.notify_one();
     }
 }
@@ -138,15 +139,12 @@ impl Shared {
 
     /// Waits for bytes and gives them; none when nothing more will come.
     fn take(&self, chunk: &mut [u8]) -> Option<usize> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while state.pending.is_empty() {
             if state.closed {
                 return None;
             }
-            state = self
-                .filled
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.filled.wait(&mut state);
         }
         let first = state.pending.as_slices().0;
         let bytes = first.len().min(chunk.len());
@@ -156,7 +154,7 @@ impl Shared {
 
     /// Of the bytes in hand so many are out, or lost.
     fn done(&self, bytes: usize, written: bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.pending.drain(..bytes);
         let counts = &mut state.counts;
         let counter = match written {
@@ -167,9 +165,5 @@ impl Shared {
         if state.pending.is_empty() {
             self.emptied.notify_all();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

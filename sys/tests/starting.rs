@@ -1,15 +1,15 @@
 //! What comes first in each thread; a process has one hook, so these tests have a process of their own.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
 use paguro_sys::{NewThread, on_thread_start};
+use parking_lot::{Mutex, MutexGuard};
 
 static CALLS: Mutex<Vec<(String, ThreadId)>> = Mutex::new(Vec::new());
 
 fn calls() -> MutexGuard<'static, Vec<(String, ThreadId)>> {
-    CALLS.lock().unwrap_or_else(PoisonError::into_inner)
+    CALLS.lock()
 }
 
 fn hook(role: &str) -> io::Result<()> {

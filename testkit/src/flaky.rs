@@ -6,9 +6,11 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::skipped;
 
@@ -110,7 +112,7 @@ impl Flaky {
     }
 
     fn answer(&self, range: std::ops::Range<u64>, count: u64, errno: i32) {
-        let mut its = self.range();
+        let mut its = self.shared.range.lock();
         *its = range;
         self.shared.left.store(count, Ordering::SeqCst);
         self.shared.errno.store(errno, Ordering::SeqCst);
@@ -131,11 +133,6 @@ impl Flaky {
     /// Reads that did not.
     pub fn served(&self) -> u64 {
         self.shared.served.load(Ordering::SeqCst)
-    }
-
-    fn range(&self) -> std::sync::MutexGuard<'_, std::ops::Range<u64>> {
-        let range = self.shared.range.lock();
-        range.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -229,7 +226,7 @@ impl Shared {
     }
 
     fn read(&self, offset: u64, bytes: u32) -> Result<Vec<u8>, i32> {
-        let mut range = self.range.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut range = self.range.lock();
         let hit = |range: &std::ops::Range<u64>| {
             range.start < offset + u64::from(bytes) && offset < range.end
         };
@@ -237,8 +234,7 @@ impl Shared {
         if hangs(&self.errno) && hit(&range) {
             self.hung.fetch_add(1, Ordering::SeqCst);
             let hangs = |_: &mut std::ops::Range<u64>| hangs(&self.errno);
-            let waited = self.changed.wait_timeout_while(range, LONGEST, hangs);
-            range = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_while_for(&mut range, hangs, LONGEST);
         }
         let (errno, hit) = (self.errno.load(Ordering::SeqCst), hit(&range));
         drop(range);

@@ -15,8 +15,9 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 pub use ending::{IN_VAIN, MustEnd, ends, must_end, run, wait, wait_until};
 pub use flaky::{EIO, Flaky};
@@ -47,7 +48,7 @@ pub fn alone() -> Alone {
 
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    ALONE.lock()
 }
 
 /// Mappings of this process that begin in a range of addresses: what `vm.max_map_count` limits.

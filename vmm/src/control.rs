@@ -11,10 +11,11 @@
 //! opened under both, and closed under `inner`.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use paguro_migration::machine::Stay;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::state::{Ended, Event, RunState, ShutdownCause, StateError};
 
@@ -130,12 +131,12 @@ impl Control {
 
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
         let (sender, receiver) = channel();
-        self.lock().subscribers.push(sender);
+        self.inner.lock().subscribers.push(sender);
         receiver
     }
 
     pub(crate) fn run_state(&self) -> RunState {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         match (&inner.end, &inner.failure) {
             (Some(_), _) => RunState::Shutdown,
             (None, Some(_)) => RunState::InternalError,
@@ -147,27 +148,27 @@ impl Control {
 
     /// Which state to show while the machine does not run; until it runs again.
     pub(crate) fn set_stopped_state(&self, state: RunState) {
-        self.lock().stopped_as = state;
+        self.inner.lock().stopped_as = state;
     }
 
     /// Why it was left at rest, if it was and was not told to run again.
     pub(crate) fn stays(&self) -> Option<Stay> {
-        self.lock().stays
+        self.inner.lock().stays
     }
 
     pub(crate) fn failure(&self) -> Option<String> {
-        self.lock().failure.clone()
+        self.inner.lock().failure.clone()
     }
 
     /// Why it is halted, if it is.
     pub(crate) fn halted(&self) -> Option<String> {
-        self.lock().halted.clone()
+        self.inner.lock().halted.clone()
     }
 
     /// Runs the machine, or remembers to when the last pause ends.
     pub(crate) fn cont(&self) -> Result<(), StateError> {
-        let turn = self.take_turn();
-        let mut inner = self.lock();
+        let turn = self.turn.lock();
+        let mut inner = self.inner.lock();
         inner.check()?;
         inner.check_here()?;
         inner.wanted = true;
@@ -179,8 +180,8 @@ impl Control {
 
     /// Stops the machine and waits until all is at rest.
     pub(crate) fn stop(&self) -> Result<(), StateError> {
-        let turn = self.take_turn();
-        let mut inner = self.lock();
+        let turn = self.turn.lock();
+        let mut inner = self.inner.lock();
         inner.check()?;
         inner.wanted = false;
         if inner.halted.is_some() {
@@ -192,7 +193,7 @@ impl Control {
         drop(inner);
         // It is stopped all the same: who is held executes nothing before it rests.
         let rests = self.rest(&turn);
-        self.lock().stopped();
+        self.inner.lock().stopped();
         match rests {
             true => Ok(()),
             false => Err(StateError::Held),
@@ -201,8 +202,8 @@ impl Control {
 
     /// Holds a pause; whether the machine shall run when it ends.
     pub(crate) fn hold(&self) -> Result<bool, StateError> {
-        let turn = self.take_turn();
-        let mut inner = self.lock();
+        let turn = self.turn.lock();
+        let mut inner = self.inner.lock();
         inner.check()?;
         inner.check_here()?;
         inner.holds += 1;
@@ -212,7 +213,7 @@ impl Control {
         let was_running = inner.wanted;
         drop(inner);
         let rests = self.rest(&turn);
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.stopped();
         // What failed while it came to rest is not what it should be, and nobody is to save it.
         let sound = inner.check();
@@ -229,8 +230,8 @@ impl Control {
     /// (`postmigrate`). Otherwise it is an error if it shall run and has failed; one that has ended does as
     /// it was told.
     pub(crate) fn release(&self, stay: Option<Stay>) -> Result<(), StateError> {
-        let turn = self.take_turn();
-        let mut inner = self.lock();
+        let turn = self.turn.lock();
+        let mut inner = self.inner.lock();
         inner.holds = inner.holds.saturating_sub(1);
         if let Some(why) = stay {
             inner.wanted = false;
@@ -248,7 +249,7 @@ impl Control {
 
     /// Stops the machine for good, for `reason`. Waits for nobody.
     pub(crate) fn fail(&self, reason: String) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.check().is_err() {
             tracing::debug!(%reason, "a machine that is down failed again");
             return;
@@ -263,7 +264,7 @@ impl Control {
     /// Stops the machine, for `reason`, until the next `cont`. One that shall not run is not halted: it
     /// needs nothing. Waits for nobody.
     pub(crate) fn halt(&self, reason: String) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.check().is_err() || !inner.wanted || inner.halted.is_some() {
             tracing::debug!(%reason, "a machine that does not run would be halted");
             return;
@@ -276,7 +277,7 @@ impl Control {
 
     /// Ends the machine. Waits for nobody.
     pub(crate) fn shut_down(&self, cause: ShutdownCause, detail: Option<String>) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.end.is_some() {
             return;
         }
@@ -292,19 +293,16 @@ impl Control {
     }
 
     pub(crate) fn ended(&self) -> Option<Ended> {
-        self.lock().end.clone()
+        self.inner.lock().end.clone()
     }
 
     pub(crate) fn wait_ended(&self) -> Ended {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         loop {
             if let Some(end) = &inner.end {
                 return end.clone();
             }
-            inner = self
-                .ended
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.ended.wait(&mut inner);
         }
     }
 
@@ -332,7 +330,7 @@ impl Control {
 
     /// Brings all to rest, unless the machine may run; whether they are.
     fn rest(&self, _turn: &MutexGuard<'_, ()>) -> bool {
-        if self.lock().may_run() {
+        if self.inner.lock().may_run() {
             return true;
         }
         let Some(stages) = self.stages.get() else {
@@ -358,14 +356,6 @@ impl Control {
                 .chain(&stages.devices)
                 .for_each(|one| one.close());
         }
-    }
-
-    fn take_turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -543,7 +533,7 @@ mod tests {
         });
         control.cont().unwrap();
         assert!(matches!(control.hold(), Err(StateError::Failed(_))));
-        assert_eq!(control.lock().holds, 0);
+        assert_eq!(control.inner.lock().holds, 0);
     }
 
     #[test]

@@ -9,8 +9,10 @@
 //! would sleep until that one gets it back, 5-10 ms later.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Steps in which a kick is repeated until the thread is at rest.
 const KICK_STEP: Duration = Duration::from_micros(200);
@@ -54,10 +56,6 @@ impl Gate {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Names the gate whose thread this one's wakes.
     pub(crate) fn chain(&self, next: Arc<Gate>) {
         // A second one would be a bug without consequences.
@@ -66,7 +64,7 @@ impl Gate {
 
     /// Lets the thread through, when it looks.
     pub(crate) fn open(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // Of a nap that was ordered before the thread was held nobody wants anything any more.
         self.nap_us.store(0, Ordering::Release);
         state.open = true;
@@ -79,7 +77,7 @@ impl Gate {
 
     /// Holds the thread from its next step on.
     pub(crate) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.open = false;
         self.kick(&state);
         drop(state);
@@ -88,7 +86,7 @@ impl Gate {
 
     /// Makes the thread end at its next step.
     pub(crate) fn end(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.end = true;
         self.kick(&state);
         drop(state);
@@ -98,14 +96,14 @@ impl Gate {
     /// The thread's registered life: to be taken by the thread itself, first of all.
     pub(crate) fn enter(&self) -> Passage<'_> {
         // SAFETY: gettid has no arguments and no failure.
-        self.lock().tid = Some(unsafe { libc::gettid() });
+        self.state.lock().tid = Some(unsafe { libc::gettid() });
         Passage(self)
     }
 
     /// Waits until the thread is at rest (or gone), kicking it if it needs that, at most until
     /// `deadline`; whether it is. The gate must stay closed meanwhile.
     pub(crate) fn wait_at_rest(&self, deadline: Instant) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.at_rest && !state.gone {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -113,40 +111,36 @@ impl Gate {
             }
             self.kick(&state);
             let step = self.signal.map_or(left, |_| KICK_STEP.min(left));
-            state = self.wait(state, step);
+            self.changed.wait_for(&mut state, step);
         }
         true
     }
 
     /// Waits until the thread is gone, at most until `deadline`; whether it is.
     pub(crate) fn wait_gone(&self, deadline: Instant) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.gone {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
             self.kick(&state);
-            state = self.wait(state, left.min(Duration::from_millis(1)));
+            let step = left.min(Duration::from_millis(1));
+            self.changed.wait_for(&mut state, step);
         }
         true
     }
 
     /// Says that the thread will never be there (it could not be made).
     pub(crate) fn never_entered(&self) {
-        self.lock().gone = true;
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
-        let waited = self.changed.wait_timeout(state, most);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        self.state.lock().gone = true;
     }
 
     /// Has the thread do nothing for so long, unless the gate closes before. For threads that are
     /// kicked.
     pub(crate) fn nap(&self, length: Duration) {
         let us = u32::try_from(length.as_micros()).unwrap_or(u32::MAX);
-        let state = self.lock();
+        let state = self.state.lock();
         if state.open {
             self.nap_us.store(us, Ordering::Release);
             self.kick(&state);
@@ -164,18 +158,18 @@ impl Gate {
 impl Passage<'_> {
     /// Whether the gate is open, without waiting.
     pub(crate) fn is_open(&self) -> bool {
-        let state = self.0.lock();
+        let state = self.0.state.lock();
         state.open && !state.end
     }
 
     /// Whether the thread is to end, without waiting.
     pub(crate) fn is_to_end(&self) -> bool {
-        self.0.lock().end
+        self.0.state.lock().end
     }
 
     /// Waits at a closed gate; false if the thread is to end.
     pub(crate) fn pass(&self) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         if state.open && !state.end {
             return true;
         }
@@ -191,17 +185,16 @@ impl Passage<'_> {
     /// Does something that may take as long as it likes and changes nothing: meanwhile the thread is at
     /// rest. Then waits at the gate; false if the thread is to end.
     pub(crate) fn at_rest(&self, what: impl FnOnce()) -> bool {
-        self.0.lock().at_rest = true;
+        self.0.state.lock().at_rest = true;
         self.0.changed.notify_all();
         what();
-        self.leave_rest(self.0.lock())
+        self.leave_rest(self.0.state.lock())
     }
 
     /// Rests until the gate opens; false if the thread is to end, which is a rest that lasts.
-    fn leave_rest(&self, state: MutexGuard<'_, State>) -> bool {
+    fn leave_rest(&self, mut state: MutexGuard<'_, State>) -> bool {
         let closed = |state: &mut State| !state.open && !state.end;
-        let waited = self.0.changed.wait_while(state, closed);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        self.0.changed.wait_while(&mut state, closed);
         state.at_rest = state.end;
         !state.end
     }
@@ -217,13 +210,13 @@ impl Passage<'_> {
     /// Sleeps, unless the gate closes before.
     pub(crate) fn sleep(&self, length: Duration) {
         let until = Instant::now() + length;
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         while state.open && !state.end {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            state = self.0.wait(state, left);
+            self.0.changed.wait_for(&mut state, left);
         }
     }
 
@@ -237,7 +230,7 @@ impl Passage<'_> {
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         state.gone = true;
         state.tid = None;
         self.0.changed.notify_all();

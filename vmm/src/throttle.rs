@@ -3,8 +3,10 @@
 //! As QEMU does it: a vCPU runs for 10 ms and then naps for as long as makes its percentage. A nap
 //! ends at once when the machine is paused or ends.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::control::Hold;
 
@@ -44,7 +46,7 @@ impl Throttle {
     /// Takes that share of each vCPU's time from now on. Never waits.
     pub(crate) fn set(&self, percent: impl Fn(usize) -> u8) {
         let percents = (0..self.vcpus.len()).map(|vcpu| percent(vcpu).min(MOST_PERCENT));
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.percents = percents.collect();
         self.shared.changed.notify_all();
         if state.is_idle() || state.alive {
@@ -76,7 +78,7 @@ impl Shared {
     fn run(&self, vcpus: &[Arc<dyn Hold>]) {
         // When each vCPU has run for its slice.
         let mut due = vec![Instant::now(); vcpus.len()];
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.is_idle() {
             let now = Instant::now();
             let mut next = now + Duration::from_secs(1);
@@ -92,16 +94,8 @@ impl Shared {
                 }
                 next = next.min(*due);
             }
-            let (now, _) = self
-                .changed
-                .wait_timeout(state, next.saturating_duration_since(now))
-                .unwrap_or_else(PoisonError::into_inner);
-            state = now;
+            self.changed.wait_until(&mut state, next);
         }
         state.alive = false;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

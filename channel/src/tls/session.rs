@@ -10,9 +10,9 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 use rustls::Connection;
 
@@ -152,7 +152,7 @@ impl Session {
 
     /// Plain bytes out of what came so far; none if more must come first.
     fn take(&self, link: &Link, inbox: &mut Inbox, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let mut connection = self.lock();
+        let mut connection = self.connection.lock();
         let mut taken = 0;
         while taken < into.len() {
             match connection.reader().read(&mut into[taken..]) {
@@ -185,10 +185,10 @@ impl Session {
         link: &Link,
         mut first: impl FnMut(&mut Connection) -> io::Result<()>,
     ) -> io::Result<()> {
-        first(&mut self.lock())?;
+        first(&mut self.connection.lock())?;
         let mut moved = Instant::now();
         loop {
-            let sent = send(link, &mut self.lock());
+            let sent = send(link, &mut self.connection.lock());
             match sent {
                 Ok(0) => return Ok(()),
                 Ok(_) => moved = Instant::now(),
@@ -206,7 +206,7 @@ impl Session {
         if !matches!(error.kind(), BrokenPipe | ConnectionReset) {
             return error;
         }
-        let mut connection = self.lock();
+        let mut connection = self.connection.lock();
         let mut inbox = Inbox::default();
         // Who reads finds it himself. Bytes that are taken away from him would come out of order, and
         // the peer's last words be lost.
@@ -223,12 +223,6 @@ impl Session {
             Err(refused @ TlsError::Refused { .. }) => failed(link, refused),
             _ => error,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,7 +5,8 @@
 //! back (a balloon, virtio-mem) does it through here from the start of arming on.
 
 use std::ops::Range;
-use std::sync::{RwLock, RwLockWriteGuard};
+
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::ahead::Ahead;
 use super::context::Context;
@@ -19,16 +20,15 @@ use crate::{Copied, FreezeError};
 /// Pages that are being given back.
 #[derive(Debug, Default)]
 pub(super) struct Discarding {
-    /// Held (shared) while pages are given back in the arming epoch.
+    /// Held (shared) while pages are given back in the arming epoch. Who gives back and comes here once more
+    /// in the middle of it would wait for a pause, which waits for him.
     going_on: RwLock<()>,
 }
 
 impl Discarding {
     /// Waits until nobody gives pages back while arming, and keeps everybody from it.
     pub(super) fn stand_still(&self) -> RwLockWriteGuard<'_, ()> {
-        self.going_on
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.going_on.write()
     }
 
     /// Gives pages back by calling `give_back`: while arming they count as released, while frozen they
@@ -48,10 +48,7 @@ impl Discarding {
         // A pause waits for this before its barrier: the epoch cannot become *frozen* between the
         // look and the note, and the readers still take the event that giving back waits for.
         if context.life.now() == Epoch::Arming {
-            let _going_on = self
-                .going_on
-                .read()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let _going_on = self.going_on.read();
             if context.life.now() == Epoch::Arming {
                 let given = give_back();
                 context.blocks[index].released.insert_range(pages);

@@ -1,7 +1,9 @@
 //! How far a freeze is, and how it ended.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+
+use parking_lot::Mutex;
 
 use crate::{FreezeError, PageBuffer};
 
@@ -64,7 +66,7 @@ impl Life {
 
     /// Remembers the first failure and lets everybody go on unprotected.
     pub(super) fn fail(&self, error: FreezeError) {
-        let mut failed = self.failed();
+        let mut failed = self.failed.lock();
         failed.get_or_insert(error);
         drop(failed);
         self.close();
@@ -72,7 +74,7 @@ impl Life {
 
     /// The first failure, once.
     pub(super) fn failure(&self) -> FreezeError {
-        self.failed().take().unwrap_or(FreezeError::Ended)
+        self.failed.lock().take().unwrap_or(FreezeError::Ended)
     }
 
     /// Fails; what to tell the caller, who ran into it.
@@ -90,12 +92,6 @@ impl Life {
     fn close(&self) {
         self.epoch.store(OVER, Ordering::Release);
         self.buffer.close();
-    }
-
-    fn failed(&self) -> MutexGuard<'_, Option<FreezeError>> {
-        self.failed
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

@@ -168,7 +168,7 @@ impl Freeze {
     /// Gives pages of a block back by calling `give_back`, without harm to the picture: while
     /// arming they count as released, while frozen they are copied first. Waits for room in the
     /// page buffer, and for copies of others that are under way. Any thread that holds no lock a
-    /// vCPU may want.
+    /// vCPU may want; `give_back` must not discard through here.
     ///
     /// # Errors
     ///

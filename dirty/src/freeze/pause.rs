@@ -1,9 +1,9 @@
 //! The pause: nobody answers a fault or gives pages back, the rest is armed, and the epoch changes.
 
-use std::sync::RwLockWriteGuard;
 use std::sync::atomic::Ordering;
 
 use paguro_faults::Barrier;
+use parking_lot::RwLockWriteGuard;
 
 use super::arming::Arming;
 use super::check;

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use paguro_faults::Faults;
 use paguro_ram::{Backing, PageKind, populate, presence};
 use paguro_sys::Features;
+use parking_lot::Mutex;
 
 use super::context::Context;
 use super::pace::{Pace, breathe, timed};
@@ -42,7 +42,7 @@ impl Steps {
         let mut at = range.start;
         while at < range.end {
             // Steps end at multiples of their size, so that a huge page is never cut.
-            let step = self.pace().step();
+            let step = self.pace.lock().step();
             let end = (at / CHUNK * CHUNK + step).min(range.end);
             let part = at..end;
             at = end;
@@ -54,7 +54,7 @@ impl Steps {
             }
             let (pages, took) = protect(context, faults, index, part.clone())?;
             if running {
-                let due = self.pace().count(pages, took);
+                let due = self.pace.lock().count(pages, took);
                 block.find_present(&context.pagemap, part)?;
                 if due {
                     breathe();
@@ -69,13 +69,7 @@ impl Steps {
 
     /// What arming that many pages in that many calls will cost.
     pub(super) fn forecast_ns(&self, calls: usize, pages: usize) -> u64 {
-        self.pace().forecast_ns(calls, pages)
-    }
-
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.pace.lock().forecast_ns(calls, pages)
     }
 }
 

@@ -8,10 +8,11 @@
 //! written: the fences on both sides make it so.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use paguro_ram::{GuestRam, PageSet};
+use parking_lot::RwLock;
 
 use super::report::{check, report, sets};
 use super::{Tracker, TrackerError};
@@ -43,7 +44,6 @@ impl Marks {
     #[cold]
     fn insert(&self, block: usize, pages: Range<usize>) {
         let written = self.shared.written.read();
-        let written = written.unwrap_or_else(PoisonError::into_inner);
         if let Some(set) = written.as_ref().and_then(|sets| sets.get(block)) {
             let end = pages.end.min(set.pages());
             if pages.start < end {
@@ -82,10 +82,7 @@ impl MarkTracker {
 impl Tracker for MarkTracker {
     fn start(&self) -> Result<(), TrackerError> {
         let shared = &self.marks.shared;
-        let mut written = shared
-            .written
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut written = shared.written.write();
         if written.is_some() {
             return Err(TrackerError::Busy);
         }
@@ -100,7 +97,6 @@ impl Tracker for MarkTracker {
         check(&self.ram, dirty)?;
         self.is_started()?;
         let written = self.marks.shared.written.read();
-        let written = written.unwrap_or_else(PoisonError::into_inner);
         let written = written.as_ref().ok_or(TrackerError::NotStarted)?;
         let blocks = written.iter().zip(dirty).enumerate();
         // Marks of pages without content stay: a device may be marking at this moment.
@@ -119,10 +115,7 @@ impl Tracker for MarkTracker {
 
     fn stop(&self) {
         let shared = &self.marks.shared;
-        let mut written = shared
-            .written
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut written = shared.written.write();
         if self.started.swap(false, Ordering::AcqRel) {
             shared.active.store(false, Ordering::Relaxed);
             *written = None;

@@ -10,11 +10,11 @@
 //! does not exist is protected too, which costs page tables (2 MiB a GiB).
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use paguro_ram::{Backing, GuestRam, HUGE_PAGES, PageKind, PageSet, RamBlock};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Features, Host, RegisterMode, Uffd, UffdError, page_size};
+use parking_lot::Mutex;
 
 use super::report::{check, report, sets};
 use super::{Tracker, TrackerError};
@@ -45,10 +45,6 @@ impl AsyncProtect {
             ram,
             watch: Mutex::new(None),
         }
-    }
-
-    fn watch(&self) -> MutexGuard<'_, Option<Watch>> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn can(&self, block: &RamBlock) -> Result<(), TrackerError> {
@@ -139,7 +135,7 @@ impl Watch {
 
 impl Tracker for AsyncProtect {
     fn start(&self) -> Result<(), TrackerError> {
-        let mut watch = self.watch();
+        let mut watch = self.watch.lock();
         if watch.is_some() {
             return Err(TrackerError::Busy);
         }
@@ -180,7 +176,7 @@ impl Tracker for AsyncProtect {
 
     fn sync(&self, dirty: &[PageSet]) -> Result<usize, TrackerError> {
         check(&self.ram, dirty)?;
-        let mut watch = self.watch();
+        let mut watch = self.watch.lock();
         let watch = watch.as_mut().ok_or(TrackerError::NotStarted)?;
         let mut new = 0;
         for (block, dirty) in dirty.iter().enumerate() {
@@ -198,14 +194,14 @@ impl Tracker for AsyncProtect {
 
     /// Nothing is left to be done: the sync has protected what it reported.
     fn clear(&self, _: usize, _: Range<usize>) -> Result<(), TrackerError> {
-        match *self.watch() {
+        match *self.watch.lock() {
             Some(_) => Ok(()),
             None => Err(TrackerError::NotStarted),
         }
     }
 
     fn stop(&self) {
-        if let Some(watch) = self.watch().take() {
+        if let Some(watch) = self.watch.lock().take() {
             watch.end(&self.ram);
         }
     }

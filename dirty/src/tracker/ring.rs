@@ -16,11 +16,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::kvm::{DirtyRing, DirtySlots, ManualProtect, reset_rings};
+use parking_lot::Mutex;
 
 use super::place::{self, Place};
 use super::report::{check, report, sets};
@@ -67,7 +68,7 @@ impl KvmRings {
 
     /// Adds the ring of the next vCPU.
     pub fn add(&self, ring: DirtyRing) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.rings.push(ring);
         inner.read.push(0);
     }
@@ -79,18 +80,14 @@ impl KvmRings {
     ///
     /// KVM's. The vCPU cannot go on.
     pub fn make_room(&self) -> io::Result<()> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.full += 1;
         self.drain(&mut inner)
     }
 
     /// How often a vCPU had to wait for room.
     pub fn full_exits(&self) -> u64 {
-        self.lock().full
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().full
     }
 
     /// Reads all rings, keeps what was written, and has all of it protected again.
@@ -151,10 +148,6 @@ impl KvmRing {
         }
     }
 
-    fn asked(&self) -> MutexGuard<'_, Option<(Instant, Vec<u64>)>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn begin(&self) -> Result<Vec<u64>, TrackerError> {
         let slots = &self.rings.slots;
         // With pages that begin as written, KVM would protect none of them, and tell of none.
@@ -164,7 +157,7 @@ impl KvmRing {
                 doing: "protect pages by itself",
                 source,
             })?;
-        let mut inner = self.rings.lock();
+        let mut inner = self.rings.inner.lock();
         self.rings.drain(&mut inner).map_err(drained)?;
         inner.written = sets(&self.ram);
         inner.torn = false;
@@ -179,7 +172,7 @@ impl KvmRing {
     }
 
     fn forget(&self) {
-        let mut inner = self.rings.lock();
+        let mut inner = self.rings.inner.lock();
         if let Err(error) = self.rings.drain(&mut inner) {
             tracing::warn!(%error, "dirty rings stay full");
         }
@@ -189,7 +182,7 @@ impl KvmRing {
 
 impl Tracker for KvmRing {
     fn start(&self) -> Result<(), TrackerError> {
-        let mut asked = self.asked();
+        let mut asked = self.asked.lock();
         if !self.rings.slots.take() {
             return Err(TrackerError::Busy);
         }
@@ -205,10 +198,10 @@ impl Tracker for KvmRing {
 
     fn sync(&self, dirty: &[PageSet]) -> Result<usize, TrackerError> {
         check(&self.ram, dirty)?;
-        if self.asked().is_none() {
+        if self.asked.lock().is_none() {
             return Err(TrackerError::NotStarted);
         }
-        let mut inner = self.rings.lock();
+        let mut inner = self.rings.inner.lock();
         self.rings.drain(&mut inner).map_err(drained)?;
         if inner.torn {
             return Err(drained(io::Error::other(
@@ -228,14 +221,14 @@ impl Tracker for KvmRing {
 
     /// Nothing is left to be done: the sync has protected what it reported.
     fn clear(&self, _: usize, _: Range<usize>) -> Result<(), TrackerError> {
-        match *self.asked() {
+        match *self.asked.lock() {
             Some(_) => Ok(()),
             None => Err(TrackerError::NotStarted),
         }
     }
 
     fn stop(&self) {
-        let mut asked = self.asked();
+        let mut asked = self.asked.lock();
         if asked.take().is_some() {
             place::switch_off(&self.rings.slots, self.rings.places.len());
             self.forget();
@@ -244,12 +237,12 @@ impl Tracker for KvmRing {
     }
 
     fn vcpu_rates(&self) -> Vec<u64> {
-        let mut asked = self.asked();
+        let mut asked = self.asked.lock();
         let Some((since, before)) = &mut *asked else {
             return Vec::new();
         };
         let (now, read) = {
-            let mut inner = self.rings.lock();
+            let mut inner = self.rings.inner.lock();
             // What lies in them unread was written, too; the next sync reports it all the same.
             if let Err(error) = self.rings.drain(&mut inner) {
                 tracing::debug!(%error, "rates of vCPUs are not known");

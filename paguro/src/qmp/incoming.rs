@@ -1,11 +1,12 @@
 //! A machine that comes in: `--incoming`, `migrate-incoming`, and how far it is.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use paguro_migration::channel::{Address, Incoming, Listener};
 use paguro_migration::destination::{Arrival, ReceiveError, ReceiveMode, ReceiveOptions};
 use paguro_migration::switchover::{HeldState, MigrationId, MigrationStatus, Reason};
 use paguro_vmm::ShutdownCause;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use super::commands::Answer;
@@ -127,7 +128,7 @@ impl Arrivals {
                 return;
             };
             let outcome = Outcome::of(&error);
-            let mut ended = waiting.lock();
+            let mut ended = waiting.ended.lock();
             ended.outcome = Some(outcome);
             if manner.exit_on_error {
                 ended.fatal = Some(error);
@@ -200,11 +201,11 @@ impl Arrivals {
 
     /// For which error the process ends, if one it is.
     pub fn take_failure(&self) -> Option<anyhow::Error> {
-        self.entry()?.lock().fatal.take()
+        self.entry()?.ended.lock().fatal.take()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -221,7 +222,7 @@ impl Entry {
 
     /// Why the machine did not come, once that is so.
     pub fn outcome(&self) -> Option<Outcome> {
-        self.lock().outcome.clone()
+        self.ended.lock().outcome.clone()
     }
 
     /// `socket-address` of `query-migrate`, for what can be connected to.
@@ -237,10 +238,6 @@ impl Entry {
             _ => return None,
         };
         Some(json!([address]))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Ended> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

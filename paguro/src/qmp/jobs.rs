@@ -1,7 +1,7 @@
 //! Snapshots and migrations of this machine, one at a time, each in a thread of its own.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +10,7 @@ use paguro_migration::control::{Control, Status};
 use paguro_migration::options::SnapshotOptions;
 use paguro_migration::source::{MigrateOptions, Migration};
 use paguro_migration::switchover::{HeldState, MigrationStatus};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::Value;
 
 use super::capabilities::Capabilities;
@@ -136,7 +137,7 @@ impl Migrations {
 
     /// To look at, and to change.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The last one.
@@ -281,17 +282,17 @@ impl Job {
     /// It has come to its end, in its own thread.
     fn end(&self, events: &Events, outcome: Outcome) {
         let told = self.is_over();
-        *self.lock() = Some(outcome);
+        *self.outcome.lock() = Some(outcome);
         if !told {
             events.migration(self.status());
         }
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.told.lock() = true;
         self.ended.notify_all();
     }
 
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<Outcome> {
-        self.lock().clone()
+        self.outcome.lock().clone()
     }
 
     /// QEMU's name for where it is. One whose thread has not come to its end shows no final state:
@@ -366,17 +367,14 @@ impl Job {
             ),
             Work::Snapshot { .. } => false,
         };
-        resumed || self.lock().is_some()
+        resumed || self.outcome.lock().is_some()
     }
 
     /// Waits for its end; whether that came.
     pub fn wait_told(&self, at_most: Duration) -> bool {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.ended.wait_timeout_while(told, at_most, |told| !*told);
-        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Outcome>> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut told = self.told.lock();
+        let untold = |told: &mut bool| !*told;
+        self.ended.wait_while_for(&mut told, untold, at_most);
+        *told
     }
 }

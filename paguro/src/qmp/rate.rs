@@ -8,11 +8,12 @@
 //!
 //! A page that is written often counts once, so the rate falls with `calc-time`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use paguro_dirty::Sampling;
 use paguro_dirty::tracker::{DirtyRate, measure};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use super::commands::Answer;
@@ -139,7 +140,7 @@ impl Rates {
     }
 
     fn lock(&self) -> MutexGuard<'_, Rate> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

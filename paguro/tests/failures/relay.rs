@@ -12,10 +12,11 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paguro_testkit::IN_VAIN;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::side::Judged;
 
@@ -155,15 +156,13 @@ impl Relay {
     }
 
     fn wait(&self, what: &str, is: impl Fn(&State) -> bool) -> Judged<Marks> {
-        let state = self.shared.lock();
-        let waited = self
-            .shared
-            .changed
-            .wait_timeout_while(state, IN_VAIN, |state| !is(state));
-        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        match waited.timed_out() {
-            true => Err(format!("{what}: {:?}", state.marks)),
-            false => Ok(state.marks),
+        let mut state = self.shared.lock();
+        let is_not = |state: &mut State| !is(state);
+        let changed = &self.shared.changed;
+        changed.wait_while_for(&mut state, is_not, IN_VAIN);
+        match is(&state) {
+            true => Ok(state.marks),
+            false => Err(format!("{what}: {:?}", state.marks)),
         }
     }
 
@@ -218,7 +217,7 @@ enum Fate {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn serve(self: Arc<Self>, door: &Door, to: &Place) {
@@ -268,10 +267,9 @@ impl Shared {
 
     /// Waits, at most so long, until something is so.
     fn sleep(&self, time: Duration, is: impl Fn(&State) -> bool) {
-        let state = self.lock();
-        let _ = self
-            .changed
-            .wait_timeout_while(state, time, |state| !is(state));
+        let mut state = self.lock();
+        let is_not = |state: &mut State| !is(state);
+        self.changed.wait_while_for(&mut state, is_not, time);
     }
 
     /// Passes bytes on in one direction, until an end.

@@ -2,10 +2,11 @@
 //! and writes are lost.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use paguro_guest::layout::{I8042_RESET, PORT_I8042, PORT_PANIC, PORT_WAIT};
 use paguro_sys::Spool;
+use parking_lot::{Mutex, MutexGuard};
 use vm_superio::serial::{NoEvents, SerialState};
 
 use crate::serial::{Line, Output, PORT, Uart};
@@ -42,7 +43,7 @@ impl Bus {
     }
 
     pub(super) fn serial(&self) -> MutexGuard<'_, Uart> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+        self.uart.lock()
     }
 
     pub(super) fn write(&self, port: u16, data: &[u8]) -> Next {

@@ -75,11 +75,7 @@ impl KvmCpus {
     pub(super) fn save_vcpu(&self, index: usize) -> Result<DeviceSection, VmError> {
         let fd = self.lock(index);
         let get = |what| refused(what);
-        let cpuid = self.vcpus[index]
-            .cpuid
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone();
+        let cpuid = self.vcpus[index].cpuid.lock().clone();
         // First, because it may still deliver what other parts then show.
         let mp_state = fd
             .get_mp_state()
@@ -117,10 +113,7 @@ impl KvmCpus {
         let fd = self.lock(index);
         fd.set_cpuid2(&state.cpuid)
             .map_err(refused("accept the features of the picture's CPU"))?;
-        *self.vcpus[index]
-            .cpuid
-            .lock()
-            .unwrap_or_else(|e| e.into_inner()) = state.cpuid.clone();
+        *self.vcpus[index].cpuid.lock() = state.cpuid.clone();
         if state.tsc_khz != 0 && fd.get_tsc_khz().is_ok_and(|khz| khz != state.tsc_khz) {
             // Without TSC scaling the guest's clock runs at this host's speed from now on.
             if let Err(error) = fd.set_tsc_khz(state.tsc_khz) {

@@ -24,8 +24,8 @@ mod memory;
 mod vcpu;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -35,6 +35,7 @@ use paguro_migration::Memory;
 use paguro_ram::{Backing, GuestRam, RamBlock};
 use paguro_sys::Spool;
 use paguro_wire::device::DeviceSection;
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::control::{Control, Hold};
@@ -289,11 +290,8 @@ impl KvmCpus {
         }
     }
 
-    fn lock(&self, index: usize) -> std::sync::MutexGuard<'_, VcpuFd> {
-        self.vcpus[index]
-            .fd
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, index: usize) -> MutexGuard<'_, VcpuFd> {
+        self.vcpus[index].fd.lock()
     }
 }
 

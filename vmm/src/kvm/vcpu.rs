@@ -15,12 +15,13 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, compiler_fence};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use paguro_dirty::tracker::KvmRings;
 use paguro_ram::GuestRam;
+use parking_lot::Mutex;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::bus::{Bus, Next};
@@ -119,11 +120,11 @@ impl Thread {
 
     fn work(&self, passage: &Passage<'_>) {
         {
-            let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fd = self.fd.lock();
             IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
         }
         while passage.pass() {
-            let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fd = self.fd.lock();
             if self.paused.swap(false, Ordering::AcqRel) {
                 // Refused where the guest has no kvmclock: nothing to tell then.
                 let _ = fd.kvmclock_ctrl();

@@ -8,7 +8,8 @@
 //! A thread that is stopped anywhere must not hold what others need, the allocator's locks for
 //! one. So it is stopped so only while it works ([`Parking::work`], which must not allocate, lock
 //! or print), and elsewhere at its next work; a thread without any more work has *retired*, which
-//! is a rest too.
+//! is a rest too. A lock that nobody else wants is no exception: waiters of all locks of the process
+//! stand in one table, and a thread that is stopped in it would keep strangers from each other's locks.
 //!
 //! Work that cannot do without a lock has parts that are done *whole* ([`Parking::whole`]): there the
 //! handler returns at once, and the thread parks itself when the part is over. Such a part must be
@@ -28,9 +29,10 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering, compiler_fence};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::control::Hold;

@@ -17,10 +17,11 @@ mod owner;
 
 use std::collections::TryReserveError;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
 use paguro_ram::{GuestRam, PageSet};
 use paguro_sys::kvm::{DirtySlots, ManualProtect};
+use parking_lot::{Mutex, RwLock};
 
 use self::owner::Owner;
 use super::place::{self, Place};
@@ -95,10 +96,6 @@ impl KvmLog {
         self.slots.caps().manual
     }
 
-    fn logs(&self) -> RwLockReadGuard<'_, Option<Vec<Mutex<SlotLog>>>> {
-        self.logs.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn begin(&self) -> Result<(), TrackerError> {
         let words = |index| {
             let mut words = Vec::new();
@@ -116,7 +113,7 @@ impl KvmLog {
         let mut logs = logs.collect::<Result<Vec<_>, TryReserveError>>()?;
         self.owner
             .begin(&self.ram, &self.slots, &self.places, &mut logs)?;
-        *self.logs.write().unwrap_or_else(PoisonError::into_inner) = Some(logs);
+        *self.logs.write() = Some(logs);
         Ok(())
     }
 
@@ -181,9 +178,9 @@ impl KvmLog {
     }
 
     fn clear_slot(&self, index: usize, pages: Range<usize>) -> Result<(), TrackerError> {
-        let logs = self.logs();
+        let logs = self.logs.read();
         let logs = logs.as_ref().ok_or(TrackerError::NotStarted)?;
-        let mut log = lock(&logs[index]);
+        let mut log = logs[index].lock();
         let mut bits = [0; CLEAR_WORDS];
         let mut left = words(pages).peekable();
         while let Some(&(first, _)) = left.peek() {
@@ -215,18 +212,18 @@ impl Tracker for KvmLog {
 
     fn sync(&self, dirty: &[PageSet]) -> Result<usize, TrackerError> {
         check(&self.ram, dirty)?;
-        let logs = self.logs();
+        let logs = self.logs.read();
         let logs = logs.as_ref().ok_or(TrackerError::NotStarted)?;
         let mut new = 0;
         for (index, log) in logs.iter().enumerate() {
             let block = self.places[index].block;
-            new += self.sync_slot(index, &mut lock(log), &dirty[block])?;
+            new += self.sync_slot(index, &mut log.lock(), &dirty[block])?;
         }
         Ok(new)
     }
 
     fn clear(&self, block: usize, pages: Range<usize>) -> Result<(), TrackerError> {
-        if self.logs().is_none() {
+        if self.logs.read().is_none() {
             return Err(TrackerError::NotStarted);
         }
         if self.manual() == ManualProtect::No {
@@ -244,7 +241,7 @@ impl Tracker for KvmLog {
     }
 
     fn stop(&self) {
-        let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = self.logs.write();
         if logs.take().is_some() {
             self.owner.end(&self.slots, self.places.len());
             self.slots.give_back();
@@ -256,8 +253,4 @@ impl Drop for KvmLog {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn lock(log: &Mutex<SlotLog>) -> MutexGuard<'_, SlotLog> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,10 +7,9 @@
 //! off, and who protects pages again stays as it is, which KVM would not even tell: it clears bits that are
 //! named in either mode, if it can do so at all.
 
-use std::sync::{Mutex, PoisonError};
-
 use paguro_ram::GuestRam;
 use paguro_sys::kvm::{DirtySlots, ManualProtect};
+use parking_lot::Mutex;
 
 use super::SlotLog;
 use crate::tracker::TrackerError;
@@ -75,7 +74,7 @@ impl Owner {
         logs: &mut [Mutex<SlotLog>],
     ) -> Result<(), TrackerError> {
         for (index, log) in logs.iter_mut().enumerate() {
-            let log = log.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let log = log.get_mut();
             let off = |source| TrackerError::Log {
                 block: ram.blocks()[places[index].block].id().to_owned(),
                 source,

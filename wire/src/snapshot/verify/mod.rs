@@ -11,9 +11,9 @@
 mod pages;
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::input::read;
@@ -265,9 +265,7 @@ fn verify_all_pages<R: ReadAt + ?Sized>(
             let pages = range.end - range.start;
             let checked = verify_pages(reader, file, *block, range.clone());
             failed.fetch_or(checked.is_err(), Ordering::Relaxed);
-            let mut total = total
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut total = total.lock();
             match (&mut *total, checked) {
                 (Ok(total), Ok(checked)) => total.add(checked),
                 (total @ Ok(_), Err(error)) => *total = Err(error),
@@ -291,7 +289,5 @@ fn verify_all_pages<R: ReadAt + ?Sized>(
         }
         work();
     });
-    total
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    total.into_inner()
 }
