@@ -37,7 +37,8 @@
 //!   (where the kernel has events to be read first); a barrier is taken by no handler.
 //! * How pages are placed, and what is registered, is locked for as long as the kernel is asked, and it
 //!   may have events to be read first. What was given back is noted then, in the middle of it, and
-//!   noting places nothing and asks for no registration.
+//!   noting places nothing and asks for no registration. A handler that panics over it does, when it is
+//!   told so: that is left to a reader.
 
 #![forbid(unsafe_code)]
 
@@ -81,7 +82,9 @@ pub trait MissingHandler: Send + Sync {
     /// woken, now or later. May hand the work on; must not block for long.
     fn missing(&self, faults: &Faults, at: Located);
 
-    /// These pages of a block were given back, and with them whatever was still to come for them.
+    /// These pages of a block were given back, and with them whatever was still to come for them. Also
+    /// called while pages are placed or registered, so it does neither. If it panics it may be called
+    /// again with the same.
     fn removed(&self, _faults: &Faults, _block: usize, _pages: Range<usize>) {}
 
     /// One of the calls above panicked over this page. Must see to it that nobody goes on with what
@@ -94,7 +97,8 @@ pub trait ProtectedHandler: Send + Sync {
     /// Somebody waits to write this page. Must see to it that the page is released.
     fn protected(&self, faults: &Faults, at: Located);
 
-    /// Somebody else gave these pages of a block back: their content is gone already.
+    /// Somebody else gave these pages of a block back: their content is gone already. Called as
+    /// [`MissingHandler::removed`].
     fn removed(&self, block: usize, pages: Range<usize>);
 
     /// As [`MissingHandler::broken`].

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
+use paguro_ram::Located;
 use paguro_sys::{Event, Fault, FaultKind, page_size};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -52,7 +53,11 @@ fn answer(faults: &Weak<Faults>, backlog: bool) -> bool {
     };
     match event {
         Some(Event::Fault(fault)) => one_fault(&faults, &handlers, fault),
-        Some(Event::Removed { start, end }) => removed(&faults, &handlers, start, end),
+        Some(Event::Removed { start, end }) => {
+            if let Some(broken) = note_removed(&faults, &handlers, start, end) {
+                broken.tell(&faults, &handlers);
+            }
+        }
         Some(Event::Other(number)) => tracing::warn!(number, "unexpected userfaultfd event"),
         None => {}
     }
@@ -101,22 +106,47 @@ fn one_fault(faults: &Faults, handlers: &crate::Handlers, fault: Fault) {
     }
 }
 
-pub(crate) fn removed(faults: &Faults, handlers: &crate::Handlers, start: usize, end: usize) {
-    let page = page_size();
-    let Some(at) = faults.spans.locate(start) else {
-        return;
-    };
-    let pages = at.page..at.page + (end - start).div_ceil(page);
+/// Tells the handlers what was given back. Which of them panicked, if any did: who calls this from a
+/// reader tells them so, anybody else leaves the event to a reader.
+pub(crate) fn note_removed(
+    faults: &Faults,
+    handlers: &crate::Handlers,
+    start: usize,
+    end: usize,
+) -> Option<Broken> {
+    let at = faults.spans.locate(start)?;
+    let pages = at.page..at.page + (end - start).div_ceil(page_size());
     let pages = pages.start..pages.end.min(faults.block(at.block).max_pages());
-    if let Some(handler) = &handlers.missing
-        && !returns(|| handler.removed(faults, at.block, pages.clone()))
-    {
-        handler.broken(faults, at);
-    }
-    if let Some(handler) = &handlers.protected
-        && !returns(|| handler.removed(at.block, pages))
-    {
-        handler.broken(faults, at);
+    let broken = Broken {
+        at,
+        missing: handlers
+            .missing
+            .as_ref()
+            .is_some_and(|handler| !returns(|| handler.removed(faults, at.block, pages.clone()))),
+        protected: handlers
+            .protected
+            .as_ref()
+            .is_some_and(|handler| !returns(|| handler.removed(at.block, pages.clone()))),
+    };
+    (broken.missing || broken.protected).then_some(broken)
+}
+
+/// Handlers that panicked over what was given back.
+pub(crate) struct Broken {
+    at: Located,
+    missing: bool,
+    protected: bool,
+}
+
+impl Broken {
+    /// Tells them. They place and release pages then, so the caller is in the middle of neither.
+    fn tell(&self, faults: &Faults, handlers: &crate::Handlers) {
+        if let (true, Some(handler)) = (self.missing, &handlers.missing) {
+            handler.broken(faults, self.at);
+        }
+        if let (true, Some(handler)) = (self.protected, &handlers.protected) {
+            handler.broken(faults, self.at);
+        }
     }
 }
 

@@ -30,17 +30,25 @@ impl Faults {
         if count == 0 {
             return waiting.step(&self.uffd);
         }
-        for event in &events[..count] {
-            match (*event, self.gate.try_read()) {
-                // What was given back is noted at once, as long as it does not take waiting.
-                (Event::Removed { start, end }, Some(handlers)) => {
-                    reader::removed(self, &handlers, start, end);
-                }
-                (event, _) => {
-                    self.backlog.lock().push_back(event);
-                    let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-                }
+        events[..count]
+            .iter()
+            .for_each(|event| self.take_in(*event));
+    }
+
+    /// What was given back is noted at once, as long as it does not take waiting. Everything else is a
+    /// reader's; so is a handler that panics over it, because it is let go by placing and releasing pages,
+    /// and the caller may hold the locks of both.
+    fn take_in(&self, event: Event) {
+        let handlers = self.gate.try_read();
+        let is_noted = match (event, &handlers) {
+            (Event::Removed { start, end }, Some(handlers)) => {
+                reader::note_removed(self, handlers, start, end).is_none()
             }
+            _ => false,
+        };
+        if !is_noted {
+            self.backlog.lock().push_back(event);
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
     }
 }
@@ -48,15 +56,17 @@ impl Faults {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::ops::Range;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
-    use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+    use paguro_ram::{Backing, BlockConfig, GuestRam, Located, PageKind, RamBlock};
     use paguro_sys::{Fallbacks, Host, Placed};
-    use paguro_testkit::{must_end, skipped};
+    use paguro_testkit::{ends, must_end, run, skipped, wait_until};
 
     use super::*;
-    use crate::Outcome;
+    use crate::{MissingHandler, Outcome, Use};
 
     /// How long the kernel refuses.
     const REFUSED: Duration = Duration::from_millis(200);
@@ -126,5 +136,50 @@ mod tests {
         assert_eq!(placed.unwrap(), Outcome::There);
         let calls = kernel.calls.get();
         assert!(calls > 1 && calls < CALLS, "{calls}");
+    }
+
+    /// Panics over what was given back; then it lets go who waits.
+    #[derive(Default)]
+    struct Panics {
+        told: AtomicUsize,
+    }
+
+    impl MissingHandler for Panics {
+        fn missing(&self, faults: &Faults, at: Located) {
+            faults.answer_with_zeros(at);
+        }
+
+        fn removed(&self, _: &Faults, _: usize, _: Range<usize>) {
+            panic!("on purpose");
+        }
+
+        fn broken(&self, faults: &Faults, at: Located) {
+            faults.answer_with_zeros(at);
+            self.told.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// He would wait for who waits for him.
+    #[test]
+    fn a_handler_that_panics_places_nothing_in_the_middle_of_a_placement() {
+        let _ends = must_end();
+        let Some(faults) = faults() else { return };
+        let handler = Arc::new(Panics::default());
+        faults.register(0, Use::Missing).unwrap();
+        faults.barrier().missing = Some(handler.clone());
+        let pages = faults.block(0).addresses_of(&(0..1));
+        let (start, end) = (pages.start, pages.end);
+        // The middle of a placement, and a freeze that waits for its end.
+        let placing = faults.placing.read();
+        let freezes = faults.clone();
+        let freeze = std::thread::spawn(move || freezes.protect_placements());
+        wait_until("a freeze waits", || faults.placing.try_read().is_none());
+        let refused = faults.clone();
+        ends(&run(move || refused.take_in(Event::Removed { start, end })));
+        drop(placing);
+        freeze.join().unwrap();
+        wait_until("a reader tells it", || {
+            handler.told.load(Ordering::SeqCst) == 1
+        });
     }
 }
