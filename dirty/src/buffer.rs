@@ -23,6 +23,10 @@ pub(crate) const START_BYTES: usize = 32 << 20;
 #[derive(Debug)]
 pub struct Buffer<T> {
     state: Mutex<State<T>>,
+    /// Where writers wait for room: apart from copiers. Of those who wait together one is woken after the
+    /// other, each when the one before has been here, and a copier may have to wait for a core.
+    room: Condvar,
+    /// Where copiers wait, for room or for what a writer has had copied.
     changed: Condvar,
     reserve: usize,
 }
@@ -94,6 +98,7 @@ impl<T> Buffer<T> {
         // The scan leaves room for one chunk, so that a fault need not wait for the scan's writes.
         Ok(Self {
             state: Mutex::new(state),
+            room: Condvar::new(),
             changed: Condvar::new(),
             reserve: chunk,
         })
@@ -135,7 +140,7 @@ impl<T> Buffer<T> {
                 since = Some(Instant::now());
                 state.waiting += 1;
             }
-            self.changed.wait(&mut state);
+            self.room.wait(&mut state);
         };
         if let Some(since) = since {
             let waited = since.elapsed();
@@ -228,10 +233,11 @@ impl<T> Buffer<T> {
     /// Units that are free again.
     pub(crate) fn give_back(&self, units: impl IntoIterator<Item = Unit>) {
         self.state.lock().free.extend(units);
+        self.room.notify_all();
         self.changed.notify_all();
     }
 
-    /// Tells waiters to look again.
+    /// Tells copiers that wait to look again.
     pub(crate) fn nudge(&self) {
         drop(self.state.lock());
         self.changed.notify_all();
@@ -243,6 +249,7 @@ impl<T> Buffer<T> {
         state.closed = true;
         let dropped = std::mem::take(&mut state.queue);
         drop(state);
+        self.room.notify_all();
         self.changed.notify_all();
         drop(dropped);
     }
@@ -262,7 +269,32 @@ impl<T> State<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use paguro_testkit::{ends, run, wait_until};
+
     use super::*;
+
+    #[test]
+    fn a_writer_waits_for_room_until_there_is_some_or_it_is_over() {
+        let buffer = Arc::new(Buffer::<()>::new(4 << 20, 16).unwrap());
+        let all = buffer.made_bytes() / (UNIT_PAGES * page_size());
+        let waits = || {
+            let its = buffer.clone();
+            let waits = run(move || its.take(1));
+            wait_until("a writer waits", || buffer.is_waited_for());
+            waits
+        };
+        let taken = buffer.take(all).unwrap();
+        let writer = waits();
+        buffer.give_back(taken);
+        let taken = (ends(&writer), buffer.take(all - 1));
+        assert!(matches!(&taken, (Some(_), Some(_))));
+        let writer = waits();
+        buffer.close();
+        assert!(ends(&writer).is_none());
+        assert_eq!(buffer.waits().count, 2);
+    }
 
     #[test]
     fn a_large_buffer_is_of_few_mappings() {

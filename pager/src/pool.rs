@@ -42,7 +42,11 @@ impl Want {
 #[derive(Debug, Default)]
 pub(crate) struct Wanted {
     state: Mutex<State>,
+    /// Where those who serve wait.
     changed: Condvar,
+    /// Where those sleep who serve nobody: apart. Of those who wait together one is woken after the other,
+    /// each when the one before has been here, and who is in no hurry may have to wait for a core.
+    ended: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +116,7 @@ impl Wanted {
             state.queue.push_back(want);
         }
         drop(state);
-        // `sleep` waits on the same condition: one of all who are told may be the wrong one.
+        // All: who is woken may take what is to be tried again first.
         self.changed.notify_all();
         true
     }
@@ -216,7 +220,7 @@ impl Wanted {
     pub(crate) fn sleep(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
         let open = |state: &mut State| !state.closed;
-        self.changed.wait_while_for(&mut state, open, time);
+        self.ended.wait_while_for(&mut state, open, time);
         !state.closed
     }
 
@@ -227,5 +231,6 @@ impl Wanted {
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
         self.changed.notify_all();
+        self.ended.notify_all();
     }
 }
