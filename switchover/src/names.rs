@@ -236,47 +236,8 @@ impl Source {
                 "the guest is stopped and what is left of it is moved",
                 &[Choice::Wait, Choice::Cancel],
             ),
-            SourceState::Permitted {
-                eof: Eof::Overdue { .. },
-            } => (
-                "the guest was written as a whole, and whether all of it arrived is not known yet; \
-                 it is stopped here, whole",
-                &[Choice::Wait, Choice::EndTheWay, Choice::RunUnread],
-            ),
-            SourceState::Permitted { .. } if !self.returns() => (
-                "the guest was written as a whole, and that it arrived is not known yet",
-                &[Choice::Wait, Choice::EndTheWay],
-            ),
-            SourceState::Permitted { .. } => (
-                "the destination was permitted to run and has not confirmed yet",
-                &[Choice::Wait],
-            ),
-            SourceState::InDoubt { .. } if !self.returns() => (
-                "the guest was written as a whole, and whether all of it arrived is not known; it is \
-                 stopped here, whole",
-                &[Choice::RunUnread, Choice::QuitMoved],
-            ),
-            SourceState::InDoubt { .. } if !self.reconnects() => (
-                "the destination was permitted to run, and whether it does is not known, nor can it \
-                 be asked over such a channel; the guest is stopped here, whole",
-                &[Choice::RunHere, Choice::QuitMoved],
-            ),
-            SourceState::InDoubt {
-                wanted: Wanted::Run,
-                ..
-            } => (
-                "the destination was permitted to run, and whether it does is not known; the guest \
-                 is stopped here, whole",
-                &[Choice::Wait, Choice::TakeBack, Choice::RunHere],
-            ),
-            SourceState::InDoubt {
-                wanted: Wanted::Back { .. },
-                ..
-            } => (
-                "the guest is to be taken back, and whether the destination runs it is not known; \
-                 it is stopped here, whole",
-                &[Choice::Wait, Choice::HandOver, Choice::RunHere],
-            ),
+            SourceState::Permitted { eof } => self.permitted(eof),
+            SourceState::InDoubt { wanted, .. } => self.in_doubt(wanted),
             SourceState::Completed => (
                 "the guest was moved; it is stopped here, whole, as it was when it left",
                 &[Choice::Quit, Choice::RunAgain],
@@ -284,26 +245,7 @@ impl Source {
             SourceState::Ending { .. } => {
                 ("the migration was given up and is ending", &[Choice::Wait])
             }
-            SourceState::Resumed {
-                telling: Telling::Contradicted,
-                ..
-            } => (
-                "the destination says that it has the right to run, and so has this side: somebody \
-                 said `cont` on both",
-                &[Choice::QuitOne],
-            ),
-            SourceState::Resumed {
-                telling: Telling::Due | Telling::Asking,
-                ..
-            } => (
-                "the guest is as it was before; the destination may be waiting with a copy, to be \
-                 ended (never continued)",
-                &[Choice::Wait],
-            ),
-            SourceState::Resumed {
-                telling: Telling::Needless | Telling::Told,
-                ..
-            } => ("the guest is as it was before", &[]),
+            SourceState::Resumed { telling, .. } => resumed(telling),
             SourceState::Gone { permitted: false } => ("it ends", &[]),
             SourceState::Gone { permitted: true } => (
                 "it ends; the destination was permitted to run, and whether it does is not known",
@@ -311,6 +253,68 @@ impl Source {
             ),
         };
         Advice { is, may }
+    }
+
+    /// The permission is given, or being given.
+    fn permitted(&self, eof: Eof) -> (&'static str, &'static [Choice]) {
+        match eof {
+            Eof::Overdue { .. } => (
+                "the guest was written as a whole, and whether all of it arrived is not known yet; \
+                 it is stopped here, whole",
+                &[Choice::Wait, Choice::EndTheWay, Choice::RunUnread],
+            ),
+            _ if !self.returns() => (
+                "the guest was written as a whole, and that it arrived is not known yet",
+                &[Choice::Wait, Choice::EndTheWay],
+            ),
+            _ => (
+                "the destination was permitted to run and has not confirmed yet",
+                &[Choice::Wait],
+            ),
+        }
+    }
+
+    /// No confirmation came. What is wanted counts only where the destination can be asked.
+    fn in_doubt(&self, wanted: Wanted) -> (&'static str, &'static [Choice]) {
+        match wanted {
+            _ if !self.returns() => (
+                "the guest was written as a whole, and whether all of it arrived is not known; it is \
+                 stopped here, whole",
+                &[Choice::RunUnread, Choice::QuitMoved],
+            ),
+            _ if !self.reconnects() => (
+                "the destination was permitted to run, and whether it does is not known, nor can it \
+                 be asked over such a channel; the guest is stopped here, whole",
+                &[Choice::RunHere, Choice::QuitMoved],
+            ),
+            Wanted::Run => (
+                "the destination was permitted to run, and whether it does is not known; the guest \
+                 is stopped here, whole",
+                &[Choice::Wait, Choice::TakeBack, Choice::RunHere],
+            ),
+            Wanted::Back { .. } => (
+                "the guest is to be taken back, and whether the destination runs it is not known; \
+                 it is stopped here, whole",
+                &[Choice::Wait, Choice::HandOver, Choice::RunHere],
+            ),
+        }
+    }
+}
+
+/// The guest is this side's again, and the destination may have to hear of it.
+fn resumed(telling: Telling) -> (&'static str, &'static [Choice]) {
+    match telling {
+        Telling::Contradicted => (
+            "the destination says that it has the right to run, and so has this side: somebody \
+             said `cont` on both",
+            &[Choice::QuitOne],
+        ),
+        Telling::Due | Telling::Asking => (
+            "the guest is as it was before; the destination may be waiting with a copy, to be \
+             ended (never continued)",
+            &[Choice::Wait],
+        ),
+        Telling::Needless | Telling::Told => ("the guest is as it was before", &[]),
     }
 }
 
