@@ -99,17 +99,17 @@ impl Host {
     /// Asks the kernel, then forgets what `forced` denies.
     pub fn probe(forced: &Fallbacks) -> Self {
         let (userfault, features) = match Uffd::supported(forced.user_mode_only) {
-            _ if forced.no_userfaultfd => (Userfault::None, Features::default()),
+            _ if forced.no_userfaultfd => (Userfault::None, Features::empty()),
             Ok((features, true)) => (Userfault::UserMode, features),
             Ok((features, false)) => (Userfault::Full, features),
             Err(error) => {
                 tracing::debug!(%error, "no userfaultfd");
-                (Userfault::None, Features::default())
+                (Userfault::None, Features::empty())
             }
         };
         let mut host = Self {
             userfault,
-            features: features.without(denied(forced)),
+            features: features - denied(forced),
             pagemap_scan: false,
             populate_read: false,
             forced: *forced,
@@ -127,7 +127,7 @@ impl Host {
         if !self.forced.no_userfaultfd {
             match Uffd::supported(self.forced.user_mode_only) {
                 Ok((features, user_mode_only)) => {
-                    now.features = features.without(denied(&self.forced));
+                    now.features = features - denied(&self.forced);
                     now = now.with_right_to(user_mode_only);
                 }
                 Err(_) => now.userfault = Userfault::None,
@@ -149,7 +149,7 @@ impl Host {
                 self.populate_read = asked.is_ok();
             }
         }
-        let has_markers = self.features.has(Features::WP_UNPOPULATED);
+        let has_markers = self.features.contains(Features::WP_UNPOPULATED);
         if self.marker.is_none() && has_markers && !forced.no_marker_entries {
             let uffd = self.open_uffd().ok();
             self.marker = uffd.and_then(|uffd| presence::probe_marker(&uffd));
@@ -167,18 +167,18 @@ impl Host {
 
     /// Whether anonymous memory can be frozen.
     pub fn can_freeze(&self) -> bool {
-        self.userfault != Userfault::None && self.features.has(Features::WP)
+        self.userfault != Userfault::None && self.features.contains(Features::WP)
     }
 
     /// Whether shared memory (memfd, hugetlbfs) can be frozen.
     pub fn can_freeze_shared(&self) -> bool {
-        self.can_freeze() && self.features.has(Features::WP_SHARED)
+        self.can_freeze() && self.features.contains(Features::WP_SHARED)
     }
 
     /// Whether writes to memory can be tracked without KVM.
     pub fn can_track(&self) -> bool {
-        let needed = Features::WP.and(Features::WP_ASYNC);
-        self.userfault != Userfault::None && self.features.has(needed) && self.pagemap_scan
+        let needed = Features::WP | Features::WP_ASYNC;
+        self.userfault != Userfault::None && self.features.contains(needed) && self.pagemap_scan
     }
 
     /// Mappings that this process may have, asked now: it can be changed at any time.
@@ -199,10 +199,10 @@ impl Host {
         if self.userfault == Userfault::None {
             return Err(UffdError::Denied(rustix::io::Errno::PERM));
         }
-        let optional = Features::WP_SHARED.and(Features::WP_UNPOPULATED);
-        let wanted = Features::WP.and(Features::WP_ASYNC);
+        let optional = Features::WP_SHARED | Features::WP_UNPOPULATED;
+        let wanted = Features::WP | Features::WP_ASYNC;
         Uffd::open(
-            wanted.and(optional.common(self.features)),
+            wanted | (optional & self.features),
             self.userfault == Userfault::UserMode,
         )
     }
@@ -214,16 +214,16 @@ impl Host {
     /// [`UffdError::Denied`] without the right to.
     pub fn open_uffd(&self) -> Result<Uffd, UffdError> {
         let wanted = Features::WP
-            .and(Features::WP_SHARED)
-            .and(Features::WP_UNPOPULATED)
-            .and(Features::MISSING_HUGETLB)
-            .and(Features::MISSING_SHARED)
-            .and(Features::EVENT_REMOVE);
+            | Features::WP_SHARED
+            | Features::WP_UNPOPULATED
+            | Features::MISSING_HUGETLB
+            | Features::MISSING_SHARED
+            | Features::EVENT_REMOVE;
         if self.userfault == Userfault::None {
             return Err(UffdError::Denied(rustix::io::Errno::PERM));
         }
         Uffd::open(
-            wanted.common(self.features),
+            wanted & self.features,
             self.userfault == Userfault::UserMode,
         )
     }
@@ -231,7 +231,8 @@ impl Host {
 
 /// Features that are not to be used.
 fn denied(forced: &Fallbacks) -> Features {
-    let when = |denied, feature| if denied { feature } else { Features::default() };
-    when(forced.no_wp_unpopulated, Features::WP_UNPOPULATED)
-        .and(when(forced.no_wp_async, Features::WP_ASYNC))
+    let mut denied = Features::empty();
+    denied.set(Features::WP_UNPOPULATED, forced.no_wp_unpopulated);
+    denied.set(Features::WP_ASYNC, forced.no_wp_async);
+    denied
 }

@@ -105,7 +105,11 @@ fn protect(
 fn must_populate(context: &Context, block: &Picture) -> bool {
     block.ram.backing() == Backing::Anonymous
         && !block.placed.load(Ordering::Acquire)
-        && !context.options.host.features.has(Features::WP_UNPOPULATED)
+        && !context
+            .options
+            .host
+            .features
+            .contains(Features::WP_UNPOPULATED)
 }
 
 /// Notes which mappings of shared memory arming is about to split.

@@ -51,7 +51,7 @@ impl AsyncProtect {
         let shared = block.backing() == Backing::Memfd || block.page_kind() == PageKind::Huge;
         let why = if !block.can_be_protected() {
             "it is a private mapping of a file, which the kernel cannot protect"
-        } else if shared && !self.host.features.has(Features::WP_SHARED) {
+        } else if shared && !self.host.features.contains(Features::WP_SHARED) {
             "this kernel protects anonymous memory only"
         } else {
             return Ok(());

@@ -67,7 +67,7 @@ fn what_is_placed_freely_on_an_armed_page_is_written_unseen() {
         let zeroed = faults.uffd().zero(addr..addr + PAGE);
         match kind {
             // Nothing was placed, and nobody was woken; unless the kernel never protected it.
-            Backing::Anonymous if faults.uffd().features().has(Features::WP_UNPOPULATED) => {
+            Backing::Anonymous if faults.uffd().features().contains(Features::WP_UNPOPULATED) => {
                 assert_eq!(zeroed.answer, Err(UffdError::Exists));
             }
             Backing::Anonymous => assert!(zeroed.answer.is_ok()),

@@ -68,16 +68,18 @@ impl Uffd {
         };
         uffd.check()?;
         if let Some(has) = features_of(&uffd.fd) {
-            uffd.features = has.without(INITIALIZED);
+            uffd.features = has - INITIALIZED;
         }
-        let (has, said) = (uffd.features.0, said.features.0);
-        if !uffd.features.has(Features(said)) {
-            return Err(AdoptError::Lacks { has, said });
+        if !uffd.features.contains(said.features) {
+            return Err(AdoptError::Lacks {
+                has: uffd.features.bits(),
+                said: said.features.bits(),
+            });
         }
-        let unanswerable = uffd.features.common(unanswerable());
-        if unanswerable != Features::default() {
+        let unanswerable = uffd.features & UNANSWERABLE;
+        if !unanswerable.is_empty() {
             return Err(AdoptError::Unanswerable {
-                features: unanswerable.0,
+                features: unanswerable.bits(),
             });
         }
         uffd.take_over().map_err(AdoptError::Descriptor)?;
@@ -107,12 +109,12 @@ impl Uffd {
 }
 
 /// The kernel's note that there was a handshake.
-const INITIALIZED: Features = Features(1 << 31);
+const INITIALIZED: Features = Features::from_bits_retain(1 << 31);
 
 /// What nobody here has an answer to. Of a fork the event is even a descriptor that nobody would close.
-fn unanswerable() -> Features {
-    (Features::EVENT_FORK.and(Features::EVENT_REMAP)).and(Features::SIGBUS)
-}
+const UNANSWERABLE: Features = Features::EVENT_FORK
+    .union(Features::EVENT_REMAP)
+    .union(Features::SIGBUS);
 
 /// The features of a descriptor, as the kernel shows them: `API:\tVERSION:FEATURES:KNOWN`, in
 /// hexadecimal. Nothing of them before the handshake; `None` where it does not show them.
@@ -126,7 +128,7 @@ fn parse(fdinfo: &str) -> Option<Features> {
     let mut parts = line.trim().split(':');
     let version = u64::from_str_radix(parts.next()?, 16).ok()?;
     let features = u64::from_str_radix(parts.next()?, 16).ok()?;
-    (version == u64::from(raw::UFFD_API)).then_some(Features(features))
+    (version == u64::from(raw::UFFD_API)).then_some(Features::from_bits_retain(features))
 }
 
 #[cfg(test)]
@@ -136,7 +138,7 @@ mod tests {
     #[test]
     fn what_the_kernel_shows_is_read() {
         let shown = "pos:\t0\nflags:\t02004002\npending:\t0\nAPI:\taa:80001009:1ffff\n";
-        assert_eq!(parse(shown), Some(Features(0x8000_1009)));
+        assert_eq!(parse(shown), Some(Features::from_bits_retain(0x8000_1009)));
         assert_eq!(parse("pos:\t0\nflags:\t02\n"), None);
         assert_eq!(parse("API:\tab:1:1\n"), None);
         assert_eq!(parse("API:\taa:xyz\n"), None);

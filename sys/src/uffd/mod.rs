@@ -32,52 +32,34 @@ const CONTINUE_MODE_WP: u64 = 2;
 const _: () = assert!(size_of::<raw::uffd_msg>() == 32);
 const _: () = assert!(size_of::<raw::uffdio_copy>() == 40);
 
-/// Optional abilities of a userfaultfd, as bits of `UFFD_FEATURE_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Features(pub u64);
-
-impl Features {
-    /// Write-protect faults on anonymous memory.
-    pub const WP: Self = Self(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64);
-    /// Write-protect on hugetlbfs and shared memory.
-    pub const WP_SHARED: Self = Self(raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64);
-    /// Absent anonymous pages can be protected too.
-    pub const WP_UNPOPULATED: Self = Self(raw::UFFD_FEATURE_WP_UNPOPULATED as u64);
-    /// Missing faults on hugetlbfs.
-    pub const MISSING_HUGETLB: Self = Self(raw::UFFD_FEATURE_MISSING_HUGETLBFS as u64);
-    /// Missing faults on shared memory.
-    pub const MISSING_SHARED: Self = Self(raw::UFFD_FEATURE_MISSING_SHMEM as u64);
-    /// An event when a part is given back by `madvise`.
-    pub const EVENT_REMOVE: Self = Self(raw::UFFD_FEATURE_EVENT_REMOVE as u64);
-    /// A write takes the protection away by itself, and nobody is told (Linux 6.7).
-    pub const WP_ASYNC: Self = Self(raw::UFFD_FEATURE_WP_ASYNC as u64);
-    /// The thread id of who faulted.
-    pub const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
-    /// An event when the process forks, and with it a descriptor for the child's memory.
-    pub const EVENT_FORK: Self = Self(raw::UFFD_FEATURE_EVENT_FORK as u64);
-    /// An event when a part is moved to other addresses.
-    pub const EVENT_REMAP: Self = Self(raw::UFFD_FEATURE_EVENT_REMAP as u64);
-    /// Who faults gets a SIGBUS instead of waiting.
-    pub const SIGBUS: Self = Self(raw::UFFD_FEATURE_SIGBUS as u64);
-
-    /// Whether all of `other` is in it.
-    pub fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both.
-    pub fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// What both have.
-    pub fn common(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// All of it but `other`.
-    pub fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
+bitflags::bitflags! {
+    /// Optional abilities of a userfaultfd, as bits of `UFFD_FEATURE_*`: those of the kernel's that have
+    /// no name here are kept.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct Features: u64 {
+        /// Write-protect faults on anonymous memory.
+        const WP = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
+        /// Write-protect on hugetlbfs and shared memory.
+        const WP_SHARED = raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64;
+        /// Absent anonymous pages can be protected too.
+        const WP_UNPOPULATED = raw::UFFD_FEATURE_WP_UNPOPULATED as u64;
+        /// Missing faults on hugetlbfs.
+        const MISSING_HUGETLB = raw::UFFD_FEATURE_MISSING_HUGETLBFS as u64;
+        /// Missing faults on shared memory.
+        const MISSING_SHARED = raw::UFFD_FEATURE_MISSING_SHMEM as u64;
+        /// An event when a part is given back by `madvise`.
+        const EVENT_REMOVE = raw::UFFD_FEATURE_EVENT_REMOVE as u64;
+        /// A write takes the protection away by itself, and nobody is told (Linux 6.7).
+        const WP_ASYNC = raw::UFFD_FEATURE_WP_ASYNC as u64;
+        /// The thread id of who faulted.
+        const THREAD_ID = raw::UFFD_FEATURE_THREAD_ID as u64;
+        /// An event when the process forks, and with it a descriptor for the child's memory.
+        const EVENT_FORK = raw::UFFD_FEATURE_EVENT_FORK as u64;
+        /// An event when a part is moved to other addresses.
+        const EVENT_REMAP = raw::UFFD_FEATURE_EVENT_REMAP as u64;
+        /// Who faults gets a SIGBUS instead of waiting.
+        const SIGBUS = raw::UFFD_FEATURE_SIGBUS as u64;
+        const _ = !0;
     }
 }
 
@@ -321,5 +303,21 @@ fn raw_range(range: Range<usize>) -> raw::uffdio_range {
     raw::uffdio_range {
         start: range.start as u64,
         len: range.len() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A later kernel has more of them, and an adopted descriptor may have been opened with them.
+    #[test]
+    fn features_without_a_name_are_kept() {
+        let unknown = Features::from_bits_retain(1 << 62);
+        let all = Features::WP | unknown;
+        assert!(all.contains(unknown) && !Features::WP.contains(all));
+        assert_eq!((all - Features::WP).bits(), 1 << 62);
+        assert_eq!(all & !Features::WP, unknown);
+        assert!(Features::empty().is_empty() && Features::all().contains(all));
     }
 }

@@ -32,7 +32,7 @@ impl Uffd {
     /// Which features this kernel has, and whether only faults in user mode can be handled.
     pub(crate) fn supported(user_mode_only: bool) -> Result<(Features, bool), UffdError> {
         let (fd, user_mode_only) = Self::open_raw(user_mode_only)?;
-        let features = handshake(fd.as_fd(), Features::default())?;
+        let features = handshake(fd.as_fd(), Features::empty())?;
         Ok((features, user_mode_only))
     }
 
@@ -55,7 +55,7 @@ impl Uffd {
 fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Features, UffdError> {
     let mut api = raw::uffdio_api {
         api: u64::from(raw::UFFD_API),
-        features: features.0,
+        features: features.bits(),
         ioctls: 0,
     };
     // SAFETY: UFFDIO_API reads and writes one `uffdio_api`.
@@ -66,7 +66,7 @@ fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Features, UffdErr
         )
     }
     .map_err(|errno| UffdError::of("UFFDIO_API", errno))?;
-    Ok(Features(api.features))
+    Ok(Features::from_bits_retain(api.features))
 }
 
 fn open_device(flags: i32) -> Option<OwnedFd> {

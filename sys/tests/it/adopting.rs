@@ -27,14 +27,14 @@ fn opened(features: Features) -> Option<Uffd> {
 
 #[test]
 fn what_it_can_do_is_what_the_kernel_says() {
-    let all = Features::WP.and(Features::EVENT_REMOVE);
+    let all = Features::WP | Features::EVENT_REMOVE;
     let Some(uffd) = opened(all) else { return };
     let adopted = Uffd::adopt(sent(&uffd), said(Features::WP)).unwrap();
     assert_eq!(adopted.features(), all);
     assert!(adopted.is_user_mode_only());
     let flags = rustix::fs::fcntl_getfl(&adopted).unwrap();
     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
-    let more = Uffd::adopt(sent(&uffd), said(all.and(Features::WP_SHARED)));
+    let more = Uffd::adopt(sent(&uffd), said(all | Features::WP_SHARED));
     assert!(matches!(more, Err(AdoptError::Lacks { .. })), "{more:?}");
 }
 
@@ -42,8 +42,8 @@ fn what_it_can_do_is_what_the_kernel_says() {
 fn what_nobody_here_answers_is_refused() {
     for asked in [Features::EVENT_REMAP, Features::SIGBUS] {
         let Some(uffd) = opened(asked) else { return };
-        let refused = Uffd::adopt(sent(&uffd), said(Features::default()));
-        let features = asked.0;
+        let refused = Uffd::adopt(sent(&uffd), said(Features::empty()));
+        let features = asked.bits();
         assert!(
             matches!(refused, Err(AdoptError::Unanswerable { features: f }) if f == features),
             "{refused:?}"
@@ -53,7 +53,7 @@ fn what_nobody_here_answers_is_refused() {
 
 #[test]
 fn something_else_and_half_of_one_are_refused() {
-    let nothing = said(Features::default());
+    let nothing = said(Features::empty());
     let (pipe, _) = rustix::pipe::pipe().unwrap();
     for other in [pipe, tempfile::tempfile().unwrap().into()] {
         let refused = Uffd::adopt(other, nothing);

@@ -7,7 +7,7 @@ use paguro_testkit::skipped;
 fn asked_in_vain(host: Host) -> Host {
     Host {
         userfault: Userfault::None,
-        features: Features::default(),
+        features: Features::empty(),
         pagemap_scan: false,
         populate_read: false,
         marker: None,

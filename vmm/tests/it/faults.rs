@@ -22,7 +22,7 @@ impl Held {
     }
 
     fn of_mode(ram: &GuestRam, user_mode_only: bool) -> Self {
-        let uffd = Uffd::open(Features::default(), user_mode_only).unwrap();
+        let uffd = Uffd::open(Features::empty(), user_mode_only).unwrap();
         let block = ram.blocks()[0].clone();
         uffd.register(Self::range(&block), RegisterMode::Missing)
             .unwrap();
