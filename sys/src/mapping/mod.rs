@@ -286,14 +286,13 @@ impl Mapping {
         }
     }
 
-    /// Whether `len` bytes at `offset` (a multiple of 8) are zero. Touches the pages.
+    /// Whether `len` bytes at `offset` are zero. Touches the pages.
     ///
     /// # Panics
     ///
     /// If the range is outside the mapping: a bug of the caller.
     pub fn is_zero(&self, offset: usize, len: usize) -> bool {
         self.check(offset, len);
-        assert_eq!(offset % 8, 0);
         // SAFETY: checked above.
         unsafe { memory::is_zero(self.addr.as_ptr().add(offset), len) }
     }

@@ -54,10 +54,10 @@ fn dropping_unmaps_all_of_it_and_nothing_else() {
 fn one_byte_anywhere_is_not_zero_and_one_byte_beside_is() {
     let _alone = alone();
     let mapping = Mapping::anonymous(4096, false).unwrap();
-    // Lengths around the fold and the word, and the whole page.
+    // Lengths around the fold and what is read at once, and the whole page.
     let lens = (0..40).chain(248..272).chain(504..530).chain([4095, 4096]);
     for len in lens {
-        for start in [0, 8, 264] {
+        for start in [0, 1, 8, 15, 264] {
             if start + len > 4096 {
                 continue;
             }
