@@ -11,10 +11,10 @@ use paguro_sys::{Unit, page_size};
 use parking_lot::{Condvar, Mutex};
 
 use crate::FreezeError;
-use crate::sizes::{CHUNK, UNIT_PAGES};
+use crate::sizes::{GRANULE, UNIT_PAGES};
 
 /// Room that the scan takes at a time.
-pub(crate) const SCAN_UNITS: usize = CHUNK / UNIT_PAGES;
+pub(crate) const SCAN_UNITS: usize = GRANULE / UNIT_PAGES;
 
 /// What a buffer begins with. It grows before arming if the guest is seen writing more.
 pub(crate) const START_BYTES: usize = 32 << 20;
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn a_large_buffer_is_of_few_mappings() {
         const BYTES: usize = 128 << 20;
-        let buffer = Buffer::<()>::new(BYTES, CHUNK).unwrap();
+        let buffer = Buffer::<()>::new(BYTES, GRANULE).unwrap();
         buffer.grow(BYTES, || true);
         assert_eq!(buffer.made_bytes(), BYTES);
         let mut units: Vec<usize> = buffer

@@ -5,7 +5,7 @@ use std::time::Duration;
 use paguro_sys::Host;
 
 use crate::Sabotage;
-use crate::sizes::CHUNK;
+use crate::sizes::GRANULE;
 
 /// What happens to huge anonymous pages while they are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -40,6 +40,6 @@ pub struct FreezeOptions {
 impl FreezeOptions {
     /// Pages copied and released at once, at most, whatever was asked for.
     pub(crate) fn most_pages(&self) -> usize {
-        self.chunk_pages.clamp(1, CHUNK)
+        self.chunk_pages.clamp(1, GRANULE)
     }
 }

@@ -12,9 +12,9 @@ use libfuzzer_sys::fuzz_target;
 use paguro_wire::PAGE_BYTES;
 use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::multifd::{
-    COMPRESSED_MAX_BYTES, Compression, Init, MAGIC, PACKET_BYTES, PAGES_MAX, PacketReader,
+    COMPRESSED_MAX_BYTES, Payload, Init, MAGIC, PACKET_BYTES, PAGES_MAX, PacketReader,
 };
-use paguro_wire::stream::ram::{BlockTable, RamBlock};
+use paguro_wire::stream::ram::{BlockTable, ListedBlock};
 
 fuzz_target!(|input: &[u8]| {
     let _ = Init::decode(&mut ChannelInput::with_buffer(input, 0), &[0; 16], 4);
@@ -22,11 +22,11 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let compression = match first % 3 {
-        0 => Compression::None,
-        1 => Compression::Zlib,
-        _ => Compression::Zstd,
+        0 => Payload::None,
+        1 => Payload::Zlib,
+        _ => Payload::Zstd,
     };
-    let blocks = vec![RamBlock::new("a", 70 << 12), RamBlock::new("b", 1 << 12)];
+    let blocks = vec![ListedBlock::new("a", 70 << 12), ListedBlock::new("b", 1 << 12)];
     let Ok(table) = BlockTable::new(blocks) else {
         return;
     };

@@ -12,7 +12,7 @@ pub struct SnapshotOptions {
     /// The guest runs on while RAM is saved; else it is stopped first and stays so.
     pub background: bool,
     /// Threads that copy and write.
-    pub channels: usize,
+    pub threads: usize,
     /// Bytes of page copies that may wait to be written; 0 for half of RAM, but at least 16 and at
     /// most 256 MiB, and no more than [`Allowance`] says. Only what is needed of it is taken from the
     /// host. A guest that writes faster than the file takes it waits when the buffer is full.
@@ -50,7 +50,7 @@ impl Default for SnapshotOptions {
     fn default() -> Self {
         Self {
             background: true,
-            channels: 2,
+            threads: 2,
             page_buffer_bytes: 0,
             limits: Limits::of_this_process(),
             chunk_bytes: 2 << 20,

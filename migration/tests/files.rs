@@ -379,7 +379,7 @@ fn a_snapshot_of_what_is_still_in_a_file_waits_for_the_file() {
             let machine = ThreadMachine::start(memory, 0, 0);
             // One thread, which is the one that waits.
             let options = SnapshotOptions {
-                channels: 1,
+                threads: 1,
                 for_tests: unsynced(),
                 ..SnapshotOptions::new()
             };

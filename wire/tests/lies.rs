@@ -8,7 +8,7 @@ mod common;
 use common::{PAGE, RawFile};
 use paguro_wire::DecodeError;
 use paguro_wire::input::Input;
-use paguro_wire::stream::ram::{BlockTable, RamBlock, RamRecord};
+use paguro_wire::stream::ram::{BlockTable, ListedBlock, RamRecord};
 use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader};
 
 const MACHINE: &str = "paguro-1";
@@ -66,7 +66,7 @@ fn order<'a>(stream: &'a mut RawFile, number: u16, payload: &[u8]) -> &'a mut Ra
 
 /// Reads it all, as a machine with one block does.
 fn read(bytes: &[u8]) -> Result<(), DecodeError> {
-    let here = BlockTable::new(vec![RamBlock::new(BLOCK, RAM_BYTES)]).unwrap();
+    let here = BlockTable::new(vec![ListedBlock::new(BLOCK, RAM_BYTES)]).unwrap();
     let input = ChannelInput::new(bytes);
     let mut stream = StreamReader::new(input, Expected::machine(MACHINE));
     loop {

@@ -7,8 +7,7 @@ use common::stream::table;
 use paguro_wire::input::Input;
 use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::multifd::{
-    COMPRESSED_MAX_BYTES, Compression, INIT_BYTES, Init, PACKET_BYTES, PAGES_MAX, Packet,
-    PacketReader,
+    COMPRESSED_MAX_BYTES, INIT_BYTES, Init, PACKET_BYTES, PAGES_MAX, Packet, PacketReader, Payload,
 };
 use paguro_wire::{DecodeError, Fault};
 use proptest::prelude::*;
@@ -26,7 +25,7 @@ fn packet() -> Packet<'static> {
     }
 }
 
-fn encode(packet: &Packet<'_>, compression: Compression) -> Vec<u8> {
+fn encode(packet: &Packet<'_>, compression: Payload) -> Vec<u8> {
     let mut bytes = Vec::new();
     packet.encode(&table(), compression, &mut bytes);
     assert_eq!(bytes.len(), PACKET_BYTES);
@@ -35,7 +34,7 @@ fn encode(packet: &Packet<'_>, compression: Compression) -> Vec<u8> {
 
 fn check<T>(
     bytes: &[u8],
-    compression: Compression,
+    compression: Payload,
     look: impl FnOnce(Packet<'_>) -> T,
 ) -> Result<T, DecodeError> {
     let mut reader = PacketReader::new(table(), compression);
@@ -47,14 +46,14 @@ fn check<T>(
 
 /// The packet with some bytes changed.
 fn changed(at: usize, bytes: &[u8]) -> Vec<u8> {
-    let mut whole = encode(&packet(), Compression::None);
+    let mut whole = encode(&packet(), Payload::None);
     whole[at..at + bytes.len()].copy_from_slice(bytes);
     whole
 }
 
 #[test]
 fn bytes_are_qemus() {
-    let bytes = encode(&packet(), Compression::None);
+    let bytes = encode(&packet(), Payload::None);
     assert_eq!(bytes.len(), 1344);
     let mut expected = b"\x11\x22\x33\x44\0\0\0\x01\0\0\0\0\0\0\0\x80\0\0\0\x02\0\0\x20\0".to_vec();
     expected.extend_from_slice(b"\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\x01");
@@ -67,7 +66,7 @@ fn bytes_are_qemus() {
     let mut sync = b"\x11\x22\x33\x44\0\0\0\x01\0\0\0\x01".to_vec();
     sync.resize(1344, 0);
     sync[31] = 9;
-    assert_eq!(encode(&Packet::sync(9), Compression::Zstd), sync);
+    assert_eq!(encode(&Packet::sync(9), Payload::Zstd), sync);
     let init = Init {
         uuid: *b"0123456789abcdef",
         channel: 3,
@@ -118,10 +117,7 @@ fn packets_without_pages_may_have_anything_left_over() {
             number: packet().number,
             ..Packet::sync(0)
         };
-        check(&stale, Compression::None, |found| {
-            assert_eq!(found, expected)
-        })
-        .unwrap();
+        check(&stale, Payload::None, |found| assert_eq!(found, expected)).unwrap();
     }
     // Of zero pages only the name matters.
     let zeros = Packet {
@@ -129,14 +125,14 @@ fn packets_without_pages_may_have_anything_left_over() {
         payload_bytes: 0,
         ..packet()
     };
-    let mut bytes = encode(&zeros, Compression::None);
+    let mut bytes = encode(&zeros, Payload::None);
     bytes[20..24].fill(0xff);
-    check(&bytes, Compression::None, |found| assert_eq!(found, zeros)).unwrap();
+    check(&bytes, Payload::None, |found| assert_eq!(found, zeros)).unwrap();
 }
 
 #[test]
 fn payloads_are_those_of_the_compression_that_was_agreed_on() {
-    for compression in [Compression::Zlib, Compression::Zstd] {
+    for compression in [Payload::Zlib, Payload::Zstd] {
         for payload_bytes in [1, COMPRESSED_MAX_BYTES] {
             let packet = Packet {
                 payload_bytes,
@@ -144,7 +140,7 @@ fn payloads_are_those_of_the_compression_that_was_agreed_on() {
             };
             let bytes = encode(&packet, compression);
             check(&bytes, compression, |found| assert_eq!(found, packet)).unwrap();
-            let error = check(&bytes, Compression::None, |_| ()).unwrap_err();
+            let error = check(&bytes, Payload::None, |_| ()).unwrap_err();
             assert_eq!(error.fault(), Fault::Differs);
         }
         for payload_bytes in [0, COMPRESSED_MAX_BYTES + 1, u32::MAX] {
@@ -155,7 +151,7 @@ fn payloads_are_those_of_the_compression_that_was_agreed_on() {
             let error = check(&encode(&packet, compression), compression, |_| ()).unwrap_err();
             assert_eq!(error.fault(), Fault::Corrupt);
         }
-        let plain = encode(&packet(), Compression::None);
+        let plain = encode(&packet(), Payload::None);
         assert_eq!(
             check(&plain, compression, |_| ()).unwrap_err().fault(),
             Fault::Differs
@@ -217,7 +213,7 @@ fn wrong_packets_are_refused() {
             "a page in the 0x46000 bytes of \"paguro.ram\", found 0x46000",
         ),
     ] {
-        let error = check(&changed(at, bytes), Compression::None, |_| ()).unwrap_err();
+        let error = check(&changed(at, bytes), Payload::None, |_| ()).unwrap_err();
         assert!(
             error.to_string().contains(text),
             "{text:?} is not in {error}"
@@ -238,9 +234,9 @@ proptest! {
         let (normal, zero) = offsets.split_at(cut.min(offsets.len()));
         let payload_bytes = (normal.len() * PAGE) as u32;
         let packet = Packet { sync, number, block: 0, normal, zero, payload_bytes };
-        let bytes = encode(&packet, Compression::None);
-        check(&bytes, Compression::None, |found| assert_eq!(found, packet)).unwrap();
-        let error = check(&bytes[..end], Compression::None, |_| ()).unwrap_err();
+        let bytes = encode(&packet, Payload::None);
+        check(&bytes, Payload::None, |found| assert_eq!(found, packet)).unwrap();
+        let error = check(&bytes[..end], Payload::None, |_| ()).unwrap_err();
         prop_assert_eq!(error.fault(), Fault::Truncated);
     }
 }

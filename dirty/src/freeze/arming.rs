@@ -23,7 +23,7 @@ use super::picture::Picture;
 use super::room;
 use super::steps::Steps;
 use crate::FreezeError;
-use crate::sizes::{CHUNK, UNIT_PAGES, granules};
+use crate::sizes::{GRANULE, UNIT_PAGES, granules};
 
 /// What the last look may cost, in the pause.
 const REST_NS: u64 = 300_000;
@@ -44,7 +44,7 @@ impl Default for Arming {
     fn default() -> Self {
         Self {
             steps: Steps::default(),
-            released_pages: AtomicUsize::new(CHUNK),
+            released_pages: AtomicUsize::new(GRANULE),
         }
     }
 }
@@ -123,7 +123,7 @@ impl Arming {
             }
             note_growth(context, index, pages)?;
             for granules in block.touched(&context.pagemap, pages)? {
-                let range = granules.start * CHUNK..(granules.end * CHUNK).min(pages);
+                let range = granules.start * GRANULE..(granules.end * GRANULE).min(pages);
                 // Marked first: a fault on what this arms may come at once.
                 block.armed.insert_range(granules);
                 self.steps.arm(context, index, range, running)?;
@@ -225,12 +225,12 @@ fn note_growth(context: &Context, index: usize, pages: usize) -> Result<(), Free
         return Ok(());
     }
     faults.register(index, Use::WriteProtect)?;
-    let end = before.next_multiple_of(CHUNK).min(pages);
-    if before < end && block.armed.contains(before / CHUNK) {
+    let end = before.next_multiple_of(GRANULE).min(pages);
+    if before < end && block.armed.contains(before / GRANULE) {
         block.released.insert_range(before..end);
     }
     // What shrank first and grew again may be another mapping by now.
-    let whole = end.div_ceil(CHUNK)..pages.div_ceil(CHUNK);
+    let whole = end.div_ceil(GRANULE)..pages.div_ceil(GRANULE);
     block.armed.remove_range(whole);
     Ok(())
 }

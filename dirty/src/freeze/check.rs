@@ -20,7 +20,7 @@ use paguro_sys::page_size;
 use super::context::Context;
 use super::life::Epoch;
 use super::picture::Picture;
-use crate::sizes::{CHUNK, granules};
+use crate::sizes::{GRANULE, granules};
 use crate::{Copied, FreezeError};
 
 /// In the pause: what each page holds. Not while RAM is filled: a page that is not there would be
@@ -133,7 +133,7 @@ fn check_absent(
         came.extend(run.filter(|&page| block.absent.contains(page)));
     })?;
     for page in came {
-        let armed = block.armed.contains(page / CHUNK);
+        let armed = block.armed.contains(page / GRANULE);
         if armed && !block.ram.mapping().is_zero(page * page_bytes, page_bytes) {
             return Err(unseen_writer(block, page));
         }

@@ -13,7 +13,7 @@ use super::picture::Picture;
 use super::stats::FreezeStats;
 use crate::hooks::Hooks;
 use crate::moments::Moments;
-use crate::sizes::{CHUNK, UNIT_PAGES};
+use crate::sizes::{GRANULE, UNIT_PAGES};
 use crate::{FreezeError, FreezeOptions, PageBuffer};
 
 /// The RAM that is frozen, who tells of its faults, and how far the freeze is.
@@ -73,9 +73,9 @@ impl Context {
         let Some(faults) = self.faults.as_ref().filter(|_| block.is_protected()) else {
             return Ok(());
         };
-        let whole = pages.start.is_multiple_of(CHUNK) && pages.len() == CHUNK;
+        let whole = pages.start.is_multiple_of(GRANULE) && pages.len() == GRANULE;
         if whole && faults.unregister_part(index, Use::WriteProtect, pages.clone())? {
-            block.gone.insert(pages.start / CHUNK);
+            block.gone.insert(pages.start / GRANULE);
             return Ok(());
         }
         Ok(faults.release(index, pages)?)
@@ -108,6 +108,6 @@ fn page_buffer(
     let largest = blocks.iter().map(|block| block.unit).max().unwrap_or(1);
     let largest = largest.max(options.most_pages());
     // More than all of RAM and a chunk for the scan is never in use.
-    let most = ram.pages().next_multiple_of(CHUNK) + CHUNK + 2 * largest.max(UNIT_PAGES);
+    let most = ram.pages().next_multiple_of(GRANULE) + GRANULE + 2 * largest.max(UNIT_PAGES);
     PageBuffer::new(options.buffer_bytes.min(most * page_size()), largest)
 }

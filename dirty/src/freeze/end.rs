@@ -6,7 +6,7 @@ use paguro_sys::{Advice, Raised};
 use super::context::Context;
 use super::pace::breathe;
 use super::picture::Picture;
-use crate::sizes::{self, CHUNK};
+use crate::sizes::{self, GRANULE};
 
 /// Takes protection and registration away. Once, and after the life of the freeze is over. What cannot
 /// be undone is traced: there is nobody to tell who could do more.
@@ -38,7 +38,7 @@ pub(super) fn undo(context: &Context) {
 
 fn release_all(faults: &Faults, index: usize, block: &Picture) {
     let pages = block.ram.max_pages();
-    for granule in 0..pages.div_ceil(CHUNK) {
+    for granule in 0..pages.div_ceil(GRANULE) {
         if let Err(error) = faults.release(index, sizes::granule(granule, pages)) {
             tracing::error!(%error, "a part of guest RAM stays protected");
         }
@@ -53,7 +53,7 @@ fn join(block: &Picture) {
         for granule in run {
             let bytes = block
                 .ram
-                .bytes_of(&(granule * CHUNK..(granule + 1) * CHUNK));
+                .bytes_of(&(granule * GRANULE..(granule + 1) * GRANULE));
             let joined = block
                 .ram
                 .mapping()

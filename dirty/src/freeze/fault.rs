@@ -14,7 +14,7 @@ use super::life::Epoch;
 use super::sizing::Sizing;
 use super::tally::Tally;
 use crate::moments::Moment;
-use crate::sizes::{CHUNK, UNIT_PAGES, span};
+use crate::sizes::{GRANULE, UNIT_PAGES, span};
 use crate::{Copied, FreezeError};
 
 /// How writes are answered. All of this is called by readers of faults.
@@ -59,7 +59,7 @@ impl Writes {
         at: Located,
     ) -> Result<(), FreezeError> {
         let block = &context.blocks[at.block];
-        block.hot.insert(at.page / CHUNK);
+        block.hot.insert(at.page / GRANULE);
         if context.hooks.needs_no_copy(block.saved.contains(at.page)) {
             // Safe already: an old event, or a page that was placed protected afterwards. Of its
             // unit the rest may be unsafe still, where a part of it is discarded.
@@ -113,7 +113,7 @@ fn while_arming(
     let pages = span(at.page, size, block.ram.max_pages());
     faults.release(at.block, pages.clone())?;
     context.moments.at(Moment::Released);
-    block.hot.insert(at.page / CHUNK);
+    block.hot.insert(at.page / GRANULE);
     block.released.insert_range(pages);
     let arming_faults = &context.stats.arming_faults;
     arming_faults.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sizes::CHUNK;
+use crate::sizes::GRANULE;
 
 /// A call that takes longer is made smaller.
 const LONG: Duration = Duration::from_micros(400);
@@ -10,7 +10,7 @@ const LONG: Duration = Duration::from_micros(400);
 /// all vCPUs, whatever the size.
 const SHORT: Duration = Duration::from_micros(150);
 /// Pages in the largest call.
-const MOST_PAGES: usize = 64 * CHUNK;
+const MOST_PAGES: usize = 64 * GRANULE;
 /// Work after which there is a breath.
 const BREATH_AFTER: Duration = Duration::from_micros(60);
 
@@ -27,7 +27,7 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            step: CHUNK,
+            step: GRANULE,
             calls: 0,
             pages: 0,
             spent_ns: 0,
@@ -48,7 +48,7 @@ impl Pace {
         self.pages += pages as u64;
         self.spent_ns += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         if took > LONG {
-            self.step = (self.step / 2).max(CHUNK);
+            self.step = (self.step / 2).max(GRANULE);
         } else if took < SHORT && pages >= self.step {
             self.step = (self.step * 2).min(MOST_PAGES);
         }
@@ -88,11 +88,11 @@ mod tests {
     #[test]
     fn steps_grow_while_they_are_short_and_shrink_when_they_are_long() {
         let mut pace = Pace::default();
-        assert_eq!(pace.step(), CHUNK);
-        pace.count(CHUNK, FAST);
-        assert_eq!(pace.step(), 2 * CHUNK);
-        pace.count(CHUNK, FAST);
-        assert_eq!(pace.step(), 2 * CHUNK, "less than a step says nothing");
+        assert_eq!(pace.step(), GRANULE);
+        pace.count(GRANULE, FAST);
+        assert_eq!(pace.step(), 2 * GRANULE);
+        pace.count(GRANULE, FAST);
+        assert_eq!(pace.step(), 2 * GRANULE, "less than a step says nothing");
         for _ in 0..10 {
             pace.count(pace.step(), FAST);
         }
@@ -100,7 +100,7 @@ mod tests {
         for _ in 0..10 {
             pace.count(pace.step(), 2 * LONG);
         }
-        assert_eq!(pace.step(), CHUNK, "no huge page is cut");
+        assert_eq!(pace.step(), GRANULE, "no huge page is cut");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use paguro_ram::{Backing, PageKind, PageSet, RamBlock, presence};
 use paguro_sys::presence::Pagemap;
 
-use crate::sizes::{CHUNK, span};
+use crate::sizes::{GRANULE, span};
 use crate::{FreezeError, FreezeOptions, HugePolicy};
 
 /// One block. All sets are made for its maximum length.
@@ -55,13 +55,13 @@ impl Picture {
         options: &FreezeOptions,
     ) -> Result<Self, TryReserveError> {
         let pages = ram.max_pages();
-        let granules = pages.div_ceil(CHUNK);
+        let granules = pages.div_ceil(GRANULE);
         let absent = PageSet::try_new(pages)?;
         absent.insert_range(0..pages);
         let whole = options.huge == HugePolicy::Keep
             && ram.page_kind() == PageKind::Thp
             && ram.backing() == Backing::Anonymous;
-        let unit = if whole { CHUNK } else { ram.unit_pages() };
+        let unit = if whole { GRANULE } else { ram.unit_pages() };
         Ok(Self {
             absent,
             claimed: PageSet::try_new(pages)?,
@@ -128,12 +128,12 @@ impl Picture {
     ) -> Result<Vec<Range<usize>>, FreezeError> {
         let mut gaps = Vec::new();
         self.armed
-            .gaps(0..pages.div_ceil(CHUNK), |gap| gaps.push(gap));
+            .gaps(0..pages.div_ceil(GRANULE), |gap| gaps.push(gap));
         let mut touched: Vec<Range<usize>> = Vec::new();
         for gap in gaps {
-            let range = gap.start * CHUNK..(gap.end * CHUNK).min(pages);
+            let range = gap.start * GRANULE..(gap.end * GRANULE).min(pages);
             self.find(pagemap, range, |run| {
-                let run = run.start / CHUNK..run.end.div_ceil(CHUNK);
+                let run = run.start / GRANULE..run.end.div_ceil(GRANULE);
                 match touched.last_mut() {
                     Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
                     _ => touched.push(run),
@@ -155,7 +155,7 @@ impl Picture {
                     .take_while(|&granule| !self.armed.contains(granule))
                     .count();
                 let end = at + 1 + empty;
-                rest.push(at * CHUNK..(end * CHUNK).min(self.ram.max_pages()));
+                rest.push(at * GRANULE..(end * GRANULE).min(self.ram.max_pages()));
                 at = end;
             }
         });

@@ -20,7 +20,7 @@ use super::context::Context;
 use super::steps::Steps;
 use crate::FreezeError;
 use crate::buffer::START_BYTES;
-use crate::sizes::{self, CHUNK};
+use crate::sizes::{self, GRANULE};
 
 /// Granules that are armed to see whether they are written.
 const SAMPLES: usize = 16;
@@ -49,7 +49,7 @@ pub(super) fn make(
     };
     context
         .buffer
-        .grow(START_BYTES + hot * CHUNK * page_size(), paced);
+        .grow(START_BYTES + hot * GRANULE * page_size(), paced);
     Ok(())
 }
 
@@ -114,7 +114,7 @@ mod tests {
 
     /// Four granules for each sample.
     const GRANULES: usize = 4 * SAMPLES;
-    const GRANULE_BYTES: usize = CHUNK * 4096;
+    const GRANULE_BYTES: usize = GRANULE * 4096;
 
     /// RAM that exists, and the owner of its faults.
     fn machine() -> Option<(Host, GuestRam, Arc<Faults>)> {
@@ -132,7 +132,7 @@ mod tests {
         });
         let ram = GuestRam::new(vec![block.unwrap()]);
         let mapping = ram.blocks()[0].mapping();
-        (0..GRANULES * CHUNK).for_each(|page| mapping.copy_in(page * 4096, &[1]));
+        (0..GRANULES * GRANULE).for_each(|page| mapping.copy_in(page * 4096, &[1]));
         let faults = Faults::open(&host, ram.clone(), 1).unwrap();
         Some((host, ram, faults))
     }

@@ -12,7 +12,7 @@ use super::copying;
 use super::picture::Picture;
 use super::tally::Tally;
 use crate::buffer::{Room, SCAN_UNITS};
-use crate::sizes::{self, CHUNK};
+use crate::sizes::{self, GRANULE};
 use crate::{Copied, FreezeError};
 
 /// The order of the scan, and how far it is.
@@ -105,7 +105,7 @@ fn plan(context: &Context) -> Vec<(usize, usize)> {
     let mut order = Vec::new();
     for hot in [true, false] {
         for (index, (block, set)) in context.blocks.iter().zip(&hot_now).enumerate() {
-            let granules = 0..block.pages().div_ceil(CHUNK);
+            let granules = 0..block.pages().div_ceil(GRANULE);
             let mut add = |run: Range<usize>| order.extend(run.map(|granule| (index, granule)));
             if hot {
                 set.runs(granules, &mut add);
@@ -120,7 +120,7 @@ fn plan(context: &Context) -> Vec<(usize, usize)> {
 /// Whether nothing of a granule exists, here or at the source. Nothing of it is protected then.
 fn is_nothing(context: &Context, index: usize, pages: &Range<usize>) -> bool {
     let block = &context.blocks[index];
-    !block.armed.contains(pages.start / CHUNK)
+    !block.armed.contains(pages.start / GRANULE)
         && block.absent.contains_all(pages.clone())
         && context
             .source

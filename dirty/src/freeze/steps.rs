@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::context::Context;
 use super::pace::{Pace, breathe, timed};
 use super::picture::Picture;
-use crate::sizes::CHUNK;
+use crate::sizes::GRANULE;
 use crate::{FreezeError, HugePolicy};
 
 /// Steps of which the next is as large as the last ones allow.
@@ -43,7 +43,7 @@ impl Steps {
         while at < range.end {
             // Steps end at multiples of their size, so that a huge page is never cut.
             let step = self.pace.lock().step();
-            let end = (at / CHUNK * CHUNK + step).min(range.end);
+            let end = (at / GRANULE * GRANULE + step).min(range.end);
             let part = at..end;
             at = end;
             block.find_present(&context.pagemap, part.clone())?;
@@ -121,7 +121,7 @@ fn note_huge(context: &Context, block: &Picture, range: Range<usize>) -> Result<
     presence::huge(&block.ram, range, &context.pagemap, |run| {
         block
             .split
-            .insert_range(run.start.div_ceil(CHUNK)..run.end / CHUNK);
+            .insert_range(run.start.div_ceil(GRANULE)..run.end / GRANULE);
     })
     .map_err(|source| block.presence_error(source))
 }

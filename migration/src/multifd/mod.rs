@@ -69,10 +69,10 @@ impl Multifd {
 
 impl Compression {
     /// As packets say it.
-    pub(crate) fn on_wire(self) -> multifd::Compression {
+    pub(crate) fn on_wire(self) -> multifd::Payload {
         match self {
-            Self::None => multifd::Compression::None,
-            Self::Zstd { .. } => multifd::Compression::Zstd,
+            Self::None => multifd::Payload::None,
+            Self::Zstd { .. } => multifd::Payload::Zstd,
         }
     }
 }

@@ -79,7 +79,7 @@ pub fn snapshot(
 /// return path: what the other side makes of it is not known, and whoever loads it has a second
 /// machine, while this one runs on.
 ///
-/// Options that concern the file (`channels`, `checksums`) mean nothing here.
+/// Options that concern the file (`threads`, `checksums`) mean nothing here.
 ///
 /// # Errors
 ///

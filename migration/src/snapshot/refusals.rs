@@ -19,10 +19,10 @@ pub(super) fn check(options: &SnapshotOptions) -> Result<(), SnapshotError> {
             rule: "a power of two from one page to 2 MiB",
         });
     }
-    if !(1..=256).contains(&options.channels) {
+    if !(1..=256).contains(&options.threads) {
         return Err(SnapshotError::Option {
-            option: "the number of channels",
-            value: options.channels as u64,
+            option: "the number of threads that save",
+            value: options.threads as u64,
             rule: "1 to 256",
         });
     }

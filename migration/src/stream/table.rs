@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use paguro_ram::GuestRam;
-use paguro_wire::stream::ram::{BlockTable, RamBlock};
+use paguro_wire::stream::ram::{BlockTable, ListedBlock};
 
 use crate::error::MigrateError;
 
@@ -11,7 +11,7 @@ use crate::error::MigrateError;
 pub(crate) fn table_of(ram: &GuestRam) -> Result<Arc<BlockTable>, MigrateError> {
     let blocks = ram.blocks().iter().map(|block| {
         let bytes = block.used_bytes() as u64;
-        let mut listed = RamBlock::new(block.id(), bytes);
+        let mut listed = ListedBlock::new(block.id(), bytes);
         // Left out of the stream unless a capability wants it.
         listed.guest_address = Some(block.guest_address());
         listed

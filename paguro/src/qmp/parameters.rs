@@ -56,8 +56,9 @@ use serde_json::{Value, json};
 
 use super::commands::Answer;
 use super::jobs::Work;
-use super::settings::{Compression, Mode, Settings};
+use super::settings::{Mode, Settings};
 use super::{Args, Monitor, QmpError};
+use crate::cli::CompressionArg;
 
 /// `migrate-set-parameters`
 pub fn set(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
@@ -164,8 +165,8 @@ fn of_migrations(settings: &Settings) -> Value {
             Mode::CprTransfer => "cpr-transfer",
         },
         "multifd-compression": match settings.multifd_compression {
-            Compression::None => "none",
-            Compression::Zstd => "zstd",
+            CompressionArg::None => "none",
+            CompressionArg::Zstd => "zstd",
         },
         "multifd-zstd-level": settings.multifd_zstd_level,
         "xbzrle-cache-size": settings.xbzrle_cache_bytes,
@@ -188,7 +189,7 @@ fn of_snapshots(settings: &Settings) -> Value {
     };
     json!({
         "max-bandwidth": options.max_bandwidth,
-        "multifd-channels": options.channels,
+        "multifd-channels": options.threads,
         "x-paguro-page-buffer": options.page_buffer_bytes,
         "x-paguro-chunk-size": options.chunk_bytes,
         "x-paguro-checksums": options.checksums,
@@ -251,8 +252,8 @@ fn change_migration(settings: &mut Settings, args: &mut Args) -> Result<(), QmpE
     }
     if let Some(name) = args.string("multifd-compression")? {
         settings.multifd_compression = match name.as_str() {
-            "none" => Compression::None,
-            "zstd" => Compression::Zstd,
+            "none" => CompressionArg::None,
+            "zstd" => CompressionArg::Zstd,
             other => return Err(not_accepted("multifd-compression", other)),
         };
     }
@@ -294,7 +295,7 @@ fn change_snapshot(options: &mut SnapshotOptions, args: &mut Args) -> Result<(),
         options.max_bandwidth = rate;
     }
     if let Some(count) = within(args, "multifd-channels", 1, MAX_CHANNELS)? {
-        options.channels = count;
+        options.threads = count;
     }
     if let Some(bytes) = within(args, PAGE_BUFFER, 0, MAX_PAGE_BUFFER_BYTES)? {
         options.page_buffer_bytes = bytes;

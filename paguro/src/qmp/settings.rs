@@ -41,7 +41,7 @@ pub struct Settings {
     /// `mode`
     pub mode: Mode,
     /// `multifd-compression`
-    pub multifd_compression: Compression,
+    pub multifd_compression: CompressionArg,
     /// `multifd-zstd-level`
     pub multifd_zstd_level: u8,
     /// `xbzrle-cache-size`
@@ -57,15 +57,6 @@ pub enum Mode {
     Normal,
     /// It is handed over, to a process on this host.
     CprTransfer,
-}
-
-/// `multifd-compression`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    /// Pages as they are.
-    None,
-    /// zstd
-    Zstd,
 }
 
 impl Settings {
@@ -84,7 +75,7 @@ impl Settings {
             tls_creds: String::new(),
             tls_hostname: String::new(),
             mode: Mode::Normal,
-            multifd_compression: Compression::None,
+            multifd_compression: CompressionArg::None,
             multifd_zstd_level: 1,
             xbzrle_cache_bytes: MigrateOptions::XBZRLE_CACHE_BYTES,
             sabotage,
@@ -94,13 +85,10 @@ impl Settings {
     /// As the options of the program say; whether there are connections for pages.
     pub fn set_multifd(&mut self, args: &MultifdArgs) -> bool {
         if let Some(channels) = args.multifd_channels {
-            self.snapshot.channels = channels.into();
+            self.snapshot.threads = channels.into();
         }
         if let Some(compression) = args.multifd_compression {
-            self.multifd_compression = match compression {
-                CompressionArg::None => Compression::None,
-                CompressionArg::Zstd => Compression::Zstd,
-            };
+            self.multifd_compression = compression;
         }
         if let Some(level) = args.multifd_zstd_level {
             self.multifd_zstd_level = level;
@@ -151,10 +139,10 @@ impl Settings {
     pub fn multifd(&self, capabilities: Capabilities) -> Option<Multifd> {
         capabilities.multifd.then(|| Multifd {
             // Bounded when it is set.
-            channels: u8::try_from(self.snapshot.channels).unwrap_or(u8::MAX),
+            channels: u8::try_from(self.snapshot.threads).unwrap_or(u8::MAX),
             compression: match self.multifd_compression {
-                Compression::None => multifd::Compression::None,
-                Compression::Zstd => multifd::Compression::Zstd {
+                CompressionArg::None => multifd::Compression::None,
+                CompressionArg::Zstd => multifd::Compression::Zstd {
                     level: self.multifd_zstd_level,
                 },
             },

@@ -117,7 +117,7 @@ impl Init {
 /// How payloads are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Compression {
+pub enum Payload {
     /// Not at all.
     #[default]
     None,
@@ -127,7 +127,7 @@ pub enum Compression {
     Zstd,
 }
 
-impl Compression {
+impl Payload {
     fn flag(self) -> u32 {
         match self {
             Self::None => 0,
@@ -169,7 +169,7 @@ impl Packet<'_> {
 
     /// Appends the packet without its payload. The pages must be of the table's block, at most
     /// [`PAGES_MAX`], and the payload's bytes be those of the pages if they are not compressed.
-    pub fn encode(&self, table: &BlockTable, compression: Compression, out: &mut Vec<u8>) {
+    pub fn encode(&self, table: &BlockTable, compression: Payload, out: &mut Vec<u8>) {
         let pages = self.normal.len() + self.zero.len();
         debug_assert!(pages <= PAGES_MAX);
         let begin = out.len();
@@ -203,14 +203,14 @@ impl Packet<'_> {
 #[derive(Debug, Clone)]
 pub struct PacketReader {
     table: Arc<BlockTable>,
-    compression: Compression,
+    compression: Payload,
     bytes: Box<[u8; PACKET_BYTES]>,
     offsets: Box<[u64; PAGES_MAX]>,
 }
 
 impl PacketReader {
     /// Reads packets of pages in these blocks, compressed as both sides were told.
-    pub fn new(table: Arc<BlockTable>, compression: Compression) -> Self {
+    pub fn new(table: Arc<BlockTable>, compression: Payload) -> Self {
         Self {
             table,
             compression,
@@ -320,7 +320,7 @@ impl PacketReader {
         let found = u32_at(&self.bytes[..], 20);
         let plain = normal as u32 * PAGE_BYTES as u32;
         let fits = match self.compression {
-            Compression::None => found == plain,
+            Payload::None => found == plain,
             _ => (1..=COMPRESSED_MAX_BYTES).contains(&found),
         };
         match fits {
@@ -329,7 +329,7 @@ impl PacketReader {
                 "payload of a multifd packet",
                 at + 20,
                 match self.compression {
-                    Compression::None => format!("{plain} bytes for {normal} pages"),
+                    Payload::None => format!("{plain} bytes for {normal} pages"),
                     _ => format!("1 to {COMPRESSED_MAX_BYTES} bytes"),
                 },
                 found,

@@ -10,7 +10,7 @@ use paguro_wire::globalstate;
 use paguro_wire::input::Input;
 use paguro_wire::stream::configuration::Configuration;
 use paguro_wire::stream::order::Order;
-use paguro_wire::stream::ram::{self, BlockTable, ListExtras, RamBlock, RamRecord, RamWriter};
+use paguro_wire::stream::ram::{self, BlockTable, ListExtras, ListedBlock, RamRecord, RamWriter};
 use paguro_wire::stream::section::{self, SectionHeader};
 use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader, devices, header, xbzrle};
 
@@ -31,8 +31,8 @@ pub fn sections() -> [DeviceSection; 3] {
 /// Two blocks: 70 pages and one.
 pub fn table() -> Arc<BlockTable> {
     let blocks = vec![
-        RamBlock::new("paguro.ram", 70 * PAGE as u64),
-        RamBlock::new("paguro.ram1", PAGE as u64),
+        ListedBlock::new("paguro.ram", 70 * PAGE as u64),
+        ListedBlock::new("paguro.ram1", PAGE as u64),
     ];
     Arc::new(BlockTable::new(blocks).unwrap())
 }

@@ -7,7 +7,7 @@ use paguro_wire::input::Input;
 use paguro_wire::stream::configuration::Configuration;
 use paguro_wire::stream::description::Description;
 use paguro_wire::stream::order::Order;
-use paguro_wire::stream::ram::{BlockTable, ListExtras, RamBlock, RamRecord, RamWriter};
+use paguro_wire::stream::ram::{BlockTable, ListExtras, ListedBlock, RamRecord, RamWriter};
 use paguro_wire::stream::section::SectionHeader;
 use paguro_wire::stream::{ChannelInput, Event, Expected, StreamReader, header, section, xbzrle};
 use paguro_wire::{Fault, globalstate};
@@ -171,8 +171,8 @@ fn the_bytes_that_qemu_writes() {
     let input = ChannelInput::new(&bytes[..]);
     let mut stream = StreamReader::new(input, Expected::machine("pc-i440fx-7.2"));
     let table = BlockTable::new(vec![
-        RamBlock::new("pc.ram", 0x400_0000),
-        RamBlock::new("pc.bios", 0x8_2000),
+        ListedBlock::new("pc.ram", 0x400_0000),
+        ListedBlock::new("pc.bios", 0x8_2000),
     ]);
     let (zero, offset) = (
         RamRecord::Zero {

@@ -5,7 +5,7 @@ use paguro_wire::device::{BODY_MAX_BYTES, DeviceSection, SECTION_NAME_MAX_BYTES,
 use paguro_wire::snapshot::RAM_MAX_BYTES;
 use paguro_wire::stream::configuration::Configuration;
 use paguro_wire::stream::devices::EncodeError;
-use paguro_wire::stream::ram::{BLOCKS_MAX, BlockTable, ListExtras, RamBlock, TableError};
+use paguro_wire::stream::ram::{BLOCKS_MAX, BlockTable, ListExtras, ListedBlock, TableError};
 use paguro_wire::stream::{ChannelInput, Expected, StreamReader, devices, header};
 
 use crate::common::PAGE;
@@ -94,7 +94,7 @@ fn blocks_of_another_machine_are_refused_with_the_values_of_both() {
     let table = |blocks: &[(&str, u64)]| {
         let blocks = blocks
             .iter()
-            .map(|(id, pages)| RamBlock::new(*id, pages * PAGE as u64));
+            .map(|(id, pages)| ListedBlock::new(*id, pages * PAGE as u64));
         BlockTable::new(blocks.collect()).unwrap()
     };
     // In whatever order.
@@ -129,14 +129,14 @@ fn blocks_of_another_machine_are_refused_with_the_values_of_both() {
 
 #[test]
 fn capabilities_add_to_the_list_of_blocks() {
-    let large = RamBlock {
+    let large = ListedBlock {
         page_size_bytes: Some(2 << 20),
         guest_address: Some(0x1_0000_0000),
-        ..RamBlock::new("large", 4 << 20)
+        ..ListedBlock::new("large", 4 << 20)
     };
-    let small = RamBlock {
+    let small = ListedBlock {
         guest_address: Some(0),
-        ..RamBlock::new("small", 4096)
+        ..ListedBlock::new("small", 4096)
     };
     let table = BlockTable::new(vec![large, small]).unwrap();
     let is_large = |id: &str| id == "large";
@@ -154,7 +154,7 @@ fn capabilities_add_to_the_list_of_blocks() {
 
 #[test]
 fn tables_that_cannot_be_sent_are_refused() {
-    let named = |id: &str, bytes: u64| RamBlock::new(id, bytes);
+    let named = |id: &str, bytes: u64| ListedBlock::new(id, bytes);
     let id = "x".to_owned();
     for (blocks, error) in [
         (vec![], TableError::Empty),

@@ -82,7 +82,7 @@ impl Outlet for FileOutlet {
             picture.abandon();
         };
         std::thread::scope(|scope| {
-            for index in 0..picture.options.channels.max(1) {
+            for index in 0..picture.options.threads.max(1) {
                 let work = || {
                     // A panic must not leave the others waiting for pages that this one claimed.
                     let saved = catch_unwind(AssertUnwindSafe(|| this.copy_and_write(picture)));

@@ -14,7 +14,7 @@ const WHAT: &str = "list of RAM blocks";
 
 /// A RAM block as the list has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RamBlock {
+pub struct ListedBlock {
     /// The block's name.
     pub id: String,
     /// Its used length in bytes, whole pages.
@@ -26,7 +26,7 @@ pub struct RamBlock {
     pub guest_address: Option<u64>,
 }
 
-impl RamBlock {
+impl ListedBlock {
     /// A block without what some capabilities add.
     pub fn new(id: impl Into<String>, used_length_bytes: u64) -> Self {
         Self {
@@ -90,7 +90,7 @@ pub enum TableError {
 /// The RAM blocks of a stream, known by number and by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockTable {
-    blocks: Vec<RamBlock>,
+    blocks: Vec<ListedBlock>,
     by_id: HashMap<Box<[u8]>, usize>,
 }
 
@@ -99,7 +99,7 @@ impl BlockTable {
     ///
     /// # Errors
     /// [`TableError`].
-    pub fn new(blocks: Vec<RamBlock>) -> Result<Self, TableError> {
+    pub fn new(blocks: Vec<ListedBlock>) -> Result<Self, TableError> {
         let mut table = Self::empty();
         if blocks.is_empty() {
             return Err(TableError::Empty);
@@ -138,7 +138,7 @@ impl BlockTable {
         }
     }
 
-    fn push(&mut self, block: RamBlock) -> bool {
+    fn push(&mut self, block: ListedBlock) -> bool {
         let key = block.id.as_bytes().into();
         let new = self.by_id.insert(key, self.blocks.len()).is_none();
         self.blocks.push(block);
@@ -146,7 +146,7 @@ impl BlockTable {
     }
 
     /// The blocks, in the order of the list.
-    pub fn blocks(&self) -> &[RamBlock] {
+    pub fn blocks(&self) -> &[ListedBlock] {
         &self.blocks
     }
 
@@ -293,13 +293,16 @@ impl BlockTable {
     }
 }
 
-fn describe(block: &RamBlock) -> String {
+fn describe(block: &ListedBlock) -> String {
     format!("{:?} of {:#x} bytes", block.id, block.used_length_bytes)
 }
 
-fn decode_block<I: Input>(input: &mut I, extras: ListExtras<'_>) -> Result<RamBlock, DecodeError> {
+fn decode_block<I: Input>(
+    input: &mut I,
+    extras: ListExtras<'_>,
+) -> Result<ListedBlock, DecodeError> {
     let entry = BlockEntry::decode(input)?;
-    let mut block = RamBlock::new(entry.id, entry.used_length_bytes);
+    let mut block = ListedBlock::new(entry.id, entry.used_length_bytes);
     if extras.page_size_of.is_some_and(|other| other(&block.id)) {
         block.page_size_bytes = Some(input.u64("RAM block's page size")?);
     }

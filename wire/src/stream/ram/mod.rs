@@ -29,7 +29,7 @@ mod blocks;
 mod reader;
 mod writer;
 
-pub use blocks::{BlockTable, ListExtras, RamBlock, TableError};
+pub use blocks::{BlockTable, ListExtras, ListedBlock, TableError};
 pub use reader::{RamReader, RamRecord};
 pub use writer::RamWriter;
 
