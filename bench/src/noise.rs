@@ -62,11 +62,12 @@ impl Noise {
             time(self.longest_us),
             self.over_1ms_per_s
         );
-        match self.longest_us > MUCH_US {
-            true => format!(
+        if self.longest_us > MUCH_US {
+            format!(
                 "{seen}*** Gaps of that length below are the host's. Measure again when it is left alone.\n"
-            ),
-            false => seen,
+            )
+        } else {
+            seen
         }
     }
 }

@@ -257,14 +257,15 @@ fn host_and_port(text: &str) -> Result<(&str, &str), AddressError> {
         };
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(missing)?;
-    match host.contains(':') {
-        true => Err(wrong(
+    if host.contains(':') {
+        Err(wrong(
             "tcp",
             "host",
             host,
             "an IPv6 address, in brackets before the port",
-        )),
-        false => Ok((host, port)),
+        ))
+    } else {
+        Ok((host, port))
     }
 }
 
@@ -275,9 +276,10 @@ fn host_v6(host: &str) -> Option<Ipv6Addr> {
 
 fn checked_path(transport: &'static str, path: &std::path::Path) -> Result<(), AddressError> {
     let text = path.to_string_lossy();
-    match text.is_empty() || text.contains('\0') {
-        true => Err(wrong(transport, "path", &text, "not empty, no zero bytes")),
-        false => Ok(()),
+    if text.is_empty() || text.contains('\0') {
+        Err(wrong(transport, "path", &text, "not empty, no zero bytes"))
+    } else {
+        Ok(())
     }
 }
 

@@ -24,9 +24,10 @@ pub(crate) fn take(number: i32, direction: Direction) -> Result<(OwnedFd, LinkKi
     let fd = paguro_sys::take_inherited(number).map_err(failed)?;
     if socket::is_socket(fd.as_fd()) {
         let kind = rustix::net::sockopt::socket_type(&fd).map_err(|error| failed(error.into()))?;
-        return match kind == rustix::net::SocketType::STREAM {
-            true => Ok((fd, LinkKind::Socket)),
-            false => Err(unsuitable("the socket is not one of streams")),
+        return if kind == rustix::net::SocketType::STREAM {
+            Ok((fd, LinkKind::Socket))
+        } else {
+            Err(unsuitable("the socket is not one of streams"))
         };
     }
     let mode = rustix::fs::fcntl_getfl(&fd).map_err(|error| failed(error.into()))? & OFlags::RWMODE;

@@ -103,9 +103,10 @@ impl Channel {
     /// What kind it is, for messages: `tcp`, `tcp with TLS`, `file` ...
     pub fn kind(&self) -> String {
         let transport = self.core.peer.split(':').next().unwrap_or_default();
-        match self.is_tls() {
-            true => format!("{transport} with TLS"),
-            false => transport.to_owned(),
+        if self.is_tls() {
+            format!("{transport} with TLS")
+        } else {
+            transport.to_owned()
         }
     }
 

@@ -54,9 +54,10 @@ impl Incoming {
                 (fd, LinkKind::Socket) => {
                     rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed(error.into()))?;
                     let listens = rustix::net::sockopt::socket_acceptconn(&fd);
-                    match listens.map_err(|error| failed(error.into()))? {
-                        true => (Door::Sockets(vec![fd], None), address.clone()),
-                        false => (Door::once(One::Socket(fd)), address.clone()),
+                    if listens.map_err(|error| failed(error.into()))? {
+                        (Door::Sockets(vec![fd], None), address.clone())
+                    } else {
+                        (Door::once(One::Socket(fd)), address.clone())
                     }
                 }
                 (fd, kind) => (Door::once(One::Fd(fd, kind)), address.clone()),

@@ -247,9 +247,10 @@ impl Link {
     pub(crate) fn wait(&self, flags: PollFlags, started: Instant) -> io::Result<()> {
         loop {
             let silence = Duration::from_millis(self.silence_ms.load(Ordering::Relaxed));
-            let since = match flags.contains(PollFlags::OUT) {
-                true => started,
-                false => started.max(self.moved_at()),
+            let since = if flags.contains(PollFlags::OUT) {
+                started
+            } else {
+                started.max(self.moved_at())
             };
             let pressing = match self.kind {
                 LinkKind::Socket => true,
@@ -297,9 +298,10 @@ impl Link {
     }
 
     fn check_stop(&self) -> io::Result<()> {
-        match self.stop.is_stopped() || self.shared_stop.is_stopped() {
-            true => Err(ChannelError::Stopped.into_io()),
-            false => Ok(()),
+        if self.stop.is_stopped() || self.shared_stop.is_stopped() {
+            Err(ChannelError::Stopped.into_io())
+        } else {
+            Ok(())
         }
     }
 

@@ -118,9 +118,10 @@ fn try_at_all(addresses: &[SocketAddr]) -> Result<Vec<OwnedFd>, Errno> {
             Err(error) => return Err(error),
         }
     }
-    match sockets.is_empty() {
-        true => Err(absent),
-        false => Ok(sockets),
+    if sockets.is_empty() {
+        Err(absent)
+    } else {
+        Ok(sockets)
     }
 }
 

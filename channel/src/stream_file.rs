@@ -55,9 +55,10 @@ impl StreamFile {
 }
 
 fn check(stops: [&Stop; 2]) -> io::Result<()> {
-    match stops.iter().any(|stop| stop.is_stopped()) {
-        true => Err(ChannelError::Stopped.into_io()),
-        false => Ok(()),
+    if stops.iter().any(|stop| stop.is_stopped()) {
+        Err(ChannelError::Stopped.into_io())
+    } else {
+        Ok(())
     }
 }
 

@@ -106,9 +106,10 @@ mod tests {
 
         fn answer(&self) -> Result<(), UffdError> {
             self.calls.set(self.calls.get() + 1);
-            match Instant::now() < self.until {
-                true => Err(UffdError::Again),
-                false => Ok(()),
+            if Instant::now() < self.until {
+                Err(UffdError::Again)
+            } else {
+                Ok(())
             }
         }
     }

@@ -173,9 +173,10 @@ impl Vm {
     }
 
     fn gate_of(&self, writer: usize) -> &Gate {
-        match writer == DEVICE {
-            true => &self.device,
-            false => &self.vcpus,
+        if writer == DEVICE {
+            &self.device
+        } else {
+            &self.vcpus
         }
     }
 

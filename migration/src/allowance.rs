@@ -50,12 +50,13 @@ impl Allowance {
                 // Here RAM counts from the beginning.
                 _ => bytes / 2,
             };
-            match bytes < least.bytes {
-                true => Self {
+            if bytes < least.bytes {
+                Self {
                     bytes,
                     bound: Some(free.bound),
-                },
-                false => least,
+                }
+            } else {
+                least
             }
         })
     }

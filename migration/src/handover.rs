@@ -389,9 +389,10 @@ fn map(mut entries: &[u8], files: Vec<OwnedFd>) -> Result<GuestRam, HandOverErro
             file,
         )?);
     }
-    match entries.is_empty() {
-        true => Ok(GuestRam::new(blocks)),
-        false => Err(nonsense("fewer descriptors than RAM blocks")),
+    if entries.is_empty() {
+        Ok(GuestRam::new(blocks))
+    } else {
+        Err(nonsense("fewer descriptors than RAM blocks"))
     }
 }
 

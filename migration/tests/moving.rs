@@ -152,9 +152,10 @@ impl Paused for AtRest<'_> {
     }
 
     fn resume(self: Box<Self>) -> Result<(), MachineError> {
-        match self.0.resumes {
-            true => Ok(()),
-            false => Err(MachineError::new("go on", "it was told not to")),
+        if self.0.resumes {
+            Ok(())
+        } else {
+            Err(MachineError::new("go on", "it was told not to"))
         }
     }
 

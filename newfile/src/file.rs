@@ -282,9 +282,10 @@ impl PartialFile {
 
     /// Whether the path still leads to where the file will stand.
     fn check_target(&self) -> io::Result<()> {
-        match Target::find(&self.path)?.is(&self.target)? {
-            true => Ok(()),
-            false => Err(TargetError::Moved.into()),
+        if Target::find(&self.path)?.is(&self.target)? {
+            Ok(())
+        } else {
+            Err(TargetError::Moved.into())
         }
     }
 

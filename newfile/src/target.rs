@@ -124,9 +124,10 @@ impl Target {
         let dir = fstat(&self.dir)?;
         let for_all = dir.st_mode & STICKY_FOR_ALL == STICKY_FOR_ALL;
         let own = stat.st_uid == rustix::process::geteuid().as_raw() || stat.st_uid == dir.st_uid;
-        match for_all && !own {
-            true => Err(TargetError::ForeignLink.into()),
-            false => Ok(()),
+        if for_all && !own {
+            Err(TargetError::ForeignLink.into())
+        } else {
+            Ok(())
         }
     }
 
@@ -135,9 +136,10 @@ impl Target {
         let more = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
         // Before Linux 5.8 only what comes from another file system is noticed.
         let root = StatxAttributes::MOUNT_ROOT;
-        let mounted = match more.stx_attributes_mask.contains(root) {
-            true => more.stx_attributes.contains(root),
-            false => stat.st_dev != fstat(&self.dir)?.st_dev,
+        let mounted = if more.stx_attributes_mask.contains(root) {
+            more.stx_attributes.contains(root)
+        } else {
+            stat.st_dev != fstat(&self.dir)?.st_dev
         };
         if mounted {
             return Err(TargetError::MountPoint.into());

@@ -147,9 +147,12 @@ impl Expectation {
             let top = PAGE - STACK_GUARD_BYTES as usize;
             free = top - STACK_WINDOW_BYTES as usize..top;
         }
-        let expected_word = |i: usize| match free.contains(&(8 * i)) {
-            true => word(found, i),
-            false => word(expected, i),
+        let expected_word = |i: usize| {
+            if free.contains(&(8 * i)) {
+                word(found, i)
+            } else {
+                word(expected, i)
+            }
         };
         compare(found, expected_word, || Wrong {
             gpa,
@@ -186,9 +189,12 @@ impl Progress {
             let is_new = |i: &usize| word(found, *i) == stored(new, *i);
             (0..words).take_while(is_new).count()
         });
-        let expected = |i| match i < new_words {
-            true => stored(new, i),
-            false => stored(old, i),
+        let expected = |i| {
+            if i < new_words {
+                stored(new, i)
+            } else {
+                stored(old, i)
+            }
         };
         let finding = compare(found, expected, || Wrong {
             gpa,

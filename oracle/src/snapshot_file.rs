@@ -127,9 +127,10 @@ impl Memory for SnapshotFile {
                 run += PAGE_BYTES;
             }
             let (part, after) = rest.split_at_mut(rest.len().min(run as usize));
-            match present {
-                true => self.file.read_exact_at(part, block.pages_offset + offset)?,
-                false => part.fill(0),
+            if present {
+                self.file.read_exact_at(part, block.pages_offset + offset)?
+            } else {
+                part.fill(0)
             }
             offset += part.len() as u64;
             rest = after;

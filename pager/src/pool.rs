@@ -154,9 +154,10 @@ impl Wanted {
         if want.round != state.round {
             want = state.want(want.at);
         }
-        let wait = match want.told {
-            false => want.backoff.next(),
-            true => Backoff::longest(),
+        let wait = if want.told {
+            Backoff::longest()
+        } else {
+            want.backoff.next()
         };
         let late = (Instant::now() + wait, want);
         // Two may have waited for the same page, and one of them is still hurried for.

@@ -16,12 +16,13 @@ const UNCONFIRMED: &str = "`sync -f FILE`, and look whether that succeeds, befor
 /// The machine's report of what it has completed.
 pub fn report(client: &mut Client) -> Value {
     let asked = client.execute("x-paguro-query-report", json!({}));
-    let report = asked
-        .map_err(anyhow::Error::from)
-        .and_then(|report| match report.is_object() {
-            true => Ok(report),
-            false => bail!("the report is no object: {report}"),
-        });
+    let report = asked.map_err(anyhow::Error::from).and_then(|report| {
+        if report.is_object() {
+            Ok(report)
+        } else {
+            bail!("the report is no object: {report}")
+        }
+    });
     let mut report = report.unwrap_or_else(|error| {
         json!({ "warning": format!("it is complete, but its report did not come: {error:#}") })
     });

@@ -139,9 +139,10 @@ pub fn restored(args: &MachineArgs, path: &Path, host: Host) -> Result<(Guest, b
     // told now.
     let alarm = Arc::new(Alarm::new(&vm));
     let raise = alarm.clone();
-    restored.on_failure(Box::new(move |error| match error.may_pass() {
-        true => raise.halt(with_causes(error)),
-        false => {
+    restored.on_failure(Box::new(move |error| {
+        if error.may_pass() {
+            raise.halt(with_causes(error))
+        } else {
             raise.raise(with_causes(error));
             Waiters::LetGo
         }

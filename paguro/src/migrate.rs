@@ -40,9 +40,12 @@ pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
     let ended = run(args, uri.as_deref());
     let failed = !matches!(&ended, Ok(ended) if ended["status"] == "completed");
     match ended {
-        Ok(ended) if !failed => done::tell(&ended, |report| match args.json {
-            true => Ok(writeln!(io::stdout(), "{report:#}")?),
-            false => print_report(report),
+        Ok(ended) if !failed => done::tell(&ended, |report| {
+            if args.json {
+                Ok(writeln!(io::stdout(), "{report:#}")?)
+            } else {
+                print_report(report)
+            }
         }),
         Ok(ended) if args.json => writeln!(io::stdout(), "{ended:#}")?,
         Err(error) if args.json => {
@@ -296,9 +299,10 @@ fn failure(ended: &Value) -> anyhow::Error {
     let is = advice["is"].as_str().unwrap_or("nothing more is known");
     let may = advice["may"].as_array().into_iter().flatten();
     let may: Vec<_> = may.filter_map(Value::as_str).collect();
-    let doubt = match ended["status"] == IN_DOUBT {
-        true => "the outcome is in doubt: ",
-        false => "",
+    let doubt = if ended["status"] == IN_DOUBT {
+        "the outcome is in doubt: "
+    } else {
+        ""
     };
     let text = format!("{doubt}{text}; {is}");
     let mut next = Vec::new();
@@ -307,9 +311,10 @@ fn failure(ended: &Value) -> anyhow::Error {
     if !matches!(may[..], [] | ["wait"]) {
         next.push(format!("over QMP you may: {}", may.join("; or ")));
     }
-    match next.is_empty() {
-        true => anyhow::Error::msg(text),
-        false => Advised::error(text, next.join("\nhint: ")),
+    if next.is_empty() {
+        anyhow::Error::msg(text)
+    } else {
+        Advised::error(text, next.join("\nhint: "))
     }
 }
 
@@ -344,9 +349,10 @@ fn print_report(report: &Value) -> Result<()> {
         "  downtime    {:>9.3} ms   the forecast was {}{}",
         millis("downtime_us"),
         forecast(number("forecast_us")),
-        match report["forced"] == true {
-            true => ", and the time to converge was over",
-            false => "",
+        if report["forced"] == true {
+            ", and the time to converge was over"
+        } else {
+            ""
         }
     )?;
     writeln!(

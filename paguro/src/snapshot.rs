@@ -27,9 +27,12 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let ended = take(args, &path);
     let failed = !matches!(&ended, Ok(ended) if ended["status"] == "completed");
     match ended {
-        Ok(ended) if !failed => done::tell(&ended, |report| match args.json {
-            true => Ok(writeln!(io::stdout(), "{report:#}")?),
-            false => print_report(report),
+        Ok(ended) if !failed => done::tell(&ended, |report| {
+            if args.json {
+                Ok(writeln!(io::stdout(), "{report:#}")?)
+            } else {
+                print_report(report)
+            }
         }),
         Ok(ended) if args.json => writeln!(io::stdout(), "{ended:#}")?,
         Err(error) if args.json => {

@@ -53,8 +53,9 @@ pub fn soak(args: &SoakArgs, forced: &Forced) -> Result<ExitCode> {
         };
         paguro_soak::soak(&options, &terminal)?
     };
-    Ok(match right {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }

@@ -42,9 +42,10 @@ impl FromStr for Trial {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let moves = text.split(',').any(|part| part.starts_with("tracker="));
-        Ok(match moves {
-            true => Self::Moves(text.parse()?),
-            false => Self::Snapshots(text.parse()?),
+        Ok(if moves {
+            Self::Moves(text.parse()?)
+        } else {
+            Self::Snapshots(text.parse()?)
         })
     }
 }

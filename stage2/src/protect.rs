@@ -27,9 +27,10 @@ impl<B> Visitor<B> for Protect {
     ) -> Flow {
         // Never DBM on a block: the hardware would note 2 MiB as one write. It faults, and is split.
         if place.entry & WRITE != 0 {
-            match work.stage2.config.hardware_dirty {
-                true => _ = place.slot().fetch_and(!WRITE, Ordering::Relaxed),
-                false => place.slot().store(place.entry & !WRITE, Ordering::Relaxed),
+            if work.stage2.config.hardware_dirty {
+                _ = place.slot().fetch_and(!WRITE, Ordering::Relaxed)
+            } else {
+                place.slot().store(place.entry & !WRITE, Ordering::Relaxed)
             }
             work.stage2.clean_entry(place.slot());
             work.report.entries_changed += 1;

@@ -336,9 +336,10 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
     }
 
     fn refuse_logged(&self, range: &Range<u64>) -> Result<(), TableError> {
-        match self.shared().wants_pages(range) {
-            true => Err(TableError::Logged),
-            false => Ok(()),
+        if self.shared().wants_pages(range) {
+            Err(TableError::Logged)
+        } else {
+            Ok(())
         }
     }
 }

@@ -216,9 +216,10 @@ impl<M: TableMemory, C: Cpu, B: Deref<Target = [AtomicU64]>> Stage2<M, C, B> {
             }
             starved = work.starved;
             drop(guard);
-            match starved {
-                true => wanted = wanted.max(2),
-                false => report.lock_yields += 1,
+            if starved {
+                wanted = wanted.max(2)
+            } else {
+                report.lock_yields += 1
             }
         }
         Ok(())

@@ -97,9 +97,10 @@ fn what_is_mapped_across_the_edge_meanwhile_is_cut() {
             for at_end in [false, true] {
                 let tables = changed(block_change, 1);
                 // The pass looks at both edges; the gate is where it finds something: at the other one.
-                let (range, found, crossing) = match at_end {
-                    false => (5 * PAGE..4 * MIB_2, 3 * MIB_2, 0),
-                    true => (0..3 * MIB_2 + 5 * PAGE, 0, 3 * MIB_2),
+                let (range, found, crossing) = if at_end {
+                    (0..3 * MIB_2 + 5 * PAGE, 0, 3 * MIB_2)
+                } else {
+                    (5 * PAGE..4 * MIB_2, 3 * MIB_2, 0)
                 };
                 tables
                     .map(found..found + MIB_2, PAGE, Attributes::RAM)

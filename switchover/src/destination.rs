@@ -115,12 +115,13 @@ impl Destination {
         if permitted && (self.channel || !self.config.return_path || self.id.is_some()) {
             return self.permitted(false);
         }
-        match self.channel {
-            true => self.to(
+        if self.channel {
+            self.to(
                 DestinationState::Loaded,
                 self.back(DestinationAction::SendPong(PING_LOADED)),
-            ),
-            false => self.wait(),
+            )
+        } else {
+            self.wait()
         }
     }
 

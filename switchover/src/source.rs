@@ -143,13 +143,16 @@ impl Source {
         match self.state {
             SourceState::Permitted {
                 eof: Eof::Writing | Eof::Overdue { .. },
-            } if whole => match self.config.return_path {
-                true => self.to(
-                    SourceState::Permitted { eof: Eof::Written },
-                    Actions::none(),
-                ),
-                false => self.to(SourceState::Completed, one(SourceAction::CloseChannel)),
-            },
+            } if whole => {
+                if self.config.return_path {
+                    self.to(
+                        SourceState::Permitted { eof: Eof::Written },
+                        Actions::none(),
+                    )
+                } else {
+                    self.to(SourceState::Completed, one(SourceAction::CloseChannel))
+                }
+            }
             SourceState::Permitted {
                 eof: Eof::Overdue { wanted },
             } => self.doubt(wanted),
@@ -489,9 +492,10 @@ impl Source {
 
     /// Whether a destination that may be loaded can be told.
     fn due(&self) -> Telling {
-        match self.config.reconnects {
-            true => Telling::Due,
-            false => Telling::Needless,
+        if self.config.reconnects {
+            Telling::Due
+        } else {
+            Telling::Needless
         }
     }
 

@@ -158,9 +158,10 @@ impl Host {
 
     /// The same host, for whoever has a userfaultfd: whether it is told of faults in user mode only.
     pub fn with_right_to(mut self, user_mode_only: bool) -> Self {
-        self.userfault = match user_mode_only {
-            true => Userfault::UserMode,
-            false => Userfault::Full,
+        self.userfault = if user_mode_only {
+            Userfault::UserMode
+        } else {
+            Userfault::Full
         };
         self
     }
@@ -183,9 +184,10 @@ impl Host {
 
     /// Mappings that this process may have, asked now: it can be changed at any time.
     pub fn most_mappings(&self) -> usize {
-        match self.forced.few_mappings {
-            true => FEW_MAPPINGS,
-            false => Limits::of_this_process().most_mappings(),
+        if self.forced.few_mappings {
+            FEW_MAPPINGS
+        } else {
+            Limits::of_this_process().most_mappings()
         }
     }
 

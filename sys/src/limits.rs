@@ -177,9 +177,10 @@ impl Limits {
             let inside = if climbs { Path::new("") } else { inside };
             for inside in inside.ancestors() {
                 // Joined to nothing it would end in a slash.
-                let path = match inside.as_os_str().is_empty() {
-                    true => mount.point.clone(),
-                    false => mount.point.join(inside),
+                let path = if inside.as_os_str().is_empty() {
+                    mount.point.clone()
+                } else {
+                    mount.point.join(inside)
                 };
                 all.extend(self.cgroup(path, mount.version));
             }
@@ -231,9 +232,10 @@ impl Limits {
     fn read(&self, path: impl AsRef<Path>) -> Option<String> {
         let path = path.as_ref();
         let path = self.root.join(path.strip_prefix("/").unwrap_or(path));
-        match self.root == Path::new("/") {
-            true => resources::text(path).ok(),
-            false => std::fs::read_to_string(path).ok(),
+        if self.root == Path::new("/") {
+            resources::text(path).ok()
+        } else {
+            std::fs::read_to_string(path).ok()
         }
     }
 }

@@ -157,9 +157,10 @@ impl Shared {
         let mut state = self.state.lock();
         state.pending.drain(..bytes);
         let counts = &mut state.counts;
-        let counter = match written {
-            true => &mut counts.written_bytes,
-            false => &mut counts.lost_bytes,
+        let counter = if written {
+            &mut counts.written_bytes
+        } else {
+            &mut counts.lost_bytes
         };
         *counter += bytes as u64;
         if state.pending.is_empty() {

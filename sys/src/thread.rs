@@ -90,9 +90,10 @@ impl NewThread {
     }
 
     fn with_room(self) -> io::Result<Builder> {
-        match has_room(NEW_THREAD_BYTES) {
-            true => Ok(Builder::new().name(self.name)),
-            false => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+        if has_room(NEW_THREAD_BYTES) {
+            Ok(Builder::new().name(self.name))
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ENOMEM))
         }
     }
 }
@@ -173,9 +174,10 @@ impl Spent {
         let ran = self.ran.saturating_sub(before.ran);
         let waited = self.waited.saturating_sub(before.waited);
         // A wait now and then is everybody's: timers, interrupts.
-        match waited > ran / 8 {
-            true => Duration::from_nanos(ran / 2).min(LONGEST_SLEEP),
-            false => Duration::ZERO,
+        if waited > ran / 8 {
+            Duration::from_nanos(ran / 2).min(LONGEST_SLEEP)
+        } else {
+            Duration::ZERO
         }
     }
 }

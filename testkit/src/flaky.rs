@@ -279,9 +279,10 @@ impl Shared {
             }
             at += whole as u64;
         }
-        match hole && offset < end {
-            true => Ok(end),
-            false => Err(ENXIO),
+        if hole && offset < end {
+            Ok(end)
+        } else {
+            Err(ENXIO)
         }
     }
 

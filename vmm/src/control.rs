@@ -194,10 +194,7 @@ impl Control {
         // It is stopped all the same: who is held executes nothing before it rests.
         let rests = self.rest(&turn);
         self.inner.lock().stopped();
-        match rests {
-            true => Ok(()),
-            false => Err(StateError::Held),
-        }
+        if rests { Ok(()) } else { Err(StateError::Held) }
     }
 
     /// Holds a pause; whether the machine shall run when it ends.

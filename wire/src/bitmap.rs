@@ -42,9 +42,10 @@ pub fn count_ones(words: &[u64]) -> u64 {
 pub fn first_beyond(words: &[u64], pages: u64) -> Option<u64> {
     let whole = usize::try_from(pages / 64).ok()?;
     for (index, word) in words.iter().enumerate().skip(whole) {
-        let beyond = match index == whole {
-            true => word & (u64::MAX << (pages % 64)),
-            false => *word,
+        let beyond = if index == whole {
+            word & (u64::MAX << (pages % 64))
+        } else {
+            *word
         };
         if beyond != 0 {
             return Some(index as u64 * 64 + u64::from(beyond.trailing_zeros()));

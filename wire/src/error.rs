@@ -231,14 +231,15 @@ impl DecodeError {
         found: u64,
         limit: u64,
     ) -> Result<(), Self> {
-        match found > limit {
-            false => Ok(()),
-            true => Err(Self::Limit {
+        if found > limit {
+            Err(Self::Limit {
                 what,
                 offset,
                 found,
                 limit,
-            }),
+            })
+        } else {
+            Ok(())
         }
     }
 

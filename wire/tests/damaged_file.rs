@@ -382,9 +382,10 @@ fn an_error_of_the_host_is_told_from_damage() {
             Ok(self.0.len() as u64)
         }
         fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-            match offset + buffer.len() as u64 > self.1 {
-                true => Err(std::io::Error::other("bad sector")),
-                false => self.0.read_at(offset, buffer),
+            if offset + buffer.len() as u64 > self.1 {
+                Err(std::io::Error::other("bad sector"))
+            } else {
+                self.0.read_at(offset, buffer)
             }
         }
     }

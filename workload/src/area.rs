@@ -135,9 +135,10 @@ impl Split {
 
     /// The area pages of device `writer`; empty if it is not there.
     pub fn device_pages(&self, writer: u64) -> Range<u64> {
-        let dma_start = match self.direct {
-            true => self.vcpu_pages + self.share,
-            false => self.vcpu_pages,
+        let dma_start = if self.direct {
+            self.vcpu_pages + self.share
+        } else {
+            self.vcpu_pages
         };
         match writer {
             DMA => dma_start..self.total,

@@ -259,12 +259,13 @@ fn in_range(
     fits: bool,
     allowed: &'static str,
 ) -> Result<(), ParamsError> {
-    match fits {
-        true => Ok(()),
-        false => Err(ParamsError::OutOfRange {
+    if fits {
+        Ok(())
+    } else {
+        Err(ParamsError::OutOfRange {
             field,
             value,
             allowed,
-        }),
+        })
     }
 }

@@ -257,16 +257,18 @@ impl Stream {
         if offset % self.stride != 0 || local >= self.pages {
             return None;
         }
-        Some(match self.scattered {
-            true => self.scatter.backward(self.scatter_key, local),
-            false => local,
+        Some(if self.scattered {
+            self.scatter.backward(self.scatter_key, local)
+        } else {
+            local
         })
     }
 
     fn position(&self, level: &Level, pass: u64, rank: u64) -> u64 {
-        match self.sequential {
-            true => rank,
-            false => level.domain.backward(level.pass_key(pass), rank),
+        if self.sequential {
+            rank
+        } else {
+            level.domain.backward(level.pass_key(pass), rank)
         }
     }
 }

@@ -133,9 +133,12 @@ fn moves(figures: &Figures, out: &mut dyn Write) -> io::Result<()> {
             rate => format!("{}k/s", rate / 1000),
         };
         // By next to nothing, anything is very much.
-        let against = |us: Spread, ratio: Spread| match us.median < 1.0 {
-            true => time(us.median),
-            false => format!("{} ({:.1}x)", time(us.median), ratio.median),
+        let against = |us: Spread, ratio: Spread| {
+            if us.median < 1.0 {
+                time(us.median)
+            } else {
+                format!("{} ({:.1}x)", time(us.median), ratio.median)
+            }
         };
         table.row([
             format!("{:?} {rate} {}", moves.channel, moves.backing),

@@ -134,13 +134,14 @@ fn all_of<T: PemObject>(
 ) -> Result<Vec<T>, TlsError> {
     let all: Result<Vec<T>, _> = T::pem_slice_iter(text).collect();
     let all = all.map_err(|error| unusable(path.to_owned(), wanted, error))?;
-    match all.is_empty() {
-        true => Err(TlsError::Content {
+    if all.is_empty() {
+        Err(TlsError::Content {
             path: path.to_owned(),
             wanted,
             source: None,
-        }),
-        false => Ok(all),
+        })
+    } else {
+        Ok(all)
     }
 }
 

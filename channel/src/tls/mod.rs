@@ -41,9 +41,10 @@ pub(crate) use session::{Inbox, Session};
 
 /// Whether there can be TLS at all.
 pub(crate) fn check_built_in() -> Result<(), TlsError> {
-    match cfg!(feature = "tls") {
-        true => Ok(()),
-        false => Err(TlsError::NotBuiltIn),
+    if cfg!(feature = "tls") {
+        Ok(())
+    } else {
+        Err(TlsError::NotBuiltIn)
     }
 }
 

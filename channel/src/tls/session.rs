@@ -260,9 +260,10 @@ fn shake(
 
 /// Sends of what waits in the connection as much as goes at once.
 fn send(link: &Link, connection: &mut Connection) -> io::Result<usize> {
-    match connection.wants_write() {
-        true => connection.write_tls(&mut Socket(link)),
-        false => Ok(0),
+    if connection.wants_write() {
+        connection.write_tls(&mut Socket(link))
+    } else {
+        Ok(0)
     }
 }
 

@@ -90,9 +90,10 @@ fn a_peer_that_takes_bytes_is_not_silent() {
             let _ = peer_writer.write_all(&[1]);
             let read = waiting.join().unwrap();
             longest = longest.max(last.elapsed());
-            match longest < SILENCE / 2 {
-                true => read.map(|_| true).unwrap(),
-                false => false,
+            if longest < SILENCE / 2 {
+                read.map(|_| true).unwrap()
+            } else {
+                false
             }
         });
         assert!(said, "this host stands still all the time");

@@ -115,12 +115,11 @@ fn a_copy_is_queued_before_it_counts_as_settled() {
             let _ = found.0.send(is_there);
         });
         hold(&freeze);
-        match discards {
-            false => ends(&rig.write(0, 100, 7)),
-            true => {
-                let freeze = freeze.clone();
-                ends(&run(move || freeze.discard(0, 100..101, || ()).unwrap()));
-            }
+        if discards {
+            let freeze = freeze.clone();
+            ends(&run(move || freeze.discard(0, 100..101, || ()).unwrap()));
+        } else {
+            ends(&rig.write(0, 100, 7))
         }
         let is_there = ends(&found.1);
         freeze.end();

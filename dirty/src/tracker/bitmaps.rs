@@ -89,9 +89,10 @@ impl Bitmaps {
     }
 
     fn check_started(&self) -> Result<(), TrackerError> {
-        match self.started.load(Ordering::Acquire) {
-            true => Ok(()),
-            false => Err(TrackerError::NotStarted),
+        if self.started.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(TrackerError::NotStarted)
         }
     }
 
@@ -109,9 +110,10 @@ impl Bitmaps {
 impl Tracker for Bitmaps {
     /// Devices mark all the time: what was marked before is reported too.
     fn start(&self) -> Result<(), TrackerError> {
-        match self.started.swap(true, Ordering::AcqRel) {
-            true => Err(TrackerError::Busy),
-            false => Ok(()),
+        if self.started.swap(true, Ordering::AcqRel) {
+            Err(TrackerError::Busy)
+        } else {
+            Ok(())
         }
     }
 

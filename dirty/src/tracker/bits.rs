@@ -20,9 +20,10 @@ pub trait WrittenBits: Send + Sync {
 impl WrittenBits for AtomicBitmap {
     fn pages(&self) -> usize {
         // Its own pages may have another size, of which it says nothing.
-        match self.len() == self.byte_size().div_ceil(page_size()) {
-            true => self.len(),
-            false => 0,
+        if self.len() == self.byte_size().div_ceil(page_size()) {
+            self.len()
+        } else {
+            0
         }
     }
 

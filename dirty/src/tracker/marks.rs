@@ -72,9 +72,10 @@ impl MarkTracker {
     }
 
     fn is_started(&self) -> Result<(), TrackerError> {
-        match self.started.load(Ordering::Acquire) {
-            true => Ok(()),
-            false => Err(TrackerError::NotStarted),
+        if self.started.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(TrackerError::NotStarted)
         }
     }
 }

@@ -333,9 +333,10 @@ fn what_the_guest_does_not_write_may_come_after_the_pause() {
             backing: Backing::Anonymous,
             pages: PageKind::Small,
         });
-        let block = match read_only {
-            true => block.unwrap().read_only(),
-            false => block.unwrap(),
+        let block = if read_only {
+            block.unwrap().read_only()
+        } else {
+            block.unwrap()
         };
         let ram = GuestRam::new(vec![block]);
         let faults = Faults::open(&host, ram.clone(), 2).unwrap();

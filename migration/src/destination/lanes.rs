@@ -294,9 +294,10 @@ pub(super) fn receive<R: Direct>(
     // Pages that go straight to their places go past the buffer; what it holds of those behind a
     // packet's head is copied, so it is no larger than it must be.
     let is_plain = multifd.compression == Compression::None;
-    let mut input = match is_plain && reader.is_direct() {
-        true => ChannelInput::with_buffer(reader, paguro_wire::PAGE_BYTES as usize),
-        false => ChannelInput::new(reader),
+    let mut input = if is_plain && reader.is_direct() {
+        ChannelInput::with_buffer(reader, paguro_wire::PAGE_BYTES as usize)
+    } else {
+        ChannelInput::new(reader)
     }
     .behind(&first);
     let channel = match Init::decode(&mut input, &[0; 16], multifd.channels) {

@@ -158,9 +158,10 @@ impl Incoming<'_> {
 /// same door, and devices over RAM of a machine that still runs would be the end of both.
 fn check_owner(arrival: &Arrival) -> Result<(), ReceiveError> {
     let whose = arrival.options.mode.handed_over();
-    match whose.is_some() && arrival.lock().destination.id() != whose {
-        true => Err(unsupported("a machine in RAM that another one handed over")),
-        false => Ok(()),
+    if whose.is_some() && arrival.lock().destination.id() != whose {
+        Err(unsupported("a machine in RAM that another one handed over"))
+    } else {
+        Ok(())
     }
 }
 
@@ -285,12 +286,11 @@ mod tests {
             records.eos(&mut out);
             section::encode_footer(1, &mut out);
             section::encode_continuation(section::PART, 1, &mut out);
-            match zero {
-                true => records.zero(0, 0, &mut out),
-                false => {
-                    records.page(0, 0, &mut out);
-                    out.resize(out.len() + 4096, 9);
-                }
+            if zero {
+                records.zero(0, 0, &mut out)
+            } else {
+                records.page(0, 0, &mut out);
+                out.resize(out.len() + 4096, 9);
             }
             records.eos(&mut out);
             section::encode_footer(1, &mut out);

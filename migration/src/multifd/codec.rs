@@ -153,9 +153,10 @@ impl Unpacker {
         if output.pos() > 0 {
             return Err(CodecError::TooLong);
         }
-        match self.here == self.due {
-            true => Ok(&self.pages[..self.due]),
-            false => Err(CodecError::TooShort { bytes: self.here }),
+        if self.here == self.due {
+            Ok(&self.pages[..self.due])
+        } else {
+            Err(CodecError::TooShort { bytes: self.here })
         }
     }
 }

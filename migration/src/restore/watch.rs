@@ -212,9 +212,10 @@ impl Shared {
     /// Whether somebody has waited for a page for as long as he is to, as far as that can be known.
     fn is_waited_for(&self, held: &mut Held) -> bool {
         let longest = held.look(self.round.load(Ordering::Acquire));
-        let time = match self.faults_in_kernel {
-            true => held.began.elapsed(),
-            false => longest,
+        let time = if self.faults_in_kernel {
+            held.began.elapsed()
+        } else {
+            longest
         };
         time >= self.retry.max(SILENCE)
     }

@@ -38,9 +38,10 @@ pub(super) fn finish(
     moment.guest.check_ram(memory)?;
     control.advance(Status::Device);
     let finishing = Instant::now();
-    let state = match moment.was_running {
-        true => globalstate::RUNNING,
-        false => globalstate::PAUSED,
+    let state = if moment.was_running {
+        globalstate::RUNNING
+    } else {
+        globalstate::PAUSED
     };
     let mut sections = vec![globalstate::section(state)?];
     sections.append(&mut moment.devices);

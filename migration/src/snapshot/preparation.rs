@@ -47,9 +47,10 @@ pub(super) fn prepare<O>(
         control,
     } = request;
     check(options)?;
-    let faults = match options.background {
-        true => Some(watch(machine)?),
-        false => None,
+    let faults = if options.background {
+        Some(watch(machine)?)
+    } else {
+        None
     };
     let opened = open()?;
     let freeze = make_freeze(request, faults, report)?;
@@ -57,9 +58,12 @@ pub(super) fn prepare<O>(
     let frozen = Frozen(freeze.clone());
     if !options.for_tests.arm_in_pause {
         let armed = freeze.arm(|| !control.is_cancelled());
-        armed.map_err(|error| match control.is_cancelled() {
-            true => SnapshotError::Cancelled,
-            false => SnapshotError::Freeze(error),
+        armed.map_err(|error| {
+            if control.is_cancelled() {
+                SnapshotError::Cancelled
+            } else {
+                SnapshotError::Freeze(error)
+            }
         })?;
     }
     Ok(Prepared {

@@ -117,9 +117,10 @@ impl Paused for Still<'_> {
 
     fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
         self.ends = "the guest runs on";
-        match self.machine.resumes {
-            true => Ok(()),
-            false => Err(self.machine.fail()),
+        if self.machine.resumes {
+            Ok(())
+        } else {
+            Err(self.machine.fail())
         }
     }
 
@@ -143,9 +144,10 @@ struct Nowhere<'m>(&'m Told);
 
 impl Nowhere<'_> {
     fn fails(&self, at: Where) -> Result<(), SnapshotError> {
-        match self.0.fails == at {
-            true => Err(self.0.fail().into()),
-            false => Ok(()),
+        if self.0.fails == at {
+            Err(self.0.fail().into())
+        } else {
+            Ok(())
         }
     }
 }

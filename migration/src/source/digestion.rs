@@ -180,9 +180,10 @@ impl Digestion {
         let left = Duration::try_from_secs_f64((bytes - answered.bytes) as f64 / rate);
         let left = left.unwrap_or(Duration::MAX);
         let round_trip = self.round_trip();
-        let done = match stays {
-            true => Duration::ZERO,
-            false => now.saturating_duration_since(answered.at) + round_trip,
+        let done = if stays {
+            Duration::ZERO
+        } else {
+            now.saturating_duration_since(answered.at) + round_trip
         };
         // What is overdue takes as long again, for all that is known.
         let oldest = self.asked.front();

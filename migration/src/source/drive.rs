@@ -274,9 +274,10 @@ impl<'s, 'e> Driver<'s, 'e> {
     /// Ends the channel: as a whole one if all was confirmed, else at once.
     fn close(&mut self) {
         let completed = self.job.migration.lock().source.state() == SourceState::Completed;
-        let how = match completed {
-            true => Close::Whole,
-            false => Close::Broken,
+        let how = if completed {
+            Close::Whole
+        } else {
+            Close::Broken
         };
         if completed && let Some(downtime) = self.standstill.elapsed() {
             let progress = &self.job.migration.progress;

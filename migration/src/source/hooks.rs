@@ -55,9 +55,10 @@ impl Hooks {
 
     /// Who clears a chunk that is taken.
     pub(super) fn clearing(self, tracker: &dyn Tracker) -> &dyn Tracker {
-        match self.breaks(SourceSabotage::ClearAfterRead) {
-            true => &Nothing,
-            false => tracker,
+        if self.breaks(SourceSabotage::ClearAfterRead) {
+            &Nothing
+        } else {
+            tracker
         }
     }
 
@@ -68,9 +69,10 @@ impl Hooks {
         block: usize,
         chunk: Range<usize>,
     ) -> Result<(), TrackerError> {
-        match self.breaks(SourceSabotage::ClearAfterRead) {
-            true => tracker.clear(block, chunk),
-            false => Ok(()),
+        if self.breaks(SourceSabotage::ClearAfterRead) {
+            tracker.clear(block, chunk)
+        } else {
+            Ok(())
         }
     }
 

@@ -83,9 +83,10 @@ impl<'e> Standstill<'e> {
 }
 
 fn sections(paused: &mut dyn Paused) -> Result<Vec<DeviceSection>, MachineError> {
-    let state = match paused.was_running() {
-        true => globalstate::RUNNING,
-        false => globalstate::PAUSED,
+    let state = if paused.was_running() {
+        globalstate::RUNNING
+    } else {
+        globalstate::PAUSED
     };
     let first = globalstate::section(state)
         .map_err(|error| MachineError::new("say whether it runs", error))?;

@@ -186,9 +186,10 @@ impl Throttling {
             0 => options.initial,
             now => {
                 let threshold = self.trigger.threshold(sent_bytes);
-                let step = match options.tailslow {
-                    true => ideal_step(now, dirtied_bytes, threshold).min(options.increment),
-                    false => options.increment,
+                let step = if options.tailslow {
+                    ideal_step(now, dirtied_bytes, threshold).min(options.increment)
+                } else {
+                    options.increment
                 };
                 now.saturating_add(step)
             }

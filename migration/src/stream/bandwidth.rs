@@ -39,9 +39,10 @@ impl Gathered {
     /// it is enough.
     pub fn add(&mut self, bytes: u64, time: Duration, call: Duration) -> Option<(u64, Duration)> {
         self.bytes += bytes;
-        self.time += match bytes < FEW_BYTES {
-            true => time.saturating_sub(call),
-            false => time,
+        self.time += if bytes < FEW_BYTES {
+            time.saturating_sub(call)
+        } else {
+            time
         };
         (self.bytes >= FEW_BYTES).then(|| self.take())
     }
@@ -131,9 +132,10 @@ impl Packing {
     /// Bytes that are sent for each byte of a page. What the guest writes next may be packed less well
     /// than what was sent: less than a quarter is not believed, and of little nothing.
     pub fn share(&self) -> f64 {
-        match self.page_bytes < ENOUGH_BYTES {
-            true => 1.0,
-            false => (self.wire_bytes / self.page_bytes).clamp(0.25, 1.0),
+        if self.page_bytes < ENOUGH_BYTES {
+            1.0
+        } else {
+            (self.wire_bytes / self.page_bytes).clamp(0.25, 1.0)
         }
     }
 }

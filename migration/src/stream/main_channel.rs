@@ -254,9 +254,10 @@ impl Stream {
             Err(error) => {
                 self.broken = true;
                 let error = MigrateError::broken("write to", error);
-                Err(match plain {
-                    true => EofError::Withheld(error),
-                    false => EofError::Torn(error),
+                Err(if plain {
+                    EofError::Withheld(error)
+                } else {
+                    EofError::Torn(error)
                 })
             }
         }
@@ -289,9 +290,10 @@ impl Stream {
     }
 
     fn flush_if_full(&mut self) -> Result<(), MigrateError> {
-        match self.out.len() < BUFFER_BYTES {
-            true => Ok(()),
-            false => self.flush(),
+        if self.out.len() < BUFFER_BYTES {
+            Ok(())
+        } else {
+            self.flush()
         }
     }
 

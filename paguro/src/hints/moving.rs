@@ -168,9 +168,10 @@ fn is_snapshot(error: &ReceiveError) -> bool {
 pub fn of_stored(error: ReceiveError) -> anyhow::Error {
     let is_known = is_snapshot(&error);
     let error = anyhow::Error::from(error);
-    match is_known || of_host(&causes(&error)).is_some() {
-        true => error,
-        false => Advised::error(format!("{error:#}"), STORED),
+    if is_known || of_host(&causes(&error)).is_some() {
+        error
+    } else {
+        Advised::error(format!("{error:#}"), STORED)
     }
 }
 

@@ -53,9 +53,10 @@ pub fn migrate(monitor: &Monitor, mut args: Args) -> Result<Answer, QmpError> {
     } = terms;
     let (mapped_ram, background) = (capabilities.mapped_ram, capabilities.background_snapshot);
     let job = if mapped_ram || background {
-        let to = match mapped_ram {
-            true => SnapshotTo::File(address::file(address)?),
-            false => SnapshotTo::Stream(address, settings.channel_options()?),
+        let to = if mapped_ram {
+            SnapshotTo::File(address::file(address)?)
+        } else {
+            SnapshotTo::Stream(address, settings.channel_options()?)
         };
         let mut options = settings.snapshot;
         options.background = background;

@@ -160,9 +160,10 @@ impl Plan {
         let time = args.need("calc-time", time)?;
         let unit = args.string("calc-time-unit")?;
         let in_ms = unit.as_deref().map(in_ms).transpose()?.unwrap_or(false);
-        let time = match in_ms {
-            true => Duration::from_millis(time),
-            false => Duration::from_secs(time),
+        let time = if in_ms {
+            Duration::from_millis(time)
+        } else {
+            Duration::from_secs(time)
         };
         if time < LEAST || time > MOST {
             return Err(QmpError::generic(
@@ -203,9 +204,10 @@ impl Plan {
 
     fn describe(&self, status: &str, in_ms: Option<bool>) -> Value {
         let in_ms = in_ms.unwrap_or(self.in_ms);
-        let time = match in_ms {
-            true => self.time.as_millis() as u64,
-            false => self.time.as_secs(),
+        let time = if in_ms {
+            self.time.as_millis() as u64
+        } else {
+            self.time.as_secs()
         };
         json!({
             "status": status,

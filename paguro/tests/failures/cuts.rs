@@ -65,19 +65,16 @@ fn a_channel_may_break_at_any_byte() {
         .iter()
         .flat_map(|phase| acts.map(|act| (*phase, act)))
         .collect();
-    match crate::is_full() {
-        true => {
-            trials = (0..crate::kills() / 50)
-                .flat_map(|_| trials.clone())
-                .collect()
-        }
+    trials = if crate::is_full() {
+        (0..crate::kills() / 50)
+            .flat_map(|_| trials.clone())
+            .collect()
+    } else {
         // One of each phase.
-        false => {
-            trials = PHASES
-                .map(|phase| (phase, acts[rng.u64(..3) as usize]))
-                .to_vec()
-        }
-    }
+        PHASES
+            .map(|phase| (phase, acts[rng.u64(..3) as usize]))
+            .to_vec()
+    };
     for (phase, act) in trials {
         let _turn = turn();
         let verdict = cut(phase, act, &mut rng);
@@ -154,9 +151,10 @@ fn met_nobody(pair: &mut Pair) -> Judged<&'static str> {
     let marks = pair.relay.marks();
     pair.source_ran_on(&now, &marks)?;
     pair.destination.must_stand_empty()?;
-    match pair.watch.there_ran() {
-        true => Err("the destination ran".to_owned()),
-        false => Ok("source ran on, destination waits for a stream"),
+    if pair.watch.there_ran() {
+        Err("the destination ran".to_owned())
+    } else {
+        Ok("source ran on, destination waits for a stream")
     }
 }
 
@@ -180,23 +178,20 @@ pub fn judge(
                 return Err(format!("the permission was not sent, and it is {now}"));
             }
             pair.source_ran_on(&now, &marks)?;
-            match marks.pong2_in {
-                false => {
-                    pair.destination_gave_up()?;
-                    noticed(fired)?;
-                    Ok("source ran on, destination ended")
-                }
-                true => {
-                    // Whole, it waits; and is told once it can be.
-                    pair.destination.wait_for(&["x-paguro-in-doubt"])?;
-                    noticed(fired)?;
-                    pair.destination.must_stand("inmigrate")?;
-                    pair.destination.must_advise(&["`cont`"])?;
-                    mend(pair);
-                    pair.destination_gave_up()?;
-                    pair.source_ran_on(&now, &marks)?;
-                    Ok("source ran on, loaded destination waited, was told and ended")
-                }
+            if marks.pong2_in {
+                // Whole, it waits; and is told once it can be.
+                pair.destination.wait_for(&["x-paguro-in-doubt"])?;
+                noticed(fired)?;
+                pair.destination.must_stand("inmigrate")?;
+                pair.destination.must_advise(&["`cont`"])?;
+                mend(pair);
+                pair.destination_gave_up()?;
+                pair.source_ran_on(&now, &marks)?;
+                Ok("source ran on, loaded destination waited, was told and ended")
+            } else {
+                pair.destination_gave_up()?;
+                noticed(fired)?;
+                Ok("source ran on, destination ended")
             }
         }
     }
@@ -205,9 +200,10 @@ pub fn judge(
 /// The silence that was configured, and what a busy host adds.
 fn noticed(fired: Instant) -> Judged {
     let limit = Duration::from_millis(3 * SILENCE_MS) + Duration::from_secs(5);
-    match fired.elapsed() > limit {
-        true => Err(format!("noticed after {:?} only", fired.elapsed())),
-        false => Ok(()),
+    if fired.elapsed() > limit {
+        Err(format!("noticed after {:?} only", fired.elapsed()))
+    } else {
+        Ok(())
     }
 }
 

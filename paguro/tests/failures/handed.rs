@@ -63,9 +63,10 @@ fn start_destination(main: &Place, cpr: &Value) -> JoinHandle<Side> {
 
 fn stands(source: &mut Side) -> Judged {
     let status = source.must("query-status", json!({}))?;
-    match status["status"] == "postmigrate" {
-        true => Ok(()),
-        false => Err(format!("{status}")),
+    if status["status"] == "postmigrate" {
+        Ok(())
+    } else {
+        Err(format!("{status}"))
     }
 }
 

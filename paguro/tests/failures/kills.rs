@@ -92,18 +92,18 @@ fn kill(source: bool, moment: Moment, rng: &mut Rng) -> Verdict {
         }
     }
     // Both stand now, whatever they do later.
-    match source {
-        true => pair.source.kill(),
-        false => pair.destination.kill(),
+    if source {
+        pair.source.kill()
+    } else {
+        pair.destination.kill()
     }
     // What was sent may still arrive after its sender died, or not.
-    pair.relay.release(match rng.bool() {
-        true => Act::Hold,
-        false => Act::Cut,
-    });
-    match source {
-        true => source_killed(&mut pair),
-        false => destination_killed(&mut pair, rng),
+    pair.relay
+        .release(if rng.bool() { Act::Hold } else { Act::Cut });
+    if source {
+        source_killed(&mut pair)
+    } else {
+        destination_killed(&mut pair, rng)
     }
 }
 
@@ -161,8 +161,9 @@ fn source_killed(pair: &mut Pair) -> Verdict {
 fn gave_up(pair: &mut Pair) -> Verdict {
     pair.destination_gave_up()?;
     let marks = pair.relay.marks();
-    match marks.pong2_in || marks.eof_out {
-        true => Err(format!("it gave a whole guest up: {marks:?}")),
-        false => Ok("before permission, destination ended"),
+    if marks.pong2_in || marks.eof_out {
+        Err(format!("it gave a whole guest up: {marks:?}"))
+    } else {
+        Ok("before permission, destination ended")
     }
 }

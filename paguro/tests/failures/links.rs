@@ -19,12 +19,13 @@ fn run(command: &str) -> Result<(), String> {
     let mut words = command.split(' ');
     let output = Command::new(words.next().unwrap()).args(words).output();
     let output = output.map_err(|error| format!("{command}: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!(
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
             "{command}: {}",
             String::from_utf8_lossy(&output.stderr).trim()
-        )),
+        ))
     }
 }
 

@@ -115,15 +115,14 @@ impl Pair {
         self.relay.wait_permission()?;
         self.source.must_stand("postmigrate")?;
         self.source.must_advise(&["migrate_cancel", "`cont`"])?;
-        let said = match rng.bool() {
-            true => "in the window, source whole and in doubt, `cont`",
-            false => {
-                // Nobody can be asked, so it changes nothing yet.
-                self.source.must("migrate_cancel", json!({}))?;
-                self.source.must_stand("postmigrate")?;
-                self.source.must_advise(&["migrate-continue", "`cont`"])?;
-                "in the window, source whole and in doubt, `migrate_cancel` and `cont`"
-            }
+        let said = if rng.bool() {
+            "in the window, source whole and in doubt, `cont`"
+        } else {
+            // Nobody can be asked, so it changes nothing yet.
+            self.source.must("migrate_cancel", json!({}))?;
+            self.source.must_stand("postmigrate")?;
+            self.source.must_advise(&["migrate-continue", "`cont`"])?;
+            "in the window, source whole and in doubt, `migrate_cancel` and `cont`"
         };
         self.there_is_dead()?;
         self.source.must("cont", json!({}))?;
@@ -179,9 +178,10 @@ impl Pair {
     /// The destination has given up, and never ran.
     pub fn destination_gave_up(&mut self) -> Judged {
         self.destination.must_fail()?;
-        match self.watch.there_ran() {
-            true => Err("the destination ran and gave up".to_owned()),
-            false => Ok(()),
+        if self.watch.there_ran() {
+            Err("the destination ran and gave up".to_owned())
+        } else {
+            Ok(())
         }
     }
 }

@@ -160,9 +160,10 @@ impl Relay {
         let is_not = |state: &mut State| !is(state);
         let changed = &self.shared.changed;
         changed.wait_while_for(&mut state, is_not, IN_VAIN);
-        match is(&state) {
-            true => Ok(state.marks),
-            false => Err(format!("{what}: {:?}", state.marks)),
+        if is(&state) {
+            Ok(state.marks)
+        } else {
+            Err(format!("{what}: {:?}", state.marks))
         }
     }
 
@@ -256,9 +257,12 @@ impl Shared {
             for forward in [true, false] {
                 let (own, source, destination) =
                     (self.clone(), source.clone(), destination.clone());
-                let pump = move || match forward {
-                    true => own.pump(&source, &destination, age, true),
-                    false => own.pump(&destination, &source, age, false),
+                let pump = move || {
+                    if forward {
+                        own.pump(&source, &destination, age, true)
+                    } else {
+                        own.pump(&destination, &source, age, false)
+                    }
                 };
                 std::thread::spawn(pump);
             }
@@ -319,9 +323,10 @@ impl Shared {
                 // Who is gone takes nothing, but what the other one says is still read.
                 open = open && to.write_all(left).is_ok();
             };
-            let fate = match first {
-                true => self.look_at(left, forward),
-                false => Fate::Pass,
+            let fate = if first {
+                self.look_at(left, forward)
+            } else {
+                Fate::Pass
             };
             // The other direction may have been broken while this one waited.
             if self.lock().dead.is_some() {
@@ -358,15 +363,12 @@ impl Shared {
             state.passing -= 1;
             if first {
                 let marks = &mut state.marks;
-                match forward {
-                    true => {
-                        marks.ping2_out |= marks.ping2_in && open;
-                        marks.eof_out |= marks.eof_in && open;
-                    }
-                    false => {
-                        marks.pong2_out |= marks.pong2_in && open;
-                        marks.shut_out |= marks.shut_in && open;
-                    }
+                if forward {
+                    marks.ping2_out |= marks.ping2_in && open;
+                    marks.eof_out |= marks.eof_in && open;
+                } else {
+                    marks.pong2_out |= marks.pong2_in && open;
+                    marks.shut_out |= marks.shut_in && open;
                 }
             }
             drop(state);
@@ -379,9 +381,10 @@ impl Shared {
         let mut state = self.lock();
         let state = &mut *state;
         let length = bytes.len() as u64;
-        let passed = match forward {
-            true => &mut state.marks.forward_bytes,
-            false => &mut state.marks.back_bytes,
+        let passed = if forward {
+            &mut state.marks.forward_bytes
+        } else {
+            &mut state.marks.back_bytes
         };
         let before = *passed;
         *passed += length;

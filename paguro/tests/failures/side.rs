@@ -104,9 +104,10 @@ impl Side {
         let status = self.machine.wait_exit();
         let code = status.map_err(|error| error.to_string())?.code();
         let said = self.said();
-        match code == Some(1) && said.contains("paguro: the machine did not come in: ") {
-            true => Ok(said),
-            false => Err(format!("it ended with {code:?} and said {said:?}")),
+        if code == Some(1) && said.contains("paguro: the machine did not come in: ") {
+            Ok(said)
+        } else {
+            Err(format!("it ended with {code:?} and said {said:?}"))
         }
     }
 
@@ -180,9 +181,10 @@ impl Side {
         self.check_ram()?;
         // A guest that runs writes meanwhile; that one does not cannot be waited for.
         std::thread::sleep(Duration::from_millis(20));
-        match self.writes() == before {
-            true => Ok(()),
-            false => Err("its guest runs".to_owned()),
+        if self.writes() == before {
+            Ok(())
+        } else {
+            Err("its guest runs".to_owned())
         }
     }
 
@@ -198,9 +200,10 @@ impl Side {
     pub fn must_advise(&mut self, wanted: &[&str]) -> Judged {
         let now = self.migration()?;
         let advice = now["x-paguro-advice"].to_string();
-        match wanted.iter().all(|wanted| advice.contains(wanted)) {
-            true => Ok(()),
-            false => Err(format!("the advice lacks one of {wanted:?}: {now}")),
+        if wanted.iter().all(|wanted| advice.contains(wanted)) {
+            Ok(())
+        } else {
+            Err(format!("the advice lacks one of {wanted:?}: {now}"))
         }
     }
 
@@ -208,12 +211,13 @@ impl Side {
     pub fn check_ram(&mut self) -> Judged {
         let report = self.machine.check_ram();
         let report = report.map_err(|error| format!("{error:#}"))?;
-        match report.is_right() && report.pages_checked > 0 {
-            true => Ok(()),
-            false => Err(format!(
+        if report.is_right() && report.pages_checked > 0 {
+            Ok(())
+        } else {
+            Err(format!(
                 "{} of {} pages are wrong: {:?}",
                 report.wrong_count, report.pages_checked, report.wrong
-            )),
+            ))
         }
     }
 }

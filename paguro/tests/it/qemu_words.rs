@@ -360,9 +360,10 @@ fn schema() -> Result<Vec<Value>, String> {
         }
     }
     child.wait().map_err(|error| error.to_string())?;
-    match is_meant {
-        true => Ok(schema),
-        false => Err(format!("{program} is {version}, and not 10.0")),
+    if is_meant {
+        Ok(schema)
+    } else {
+        Err(format!("{program} is {version}, and not 10.0"))
     }
 }
 

@@ -46,10 +46,11 @@ impl Blow {
         let blow = Self {
             case: *case,
             is_early: lasts && rng.one_in(3),
-            moment: match rng.one_in(4) {
+            moment: if rng.one_in(4) {
                 // While it begins.
-                true => rng.moment(MOMENT_US),
-                false => Duration::from_micros(rng.within(0..MOMENT_US)),
+                rng.moment(MOMENT_US)
+            } else {
+                Duration::from_micros(rng.within(0..MOMENT_US))
             },
             again: rng.moment(AGAIN_US),
             drawn: rng.next() >> 1,
@@ -91,9 +92,12 @@ impl Blow {
             bail!("{number} is no process");
         };
         // A machine ignores what this process was started with ignored.
-        let ending = |signal| match is_ignored(signal) {
-            true => Signal::TERM,
-            false => signal,
+        let ending = |signal| {
+            if is_ignored(signal) {
+                Signal::TERM
+            } else {
+                signal
+            }
         };
         match self.case.fault {
             Fault::Hup => send(pid, ending(Signal::HUP)),
@@ -162,9 +166,10 @@ impl Blow {
         let must_end =
             struck && (self.case.fault.kind() == Kind::Ending || self.case.fault == Fault::Kill);
         let was_killed = struck && self.killed();
-        let ended = match must_end || was_killed {
-            true => Some(machine.wait_exit().context("after it was told to end")?),
-            false => machine.ended()?,
+        let ended = if must_end || was_killed {
+            Some(machine.wait_exit().context("after it was told to end")?)
+        } else {
+            machine.ended()?
         };
         let said = machine.said();
         if said.contains("panicked") {

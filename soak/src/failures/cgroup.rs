@@ -38,9 +38,10 @@ impl Cgroup {
             Resource::Pids => ("pids", "pids.max", "pids.max"),
         };
         let first = root.join(controller);
-        let (parent, file) = match first.join("cgroup.procs").exists() {
-            true => (first, old),
-            false => (root.to_owned(), new),
+        let (parent, file) = if first.join("cgroup.procs").exists() {
+            (first, old)
+        } else {
+            (root.to_owned(), new)
         };
         let unlimited = if file == old && old != new {
             "-1"

@@ -193,10 +193,10 @@ impl Missing {
             let why = "fault=threads: RLIMIT_NPROC does not bind root; cgroup-pids does";
             missing.reasons.push(why.to_owned());
         }
-        let disk = match is_root {
-            true => disk::apart(again)
-                .and_then(|()| disk::try_one().map_err(|error| format!("{error:#}"))),
-            false => Err("only root may mount file systems".to_owned()),
+        let disk = if is_root {
+            disk::apart(again).and_then(|()| disk::try_one().map_err(|error| format!("{error:#}")))
+        } else {
+            Err("only root may mount file systems".to_owned())
         };
         if let Err(why) = disk {
             missing.kinds.push(Kind::Disk);

@@ -72,12 +72,13 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     if client.said().contains("panicked") {
         bail!("the command panicked: {}", client.said());
     }
-    let status = match blow
+    let status = if blow
         .outlived(&mut here, Party::Machine)
         .context("the source")?
     {
-        true => Some(settled(&mut here, || Ok(there.ended()?.is_some()))?),
-        false => None,
+        Some(settled(&mut here, || Ok(there.ended()?.is_some()))?)
+    } else {
+        None
     };
     if ended.success() && !matches!(status.as_deref(), None | Some("completed")) {
         bail!("it is {status:?}, and its command says all is well");

@@ -25,14 +25,16 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
     source.quit()?;
     let saved = check_file(&file)?;
     scene.tally.add("the file", &saved)?;
-    let modes = match scene.freezes {
-        true => &[RestoreMode::Lazy, RestoreMode::Map, RestoreMode::Eager][..],
-        false => &[RestoreMode::Map, RestoreMode::Eager],
+    let modes = if scene.freezes {
+        &[RestoreMode::Lazy, RestoreMode::Map, RestoreMode::Eager][..]
+    } else {
+        &[RestoreMode::Map, RestoreMode::Eager]
     };
     let mode = scene.rng.pick(modes);
-    let prefetch = match scene.rng.one_in(2) {
-        true => Prefetch::Limited(64 << 20),
-        false => Prefetch::Unlimited,
+    let prefetch = if scene.rng.one_in(2) {
+        Prefetch::Limited(64 << 20)
+    } else {
+        Prefetch::Unlimited
     };
     let mut options = options.restored(&file, mode, prefetch);
     options.through = through;

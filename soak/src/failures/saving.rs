@@ -70,9 +70,10 @@ pub fn run(scene: &mut Scene<'_>) -> Result<()> {
         bail!("the command panicked: {}", client.said());
     }
     let lives = blow.outlived(&mut machine, Party::Machine)?;
-    let status = match lives {
-        true => Some(settled(&mut machine, || Ok(false))?),
-        false => None,
+    let status = if lives {
+        Some(settled(&mut machine, || Ok(false))?)
+    } else {
+        None
     };
     let leaves = scene.case.work != Work::Snapshot && status.as_deref() == Some("completed");
     let written = machine.progress().total_writes();

@@ -148,9 +148,12 @@ fn at_end(world: &World, setting: &Setting) -> Option<&'static str> {
 }
 
 fn outcome(world: &World) -> String {
-    let side = |alive: bool, running: bool, name: &str| match alive {
-        true => format!("{name}{}", if running { "*" } else { "" }),
-        false => "dead".to_owned(),
+    let side = |alive: bool, running: bool, name: &str| {
+        if alive {
+            format!("{name}{}", if running { "*" } else { "" })
+        } else {
+            "dead".to_owned()
+        }
     };
     let (near, far) = (&world.near, &world.far);
     let here = side(near.alive, near.running, near.machine.status().name());

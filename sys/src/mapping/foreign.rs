@@ -76,9 +76,10 @@ impl Mapping {
             Some(file) => {
                 let system = rustix::fs::fstatfs(file.file())
                     .map_err(|errno| ForeignError::Unknown(errno.into()))?;
-                match system.f_type as u64 == HUGETLBFS {
-                    true => system.f_bsize as usize,
-                    false => page_size(),
+                if system.f_type as u64 == HUGETLBFS {
+                    system.f_bsize as usize
+                } else {
+                    page_size()
                 }
             }
             None if region.flags() as u32 & MapFlags::HUGETLB.bits() == 0 => page_size(),

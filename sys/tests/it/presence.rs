@@ -125,11 +125,12 @@ fn a_page_that_the_kernel_moves_about_is_present() {
         });
         let all = |way: &Pagemap| {
             let found = pages(way, &mapping, 0..mapping.len(), Which::Existing);
-            match way.tells_markers() || uffd.is_none() {
-                true => found == expected,
-                false => expected
+            if way.tells_markers() || uffd.is_none() {
+                found == expected
+            } else {
+                expected
                     .iter()
-                    .all(|page| found.binary_search(page).is_ok()),
+                    .all(|page| found.binary_search(page).is_ok())
             }
         };
         let end = Instant::now() + Duration::from_secs(3);
@@ -270,12 +271,9 @@ proptest! {
         });
         for &page in &touched {
             // Partly through the mapping, where nothing waits; partly not.
-            match watched.is_none() && page % 3 > 0 {
-                true => mapping.copy_in(page * 4096 + 5, &[1]),
-                false => {
+            if watched.is_none() && page % 3 > 0 { mapping.copy_in(page * 4096 + 5, &[1]) } else {
                     rustix::io::pwrite(&file, &[1], BASE + page as u64 * 4096).unwrap();
                 }
-            }
         }
         for page in outside {
             rustix::io::pwrite(&file, &[1], page.min(9) * 4096).unwrap();

@@ -137,9 +137,10 @@ impl KvmCpus {
         };
         // Memory of any other kind that cannot be reached is gone for good.
         let mapped = |block: &Arc<RamBlock>| block.backing() == Backing::PrivateFile;
-        let memory_retry = match cpus.ram.blocks().iter().any(mapped) {
-            true => config.memory_retry,
-            false => Duration::ZERO,
+        let memory_retry = if cpus.ram.blocks().iter().any(mapped) {
+            config.memory_retry
+        } else {
+            Duration::ZERO
         };
         for index in 0..config.cpus {
             cpus.add_vcpu(index, &cpuid, progress, control, memory_retry)?;

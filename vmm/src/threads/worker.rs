@@ -272,10 +272,7 @@ mod tests {
             let vcpu = move || {
                 let parking = its.enter();
                 settle(3, &parking, &control, || {
-                    parking.work(|| match whole {
-                        true => parking.whole(body),
-                        false => body(),
-                    });
+                    parking.work(|| if whole { parking.whole(body) } else { body() });
                     Ok(End::Stopped)
                 });
             };

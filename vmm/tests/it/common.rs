@@ -20,9 +20,10 @@ pub const IN_VAIN: Duration = Duration::from_secs(60);
 
 /// The accelerators that can be tested here; says so if one is left out.
 pub fn accels() -> Vec<Accel> {
-    match kvm() {
-        true => vec![Accel::Kvm, Accel::Threads],
-        false => vec![Accel::Threads],
+    if kvm() {
+        vec![Accel::Kvm, Accel::Threads]
+    } else {
+        vec![Accel::Threads]
     }
 }
 

@@ -145,9 +145,10 @@ impl Section {
         }
         let mut body = vec![0; self.body_bytes as usize];
         read(reader, WHAT, self.body_offset, &mut body)?;
-        let fields = match self.subsections.is_empty() {
-            true => self.fields.clone(),
-            false => Vec::new(),
+        let fields = if self.subsections.is_empty() {
+            self.fields.clone()
+        } else {
+            Vec::new()
         };
         Ok(DeviceSection {
             name: self.name.clone(),

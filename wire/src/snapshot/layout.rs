@@ -291,9 +291,10 @@ fn check_name(what: &'static str, name: &str) -> Result<(), LayoutError> {
 }
 
 fn check_count(what: &'static str, found: usize, limit: usize) -> Result<(), LayoutError> {
-    match found > limit {
-        true => Err(LayoutError::TooMany { what, found, limit }),
-        false => Ok(()),
+    if found > limit {
+        Err(LayoutError::TooMany { what, found, limit })
+    } else {
+        Ok(())
     }
 }
 
@@ -320,9 +321,10 @@ fn check_blocks(blocks: &[BlockPlan]) -> Result<(), LayoutError> {
         }
         total_bytes = total_bytes.saturating_add(block.used_length_bytes);
     }
-    match total_bytes > RAM_MAX_BYTES {
-        true => Err(LayoutError::TooLarge),
-        false => Ok(()),
+    if total_bytes > RAM_MAX_BYTES {
+        Err(LayoutError::TooLarge)
+    } else {
+        Ok(())
     }
 }
 

@@ -239,9 +239,10 @@ impl<R: Read> Input for ChannelInput<R> {
     }
 
     fn peek(&mut self, what: &'static str) -> Result<u8, DecodeError> {
-        match self.at_end(what)? {
-            false => Ok(self.buffer[self.start]),
-            true => Err(self.truncated(what, self.offset, 1)),
+        if self.at_end(what)? {
+            Err(self.truncated(what, self.offset, 1))
+        } else {
+            Ok(self.buffer[self.start])
         }
     }
 }

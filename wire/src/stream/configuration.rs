@@ -129,14 +129,15 @@ impl Configuration {
                 ));
             }
         };
-        match repeated {
-            false => Ok(()),
-            true => Err(DecodeError::corrupt(
+        if repeated {
+            Err(DecodeError::corrupt(
                 WHAT,
                 offset,
                 "each at most once",
                 format!("a second {name:?}"),
-            )),
+            ))
+        } else {
+            Ok(())
         }
     }
 

@@ -25,9 +25,10 @@ pub(crate) fn is_fit(name: &str) -> bool {
 
 /// What a section is called in a stream.
 pub(super) fn on_the_way(name: &str) -> String {
-    match name == globalstate::NAME || is_ours(name) {
-        true => name.to_owned(),
-        false => format!("{OF}{name}"),
+    if name == globalstate::NAME || is_ours(name) {
+        name.to_owned()
+    } else {
+        format!("{OF}{name}")
     }
 }
 

@@ -305,14 +305,15 @@ impl PacketReader {
 
     fn check_compression(&self, flags: u32, at: u64) -> Result<(), DecodeError> {
         let found = flags & !SYNC;
-        match found == self.compression.flag() {
-            true => Ok(()),
-            false => Err(DecodeError::differs(
+        if found == self.compression.flag() {
+            Ok(())
+        } else {
+            Err(DecodeError::differs(
                 "compression of multifd",
                 at + 8,
                 format!("{:?}", self.compression),
                 format!("flags {found:#x} (0: none, 0x2: zlib, 0x4: zstd)"),
-            )),
+            ))
         }
     }
 
@@ -323,9 +324,10 @@ impl PacketReader {
             Payload::None => found == plain,
             _ => (1..=COMPRESSED_MAX_BYTES).contains(&found),
         };
-        match fits {
-            true => Ok(found),
-            false => Err(DecodeError::corrupt(
+        if fits {
+            Ok(found)
+        } else {
+            Err(DecodeError::corrupt(
                 "payload of a multifd packet",
                 at + 20,
                 match self.compression {
@@ -333,7 +335,7 @@ impl PacketReader {
                     _ => format!("1 to {COMPRESSED_MAX_BYTES} bytes"),
                 },
                 found,
-            )),
+            ))
         }
     }
 }

@@ -139,9 +139,12 @@ impl Order {
         let offset = input.offset();
         let header = CommandHeader::decode(input)?;
         let length = usize::from(header.payload_bytes);
-        let exactly = |expected: usize| match length == expected {
-            true => Ok(()),
-            false => Err(wrong_length(offset, header, format!("{expected} bytes"))),
+        let exactly = |expected: usize| {
+            if length == expected {
+                Ok(())
+            } else {
+                Err(wrong_length(offset, header, format!("{expected} bytes")))
+            }
         };
         let empty = |order: Self| exactly(0).map(|()| order);
         match header.command {
@@ -191,9 +194,10 @@ fn block_name<I: Input>(input: &mut I) -> Result<String, DecodeError> {
     const WHAT: &str = "RAM block's name";
     let offset = input.offset();
     let name = input.str8(WHAT)?;
-    match name.is_empty() {
-        false => Ok(name),
-        true => Err(DecodeError::corrupt(WHAT, offset, "a name", "none")),
+    if name.is_empty() {
+        Err(DecodeError::corrupt(WHAT, offset, "a name", "none"))
+    } else {
+        Ok(name)
     }
 }
 

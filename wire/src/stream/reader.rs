@@ -293,12 +293,11 @@ impl<'a, R: Read> StreamReader<'a, R> {
     fn section_header(&mut self, at: u64) -> Result<SectionHeader, DecodeError> {
         let header = SectionHeader::decode(&mut self.input)?;
         // As many as there are sections, which are bounded.
-        match self.section_ids.insert(header.id) {
-            true => Ok(header),
-            false => {
-                let found = format!("{} again", header.id);
-                Err(DecodeError::corrupt("section id", at, "a new one", found))
-            }
+        if self.section_ids.insert(header.id) {
+            Ok(header)
+        } else {
+            let found = format!("{} again", header.id);
+            Err(DecodeError::corrupt("section id", at, "a new one", found))
         }
     }
 

@@ -162,14 +162,15 @@ struct Frame {
 
 impl Frame {
     fn check(&self, expected: std::ops::RangeInclusive<usize>) -> Result<(), DecodeError> {
-        match expected.contains(&usize::from(self.length)) {
-            true => Ok(()),
-            false => Err(DecodeError::corrupt(
+        if expected.contains(&usize::from(self.length)) {
+            Ok(())
+        } else {
+            Err(DecodeError::corrupt(
                 "length of a message",
                 self.offset,
                 format!("{expected:?} bytes"),
                 self.length,
-            )),
+            ))
         }
     }
 
@@ -188,14 +189,15 @@ impl Frame {
         let bytes = input.u32(WHAT)?;
         let end = start.checked_add(u64::from(bytes));
         let pages = (start | u64::from(bytes)).is_multiple_of(PAGE_BYTES);
-        match pages && bytes > 0 && end.is_some() {
-            true => Ok((start, bytes)),
-            false => Err(DecodeError::corrupt(
+        if pages && bytes > 0 && end.is_some() {
+            Ok((start, bytes))
+        } else {
+            Err(DecodeError::corrupt(
                 "request for pages",
                 self.offset,
                 "whole pages, at least one",
                 format!("{bytes:#x} bytes at {start:#x}"),
-            )),
+            ))
         }
     }
 

@@ -115,9 +115,10 @@ impl Outlet for FileOutlet {
         facts: &Facts,
     ) -> Result<(), SnapshotError> {
         let tables = std::mem::take(&mut self.tables);
-        let checksums = match self.checksums {
-            true => Checksums::On,
-            false => Checksums::Off,
+        let checksums = if self.checksums {
+            Checksums::On
+        } else {
+            Checksums::Off
         };
         let tail = self.layout.tail(devices, checksums)?;
         for piece in &self.layout.pieces {
@@ -144,9 +145,10 @@ impl Outlet for FileOutlet {
     /// On the disk, and not under its name yet.
     fn settle(&mut self, control: &Control) -> Result<(), SnapshotError> {
         self.file.settle()?;
-        match control.is_cancelled() {
-            true => Err(SnapshotError::Cancelled),
-            false => Ok(()),
+        if control.is_cancelled() {
+            Err(SnapshotError::Cancelled)
+        } else {
+            Ok(())
         }
     }
 

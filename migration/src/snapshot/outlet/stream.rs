@@ -94,9 +94,10 @@ impl Opened for StreamOutlet {
     /// The list of blocks is out already.
     fn lay_out(self, _: Request<'_>, _: &[usize]) -> Result<Self, SnapshotError> {
         let now = self.ram.blocks().iter().map(|block| block.used_bytes());
-        match now.eq(self.lengths.iter().copied()) {
-            true => Ok(self),
-            false => Err(SnapshotError::BlocksChanged),
+        if now.eq(self.lengths.iter().copied()) {
+            Ok(self)
+        } else {
+            Err(SnapshotError::BlocksChanged)
         }
     }
 }

@@ -20,9 +20,10 @@ pub(super) struct Tables {
 impl Tables {
     pub(super) fn new(layout: &Layout, checksums: bool) -> Result<Self, TryReserveError> {
         let pages = || layout.blocks.iter().map(|block| block.pages() as usize);
-        let crcs = match checksums {
-            true => pages().map(unset_crcs).collect::<Result<_, _>>()?,
-            false => Vec::new(),
+        let crcs = if checksums {
+            pages().map(unset_crcs).collect::<Result<_, _>>()?
+        } else {
+            Vec::new()
         };
         Ok(Self {
             present: pages().map(PageSet::try_new).collect::<Result<_, _>>()?,

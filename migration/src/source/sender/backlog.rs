@@ -34,9 +34,10 @@ impl Sender<'_> {
 
     /// Bytes of which it matters whether they were digested.
     pub(super) fn sent_to(&self) -> u64 {
-        match self.returns {
-            true => self.asked_to,
-            false => self.written_bytes(),
+        if self.returns {
+            self.asked_to
+        } else {
+            self.written_bytes()
         }
     }
 

@@ -125,9 +125,10 @@ impl<'a> Sender<'a> {
 
     /// Up to the command that ends it.
     fn work(&mut self) -> Result<Ending, Stopped> {
-        let pings = match self.returns {
-            true => [&[PING_OPEN], &self.job.migration.id().pings()[..]].concat(),
-            false => Vec::new(),
+        let pings = if self.returns {
+            [&[PING_OPEN], &self.job.migration.id().pings()[..]].concat()
+        } else {
+            Vec::new()
         };
         if self.returns {
             let digestion = &mut self.job.migration.lock().heard.digestion;
@@ -159,9 +160,10 @@ impl<'a> Sender<'a> {
     /// Whoever reads a page that cannot be had may have been given zeros for it, and they were sent. From
     /// the last page on nothing goes out before this is known: what is there may be run.
     fn check_ram(&self) -> Result<(), MigrateError> {
-        match self.job.memory.is_spoilt() {
-            true => Err(MigrateError::LostPages),
-            false => Ok(()),
+        if self.job.memory.is_spoilt() {
+            Err(MigrateError::LostPages)
+        } else {
+            Ok(())
         }
     }
 

@@ -50,12 +50,11 @@ impl Sender<'_> {
             (0, digested) => measured.min(digested),
             (given, _) => given,
         };
-        let backlog = match self.can_tell() {
-            true => {
-                let (sent_to, stays) = (self.sent_to(), !self.returns);
-                digestion.backlog(sent_to, stays, bytes_per_s, Instant::now())
-            }
-            false => self.stream.held(bytes_per_s),
+        let backlog = if self.can_tell() {
+            let (sent_to, stays) = (self.sent_to(), !self.returns);
+            digestion.backlog(sent_to, stays, bytes_per_s, Instant::now())
+        } else {
+            self.stream.held(bytes_per_s)
         };
         let (pages, work) = self
             .transfer

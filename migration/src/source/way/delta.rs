@@ -115,9 +115,10 @@ impl Deltas {
     ) -> Result<(), MigrateError> {
         if !self.is_active() {
             let content = stream.page(block, page)?;
-            match content {
-                true => tally.normal_pages += 1,
-                false => tally.zero_pages += 1,
+            if content {
+                tally.normal_pages += 1
+            } else {
+                tally.zero_pages += 1
             }
             return Ok(());
         }

@@ -125,9 +125,10 @@ impl Main<'_> {
     /// An attempt took its time, within a PART: whether to go on, while the other side hears that this one
     /// lives.
     fn go_on(&mut self) -> Result<(), Stopped> {
-        match is_told_to_stop(self.commands) {
-            true => Err(Stopped::Told),
-            false => Ok(self.stream.breathe(BREATH)?),
+        if is_told_to_stop(self.commands) {
+            Err(Stopped::Told)
+        } else {
+            Ok(self.stream.breathe(BREATH)?)
         }
     }
 

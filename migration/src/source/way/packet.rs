@@ -43,15 +43,12 @@ impl Batch {
     /// Adds a page that [`takes`](Self::takes) has promised to take.
     pub(super) fn add(&mut self, block: usize, page: usize, is_gone: bool) {
         self.block = block;
-        match is_gone {
-            true => {
-                self.gone += 1;
-                self.pages[PAGES_MAX - self.gone] = page;
-            }
-            false => {
-                self.pages[self.content] = page;
-                self.content += 1;
-            }
+        if is_gone {
+            self.gone += 1;
+            self.pages[PAGES_MAX - self.gone] = page;
+        } else {
+            self.pages[self.content] = page;
+            self.content += 1;
         }
     }
 
@@ -86,9 +83,10 @@ impl Sorted {
         (self.normal, self.zero) = (0, 0);
         for &page in &batch.pages[..batch.content] {
             let offset = page * page_bytes;
-            let (list, count) = match mapping.is_zero(offset, page_bytes) {
-                true => (&mut zeros, &mut self.zero),
-                false => (&mut self.offsets, &mut self.normal),
+            let (list, count) = if mapping.is_zero(offset, page_bytes) {
+                (&mut zeros, &mut self.zero)
+            } else {
+                (&mut self.offsets, &mut self.normal)
             };
             list[*count] = offset as u64;
             *count += 1;

@@ -35,10 +35,11 @@ fn slots(ram: &GuestRam, forced: &Fallbacks, broken: bool) -> Arc<DirtySlots> {
     let vm = Kvm::new().unwrap().create_vm().unwrap();
     let mut slots = Vec::new();
     for (index, block) in ram.blocks().iter().enumerate() {
-        let number = match index == 1 && broken {
+        let number = if index == 1 && broken {
             // More than KVM has.
-            true => 40_000,
-            false => index as u32,
+            40_000
+        } else {
+            index as u32
         };
         let region = kvm_bindings::kvm_userspace_memory_region {
             slot: number,

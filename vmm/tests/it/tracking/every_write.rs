@@ -222,9 +222,10 @@ impl Discards for Unplugged {
         const PIECE: usize = 100;
         let mut at = range.start;
         while at < range.end {
-            let end = match at < 2048 {
-                true => 2048,
-                false => (at / PIECE + 1) * PIECE,
+            let end = if at < 2048 {
+                2048
+            } else {
+                (at / PIECE + 1) * PIECE
             };
             let end = end.min(range.end);
             if at < 2048 || (at / PIECE).is_multiple_of(2) {
@@ -355,9 +356,10 @@ fn rings_tell_who_writes() {
         wait_writes(&vm, 500);
         tracker.sync(&dirty).unwrap();
         let rates = tracker.vcpu_rates();
-        match name.ends_with("ring") {
-            true => assert!(rates.len() == 2 && rates.iter().all(|&rate| rate > 0)),
-            false => assert!(rates.is_empty(), "{rates:?}"),
+        if name.ends_with("ring") {
+            assert!(rates.len() == 2 && rates.iter().all(|&rate| rate > 0))
+        } else {
+            assert!(rates.is_empty(), "{rates:?}")
         }
     }
 }

@@ -53,9 +53,10 @@ fn counters(vm: &Vm, params: &Params) -> Vec<(u64, u64, u64)> {
 }
 
 fn stream(params: &Params, writer: u64) -> Stream {
-    match writer < params.vcpus {
-        true => Stream::vcpu(params, writer),
-        false => Stream::device(params, writer).unwrap(),
+    if writer < params.vcpus {
+        Stream::vcpu(params, writer)
+    } else {
+        Stream::device(params, writer).unwrap()
     }
 }
 

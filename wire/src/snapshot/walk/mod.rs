@@ -96,9 +96,10 @@ impl<'r, R: ReadAt + ?Sized> Walk<'r, R> {
         }
         let mut found = vec![0; self.file_bytes.min(4) as usize];
         read(self.reader, "magic", 0, &mut found)?;
-        match header::MAGIC.starts_with(&found) {
-            true => Ok(()),
-            false => Err(DecodeError::NotASnapshot { found }),
+        if header::MAGIC.starts_with(&found) {
+            Ok(())
+        } else {
+            Err(DecodeError::NotASnapshot { found })
         }
     }
 
@@ -175,14 +176,15 @@ impl<'r, R: ReadAt + ?Sized> Walk<'r, R> {
                 limit: SECTIONS_MAX as u64,
             });
         }
-        match self.section_ids.insert(header.id) {
-            true => Ok(header),
-            false => Err(DecodeError::corrupt(
+        if self.section_ids.insert(header.id) {
+            Ok(header)
+        } else {
+            Err(DecodeError::corrupt(
                 "section id",
                 offset,
                 "a new one",
                 format!("{} again", header.id),
-            )),
+            ))
         }
     }
 

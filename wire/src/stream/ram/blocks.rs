@@ -251,9 +251,10 @@ impl BlockTable {
             }
             numbers.push(number);
         }
-        match numbers.len() == here.blocks.len() {
-            true => Ok(numbers),
-            false => Err(differs(&list(self))),
+        if numbers.len() == here.blocks.len() {
+            Ok(numbers)
+        } else {
+            Err(differs(&list(self)))
         }
     }
 
@@ -266,9 +267,10 @@ impl BlockTable {
     ) -> Result<(), DecodeError> {
         let length = self.blocks[block].used_length_bytes;
         // Both are whole pages, so the page fits if it begins inside.
-        match page_offset < length && page_offset.is_multiple_of(PAGE_BYTES) {
-            true => Ok(()),
-            false => Err(DecodeError::corrupt(
+        if page_offset < length && page_offset.is_multiple_of(PAGE_BYTES) {
+            Ok(())
+        } else {
+            Err(DecodeError::corrupt(
                 "offset of a page",
                 offset,
                 format!(
@@ -276,7 +278,7 @@ impl BlockTable {
                     self.blocks[block].id
                 ),
                 format!("{page_offset:#x}"),
-            )),
+            ))
         }
     }
 
