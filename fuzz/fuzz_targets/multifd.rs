@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use paguro_wire::PAGE_BYTES;
 use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::multifd::{
-    COMPRESSED_MAX_BYTES, Payload, Init, MAGIC, PACKET_BYTES, PAGES_MAX, PacketReader,
+    COMPRESSED_MAX_BYTES, Init, MAGIC, PACKET_BYTES, PAGES_MAX, PacketReader, Payload,
 };
 use paguro_wire::stream::ram::{BlockTable, ListedBlock};
 
@@ -26,7 +26,10 @@ fuzz_target!(|input: &[u8]| {
         1 => Payload::Zlib,
         _ => Payload::Zstd,
     };
-    let blocks = vec![ListedBlock::new("a", 70 << 12), ListedBlock::new("b", 1 << 12)];
+    let blocks = vec![
+        ListedBlock::new("a", 70 << 12),
+        ListedBlock::new("b", 1 << 12),
+    ];
     let Ok(table) = BlockTable::new(blocks) else {
         return;
     };

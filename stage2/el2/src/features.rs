@@ -38,6 +38,10 @@ pub fn read() -> Features {
 
 impl Features {
     pub fn el2(&self) -> El2 {
-        if self.speculative_at { El2::new(self.ttl).without_stage_1_walks() } else { El2::new(self.ttl) }
+        if self.speculative_at {
+            El2::new(self.ttl).without_stage_1_walks()
+        } else {
+            El2::new(self.ttl)
+        }
     }
 }

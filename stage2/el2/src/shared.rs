@@ -42,7 +42,11 @@ pub fn a_stale_entry_would_lose_a_write(features: &Features) {
 /// The core that collects was about to run another VM, or the host of VHE: what is loaded there must not
 /// keep the invalidation from its aim, and is there afterwards.
 pub fn registers_of_another_vm_are_put_back(features: &Features, stops_walks: bool) {
-    let cpu = if stops_walks { El2::new(features.ttl).without_stage_1_walks() } else { El2::new(features.ttl) };
+    let cpu = if stops_walks {
+        El2::new(features.ttl).without_stage_1_walks()
+    } else {
+        El2::new(features.ttl)
+    };
     let own = Loaded::read();
     let other = Loaded {
         hcr: own.hcr | TGE,
