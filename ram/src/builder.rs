@@ -63,6 +63,13 @@ pub struct GuestRamBuilder {
     discards: Option<Arc<dyn Discards>>,
 }
 
+impl GuestRam {
+    /// RAM of blocks of all kinds, one after the other.
+    pub fn builder() -> GuestRamBuilder {
+        GuestRamBuilder::default()
+    }
+}
+
 impl GuestRamBuilder {
     /// Adds one; blocks are in the order of their guest addresses.
     pub fn block(mut self, block: impl Into<Block>) -> Self {

@@ -7,7 +7,7 @@ use paguro_sys::page_size;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::{Discards, GuestRamBuilder, NothingDiscarded, RamBlock, RamError, Spans};
+use crate::{Discards, Located, NothingDiscarded, RamBlock, RamError, Spans};
 
 /// The RAM blocks of one guest, and what of them is discarded.
 #[derive(Clone, Debug)]
@@ -15,15 +15,6 @@ pub struct GuestRam {
     blocks: Arc<[Arc<RamBlock>]>,
     spans: Spans,
     discards: Arc<dyn Discards>,
-}
-
-/// A page found by its host address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Located {
-    /// Index of the block.
-    pub block: usize,
-    /// Page in the block.
-    pub page: usize,
 }
 
 /// Pages of one block.
@@ -70,11 +61,6 @@ impl GuestRam {
             RamBlock::of_region(&id, region)
         });
         Ok(Self::new(blocks.collect::<Result<_, _>>()?))
-    }
-
-    /// RAM of blocks of all kinds, one after the other.
-    pub fn builder() -> GuestRamBuilder {
-        GuestRamBuilder::default()
     }
 
     /// The blocks, in the order of their guest addresses as the VMM gave them.

@@ -37,10 +37,10 @@ pub use block::{BlockConfig, PageKind, RamBlock};
 pub use builder::{Block, GuestRamBuilder};
 pub use discard::{Discards, NothingDiscarded};
 pub use error::RamError;
-pub use guest::{GuestRam, Located, Pages};
+pub use guest::{GuestRam, Pages};
 pub use populate::{PopulateError, populate};
 pub use set::PageSet;
-pub use span::{Backing, Span, SpanError, Spans};
+pub use span::{Backing, Located, Span, SpanError, Spans};
 
 /// Pages in 2 MiB.
 pub const HUGE_PAGES: usize = paguro_sys::HUGE_PAGE_BYTES / 4096;

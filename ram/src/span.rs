@@ -6,7 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use paguro_sys::{Mapping, page_size};
 
-use crate::{HUGE_PAGES, Located, RamError};
+use crate::{HUGE_PAGES, RamError};
+
+/// A page found by its host address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Index of the block.
+    pub block: usize,
+    /// Page in the block.
+    pub page: usize,
+}
 
 /// What is behind a piece of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

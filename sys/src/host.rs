@@ -2,8 +2,9 @@
 //! rights) is no part of it, but for the right to use userfaultfd, which can be asked for again, and
 //! with it what was not to be had for a reason that may have passed.
 
+use crate::presence::{has_pagemap_scan, probe_marker};
 use crate::uffd::{Features, Uffd, UffdError};
-use crate::{Advice, Limits, Mapping, page_size, presence};
+use crate::{Advice, Limits, Mapping, page_size};
 
 /// What [`Fallbacks::few_mappings`] leaves.
 const FEW_MAPPINGS: usize = 64;
@@ -142,7 +143,7 @@ impl Host {
         let forced = self.forced;
         if let Ok(page) = Mapping::anonymous(page_size(), false) {
             if !self.pagemap_scan && !forced.no_pagemap_scan {
-                self.pagemap_scan = presence::has_pagemap_scan(&page);
+                self.pagemap_scan = has_pagemap_scan(&page);
             }
             if !self.populate_read && !forced.no_populate_read {
                 let asked = page.advise(0, page.len(), Advice::PopulateRead);
@@ -152,7 +153,7 @@ impl Host {
         let has_markers = self.features.contains(Features::WP_UNPOPULATED);
         if self.marker.is_none() && has_markers && !forced.no_marker_entries {
             let uffd = self.open_uffd().ok();
-            self.marker = uffd.and_then(|uffd| presence::probe_marker(&uffd));
+            self.marker = uffd.and_then(|uffd| probe_marker(&uffd));
         }
     }
 
@@ -192,7 +193,7 @@ impl Host {
     }
 
     /// Opens a userfaultfd whose protection is taken away by a write, which it tells nobody: for
-    /// [`presence::Pagemap::take_written`]. Absent pages are protected too.
+    /// [`Pagemap::take_written`](crate::presence::Pagemap::take_written). Absent pages are protected too.
     ///
     /// # Errors
     ///

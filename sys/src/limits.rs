@@ -12,7 +12,7 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::resources;
+use crate::held;
 
 /// Mappings that a process may have where the host does not say: the kernel's default.
 const DEFAULT_MAPPINGS: usize = 65_530;
@@ -233,7 +233,7 @@ impl Limits {
         let path = path.as_ref();
         let path = self.root.join(path.strip_prefix("/").unwrap_or(path));
         if self.root == Path::new("/") {
-            resources::text(path).ok()
+            held::text(path).ok()
         } else {
             std::fs::read_to_string(path).ok()
         }

@@ -7,7 +7,7 @@
 use std::io::{self, BufRead};
 use std::ops::Range;
 
-use crate::resources;
+use crate::held;
 
 /// A mapping, or what of it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) struct Area {
 ///
 /// `/proc` is not there.
 pub(crate) fn areas(range: &Range<usize>) -> io::Result<Vec<Area>> {
-    parse(resources::reader(resources::SMAPS)?, range)
+    parse(held::reader(held::SMAPS)?, range)
 }
 
 /// Whether pages of a range of addresses may be merged. Merging replaces a page, and drops a
@@ -37,7 +37,7 @@ pub(crate) fn areas(range: &Range<usize>) -> io::Result<Vec<Area>> {
 /// As [`areas`].
 pub(crate) fn may_merge(range: Range<usize>) -> io::Result<bool> {
     // Cheap, where the kernel tells (since Linux 6.14): nothing of this process may be.
-    let process = resources::text(resources::KSM_STAT).unwrap_or_default();
+    let process = held::text(held::KSM_STAT).unwrap_or_default();
     if process.lines().any(|line| line == "ksm_mergeable: no") {
         return Ok(false);
     }

@@ -9,8 +9,8 @@ use std::ptr::null_mut;
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
+use crate::held;
 use crate::reserve::has_room;
-use crate::resources;
 use crate::thread_start::{First, halves};
 
 /// How much a thread is raised that a vCPU waits for. No real-time class: one that ran away with a
@@ -189,7 +189,7 @@ impl Pacer {
     /// Of the calling thread, from now on.
     pub fn of_this_thread() -> Self {
         let mut pacer = Self {
-            file: resources::of_thread("/proc/thread-self/schedstat"),
+            file: held::of_thread("/proc/thread-self/schedstat"),
             before: Spent::default(),
         };
         pacer.before = pacer.spent().unwrap_or_default();

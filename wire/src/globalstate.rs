@@ -4,10 +4,11 @@
 //! buffer of 100 bytes that holds the text, zero-padded. QEMU reads a stream without it as
 //! `running`.
 
+use crate::device::name::GLOBAL_STATE;
 use crate::device::{DeviceError, DeviceSection, SectionReader, SectionWriter};
 
 /// The section's name.
-pub const NAME: &str = "globalstate";
+pub const NAME: &str = GLOBAL_STATE;
 /// The section's version.
 pub const VERSION: u32 = 1;
 /// The bytes that hold the text.

@@ -14,7 +14,7 @@ use std::thread::Scope;
 use paguro_wire::stream::header::MAGIC;
 use paguro_wire::stream::multifd;
 
-use super::{Arrival, ReceiveError, lanes, stream};
+use super::{Arrival, ReceiveError, lane, stream};
 use crate::channel::{Channel, ChannelError, Listener, Reader, Stop};
 use crate::machine::Recipient;
 use crate::switchover::outcome::{MESSAGE_BYTES, QUERY_MAGIC};
@@ -98,7 +98,7 @@ fn meet(arrival: &Arrival, recipient: &dyn Recipient, channel: Channel, only_one
             }
         }
         Ok(MULTIFD_MAGIC) if arrival.lanes.count() > 0 => {
-            lanes::receive(arrival, first, reader, handle, &peer);
+            lane::receive(arrival, first, reader, handle, &peer);
         }
         Ok(QUERY_MAGIC) if !only_one => {
             let asker = Arc::new(Mutex::new(writer));

@@ -19,19 +19,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use paguro_wire::DecodeError;
-use paguro_wire::input::Input;
-use paguro_wire::stream::ChannelInput;
-use paguro_wire::stream::multifd::Init;
 use paguro_wire::stream::ram::BlockTable;
 
-use super::direct::Direct;
-use super::memory::{Arriving, TakeError};
-use super::packets::{self, Packets};
-use super::patience::{Clock, Patience};
-use super::{Arrival, ReceiveError, ReceiveOptions};
+use super::error::ReceiveError;
+use super::memory::Arriving;
+use super::options::ReceiveOptions;
 use crate::channel::Handle;
-use crate::multifd::{Compression, Multifd};
+use crate::multifd::Multifd;
+use crate::progress::Progress;
 
 /// How often a wait is looked into.
 const LOOK: Duration = Duration::from_millis(200);
@@ -68,13 +63,13 @@ struct Inner {
 
 /// Packets: how many, and how many there must be by their numbers.
 #[derive(Clone, Copy, Default)]
-struct Taken {
-    packets: u64,
-    numbered: u64,
+pub(super) struct Taken {
+    pub(super) packets: u64,
+    pub(super) numbered: u64,
 }
 
 impl Taken {
-    fn add(&mut self, more: Self) {
+    pub(super) fn add(&mut self, more: Self) {
         self.packets += more.packets;
         self.numbered = self.numbered.max(more.numbered);
     }
@@ -87,9 +82,9 @@ struct Lane {
 }
 
 #[derive(Clone)]
-struct Place {
-    memory: Arc<Arriving>,
-    table: Arc<BlockTable>,
+pub(super) struct Place {
+    pub(super) memory: Arc<Arriving>,
+    pub(super) table: Arc<BlockTable>,
 }
 
 impl Lanes {
@@ -122,8 +117,8 @@ impl Lanes {
 
     /// The main channel came to its mark: waits until each channel is at its SYNC, and lets them
     /// go on.
-    pub(super) fn flush(&self, arrival: &Arrival) -> Result<(), ReceiveError> {
-        let bytes = || arrival.progress.multifd_bytes.load(Relaxed);
+    pub(super) fn flush(&self, progress: &Progress) -> Result<(), ReceiveError> {
+        let bytes = || progress.multifd_bytes.load(Relaxed);
         let mut moved = (bytes(), Instant::now());
         let mut inner = self.lock();
         loop {
@@ -188,7 +183,7 @@ impl Lanes {
     }
 
     /// Takes a channel in, unless its place is taken or nobody wants it any more.
-    fn enter(&self, channel: u8, handle: Handle) -> bool {
+    pub(super) fn enter(&self, channel: u8, handle: Handle) -> bool {
         let mut entered = false;
         self.change(|inner| {
             let over = inner.closed || inner.ended || inner.broken;
@@ -204,7 +199,7 @@ impl Lanes {
     }
 
     /// Holds a channel of which this side was not told, until the main one has seen to it.
-    fn exceed(&self) {
+    pub(super) fn exceed(&self) {
         self.change(|inner| inner.excess += 1);
         let since = Instant::now();
         let mut inner = self.lock();
@@ -217,12 +212,12 @@ impl Lanes {
         }
     }
 
-    fn leave(&self, channel: u8) {
+    pub(super) fn leave(&self, channel: u8) {
         self.change(|inner| inner.lanes[usize::from(channel)] = None);
     }
 
     /// Where pages go; none if the main channel does not come in time.
-    fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<Place> {
         let since = Instant::now();
         let mut inner = self.lock();
         loop {
@@ -238,7 +233,7 @@ impl Lanes {
 
     /// A channel is at SYNC, and took so much since the last one: waits for the main one. Whether it
     /// goes on.
-    fn sync(&self, channel: u8, taken: Taken) -> bool {
+    pub(super) fn sync(&self, channel: u8, taken: Taken) -> bool {
         let mut inner = self.lock();
         inner.taken.add(taken);
         let Some(lane) = &mut inner.lanes[usize::from(channel)] else {
@@ -253,8 +248,13 @@ impl Lanes {
         !inner.is_over()
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.lock().is_over()
+    }
+
+    /// A channel broke.
+    pub(super) fn break_all(&self) {
+        self.change(|inner| inner.broken = true);
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
@@ -275,110 +275,6 @@ impl Lanes {
 impl Inner {
     fn is_over(&self) -> bool {
         self.closed || self.ended || self.broken
-    }
-}
-
-/// Sees to a connection that began like a multifd channel, to its end.
-pub(super) fn receive<R: Direct>(
-    arrival: &Arrival,
-    first: [u8; 4],
-    reader: R,
-    handle: Handle,
-    peer: &str,
-) {
-    let (lanes, Some(multifd)) = (&arrival.lanes, arrival.options.mode.multifd()) else {
-        return;
-    };
-    let limit = arrival.options.silence.map(|silence| 3 * silence);
-    let (reader, clock) = Patience::new(reader, limit);
-    // Pages that go straight to their places go past the buffer; what it holds of those behind a
-    // packet's head is copied, so it is no larger than it must be.
-    let is_plain = multifd.compression == Compression::None;
-    let mut input = if is_plain && reader.is_direct() {
-        ChannelInput::with_buffer(reader, paguro_wire::PAGE_BYTES as usize)
-    } else {
-        ChannelInput::new(reader)
-    }
-    .behind(&first);
-    let channel = match Init::decode(&mut input, &[0; 16], multifd.channels) {
-        Ok(init) => init.channel,
-        Err(error) => {
-            let number = matches!(&error, DecodeError::Corrupt { .. });
-            let error = crate::error::with_causes(&error);
-            tracing::warn!(%peer, %error, "a multifd channel was not let in");
-            if number {
-                // Closed, it would make the source give up before anybody could say why.
-                lanes.exceed();
-            }
-            return;
-        }
-    };
-    // From here on it is the main channel that tells whether the source is well.
-    handle.set_silence(None);
-    if !lanes.enter(channel, handle) {
-        return tracing::warn!(%peer, channel, "a multifd channel came twice, or too late");
-    }
-    let Some(place) = lanes.place() else {
-        tracing::warn!(%peer, channel, "no main channel came with a multifd channel");
-        return lanes.leave(channel);
-    };
-    let guard = Broken(lanes);
-    let taken = Packets::new(place.memory, place.table, multifd.compression)
-        .and_then(|packets| take_all(arrival, channel, packets, &mut input, &clock));
-    match taken {
-        Ok(()) => std::mem::forget(guard),
-        Err(_) if lanes.is_over() => std::mem::forget(guard),
-        Err(error) => {
-            arrival.fail(match error {
-                TakeError::Stream(source) => ReceiveError::Channels { channel, source },
-                TakeError::Place(source) => ReceiveError::Place(source),
-            });
-            drop(guard);
-        }
-    }
-}
-
-/// A channel that ends in another way than it should, by a panic for one, ends all.
-struct Broken<'a>(&'a Lanes);
-
-impl Drop for Broken<'_> {
-    fn drop(&mut self) {
-        self.0.change(|inner| inner.broken = true);
-    }
-}
-
-/// Packet after packet, until all is here.
-fn take_all<R: Direct>(
-    arrival: &Arrival,
-    channel: u8,
-    mut packets: Packets,
-    input: &mut ChannelInput<R>,
-    clock: &Clock,
-) -> Result<(), TakeError> {
-    let progress = &arrival.progress;
-    let mut counted = 0;
-    let mut taken = Taken::default();
-    loop {
-        // However long that takes, as while an operator decides; the end is noticed by the read
-        // that follows.
-        clock.rest();
-        input.at_end(packets::WHAT)?;
-        clock.restart();
-        let Some(came) = packets.take(input, || arrival.lanes.is_over())? else {
-            return Ok(());
-        };
-        taken.add(Taken {
-            packets: 1,
-            numbered: came.number.saturating_add(1),
-        });
-        progress.normal_pages.fetch_add(came.normal, Relaxed);
-        progress.zero_pages.fetch_add(came.zero, Relaxed);
-        let bytes = input.offset() - counted;
-        counted += bytes;
-        progress.multifd_bytes.fetch_add(bytes, Relaxed);
-        if came.sync && !arrival.lanes.sync(channel, std::mem::take(&mut taken)) {
-            return Ok(());
-        }
     }
 }
 

@@ -127,7 +127,7 @@ impl Incoming<'_> {
         if record == RamRecord::MultifdFlush {
             match arrival.lanes.count() {
                 0 => return Err(ReceiveError::NoMultifd),
-                _ => arrival.lanes.flush(arrival)?,
+                _ => arrival.lanes.flush(&arrival.progress)?,
             }
         }
         if self.at_end && record == RamRecord::Eos {

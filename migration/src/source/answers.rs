@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use paguro_wire::stream::ChannelInput;
 use paguro_wire::stream::return_path::Message;
 
-use super::digestion::Digestion;
 use super::{Inner, MigrateError, Migration};
 use crate::channel::Reader;
 use crate::switchover::SourceEvent;
@@ -13,35 +12,6 @@ use crate::switchover::outcome::PING_OPEN;
 
 /// A destination that may be silent for ever has so long for its last words.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-
-/// What was heard of the destination over the connection that there is.
-pub(super) struct Heard {
-    /// What PING 1 and PONG 1 say of it.
-    pub(super) digestion: Digestion,
-    /// When it last said something.
-    pub(super) at: Instant,
-    /// The thread that hears it has ended, or there is none.
-    pub(super) deaf: bool,
-}
-
-impl Heard {
-    /// Nothing so far.
-    pub(super) fn new() -> Self {
-        Self {
-            digestion: Digestion::default(),
-            at: Instant::now(),
-            deaf: false,
-        }
-    }
-
-    /// There is a new connection, which `returns` something or not.
-    pub(super) fn begin(&mut self, returns: bool) {
-        *self = Self {
-            deaf: !returns,
-            ..Self::new()
-        };
-    }
-}
 
 /// Hears until SHUT, or until the channel ends.
 pub(super) fn hear(migration: &Migration, reader: Reader) {

@@ -10,7 +10,8 @@ use std::sync::mpsc::{Sender as CommandSender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Scope, ScopedJoinHandle};
 
-use super::sender::{Command, Sender};
+use super::command::Command;
+use super::sender::Sender;
 use super::transfer::{Job, Transfer};
 use super::way::{self, Deltas, Lane, Multifd, Plain, Way};
 use super::{MigrateError, Mode, Pages, answers, lock};

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
+use super::command::Command;
 use super::connection::{Close, Connection, Unmade, connect};
 use super::outcome::Asking;
-use super::sender::Command;
 use super::standstill::Standstill;
 use super::transfer::{Job, Transfer};
 use super::{MigrateError, MigrateOptions, MigrateReport, Migration};

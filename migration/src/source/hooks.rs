@@ -6,8 +6,8 @@ use std::sync::mpsc::RecvTimeoutError;
 
 use paguro_dirty::tracker::{Tracker, TrackerError};
 
-use super::sender::Command;
-use super::transfer::Nothing;
+use super::command::Command;
+use super::nothing::Nothing;
 
 /// What is broken on purpose, for tests to notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

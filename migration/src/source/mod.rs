@@ -25,12 +25,15 @@
 //! else.
 
 mod answers;
+mod command;
 mod connection;
 mod digestion;
 mod drive;
 mod forecast;
+mod heard;
 mod hooks;
 mod mode;
+mod nothing;
 mod options;
 mod outcome;
 mod outstanding;
@@ -54,7 +57,7 @@ use crate::switchover::{
 };
 use crate::time::micros;
 
-use answers::Heard;
+use heard::Heard;
 
 pub use crate::error::MigrateError;
 pub use crate::progress::{MigrateReport, Progress};

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use paguro_dirty::tracker::Tracker;
 use paguro_ram::GuestRam;
-use paguro_sys::page_size;
 
-use super::options::Unfit;
-use super::transfer::Nothing;
-use super::{MigrateError, MigrateOptions};
+use super::MigrateError;
+use super::nothing::Nothing;
 use crate::Memory;
 use crate::channel::{self, Address, Outgoing};
 use crate::handover::{self, HandOverError, Offered};
@@ -69,23 +67,6 @@ impl Mode {
         match self {
             Self::Precopy(Pages::Xbzrle { cache_bytes }) => Some(*cache_bytes),
             _ => None,
-        }
-    }
-
-    /// What of `options` cannot be in this mode.
-    pub(super) fn check(&self, options: &MigrateOptions) -> Result<(), Unfit> {
-        match self {
-            Self::Precopy(Pages::Plain) => Ok(()),
-            Self::Precopy(Pages::Xbzrle { cache_bytes }) => check_cache(*cache_bytes),
-            Self::Precopy(Pages::Multifd(multifd)) => {
-                multifd.check()?;
-                if !options.connects() {
-                    let rule = "it needs an address that can be connected to more than once";
-                    return Err(("multifd", format!("at {}", options.address), rule));
-                }
-                Ok(())
-            }
-            Self::HandOver { address } => check_hand_over(address.as_ref(), options),
         }
     }
 
@@ -159,108 +140,5 @@ impl Mode {
             }),
             _ => None,
         }
-    }
-}
-
-fn check_cache(bytes: u64) -> Result<(), Unfit> {
-    if !bytes.is_power_of_two() || bytes < page_size() as u64 {
-        let rule = "it is a power of two, and at least a page";
-        return Err(("xbzrle-cache-size", bytes.to_string(), rule));
-    }
-    Ok(())
-}
-
-fn check_hand_over(address: Option<&Address>, options: &MigrateOptions) -> Result<(), Unfit> {
-    const UNIX: &str = "mode cpr-transfer hands over descriptors, for which it takes unix:PATH";
-    let way = address.unwrap_or(&options.address);
-    if !matches!(way, Address::Unix(_)) {
-        return Err(("the cpr channel", way.to_string(), UNIX));
-    }
-    if !options.connects() {
-        let rule = "mode cpr-transfer needs a destination that answers, for there is one RAM: \
-                    tcp, unix or vsock";
-        return Err(("the main channel", options.address.to_string(), rule));
-    }
-    if options.channel.tls.is_some() {
-        let rule = "it is not compatible with tls-creds: no descriptor goes through TLS";
-        return Err(("mode", "cpr-transfer".to_owned(), rule));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::channel::{Stop, TlsOptions};
-
-    fn options(address: &str, mode: Mode) -> MigrateOptions {
-        let channel = channel::Options::new(Stop::new().unwrap());
-        MigrateOptions {
-            mode,
-            ..MigrateOptions::new(address.parse().unwrap(), channel)
-        }
-    }
-
-    #[track_caller]
-    fn assert_refused(options: &MigrateOptions, word: &str) {
-        let error = options.check().unwrap_err().to_string();
-        assert!(error.contains(word), "{error}");
-    }
-
-    #[test]
-    fn ram_is_handed_over_through_a_unix_socket_to_who_answers() {
-        let to = |at: Option<&str>| Mode::HandOver {
-            address: at.map(|at| at.parse().unwrap()),
-        };
-        assert!(options("unix:/m", to(None)).check().is_ok());
-        assert!(
-            options("tcp:1.2.3.4:5", to(Some("unix:/c")))
-                .check()
-                .is_ok()
-        );
-        assert_refused(&options("tcp:1.2.3.4:5", to(None)), "the cpr channel");
-        assert_refused(&options("unix:/m", to(Some("tcp:1.2.3.4:5"))), "unix:PATH");
-        assert_refused(&options("exec:cat", to(Some("unix:/c"))), "main channel");
-        let mut encrypted = options("unix:/m", to(None));
-        encrypted.channel.tls = Some(TlsOptions {
-            directory: "/nowhere".into(),
-            hostname: None,
-        });
-        assert_refused(&encrypted, "tls-creds");
-    }
-
-    #[test]
-    fn each_way_of_pages_has_its_rule() {
-        let by = |address, pages| options(address, Mode::Precopy(pages));
-        for cache_bytes in [0, 2048, 100_000] {
-            assert_refused(
-                &by("exec:cat", Pages::Xbzrle { cache_bytes }),
-                "power of two",
-            );
-        }
-        let cache_bytes = MigrateOptions::XBZRLE_CACHE_BYTES;
-        let pages = Pages::Xbzrle { cache_bytes };
-        assert!(by("exec:cat", pages).check().is_ok());
-        assert_refused(&by("exec:cat", Pages::Multifd(Multifd::new(2))), "multifd");
-        assert_refused(
-            &by("unix:/m", Pages::Multifd(Multifd::new(0))),
-            "must be one",
-        );
-        assert!(
-            by("unix:/m", Pages::Multifd(Multifd::new(2)))
-                .check()
-                .is_ok()
-        );
-    }
-
-    /// What an operator may do with a guest whose RAM another process has.
-    #[test]
-    fn who_has_handed_ram_over_may_not_run_in_it() {
-        let handed = Mode::HandOver { address: None };
-        let may = handed
-            .advice(SourceState::Completed)
-            .map(|advice| advice.may);
-        assert_eq!(may, Some(&[Choice::Quit][..]));
-        assert!(Mode::default().advice(SourceState::Completed).is_none());
     }
 }

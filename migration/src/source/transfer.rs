@@ -1,11 +1,10 @@
 //! What is to be sent and what was, whatever connection it goes by.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paguro_dirty::tracker::{Tracker, TrackerError};
-use paguro_ram::{GuestRam, PageSet};
+use paguro_dirty::tracker::Tracker;
+use paguro_ram::GuestRam;
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::ram::BlockTable;
 
@@ -119,23 +118,4 @@ impl Drop for Transfer {
             self.tracker.stop();
         }
     }
-}
-
-/// A tracker that hears nothing: where there is nothing to hear, or something is broken on purpose.
-pub(super) struct Nothing;
-
-impl Tracker for Nothing {
-    fn start(&self) -> Result<(), TrackerError> {
-        Ok(())
-    }
-
-    fn sync(&self, _: &[PageSet]) -> Result<usize, TrackerError> {
-        Ok(0)
-    }
-
-    fn clear(&self, _: usize, _: Range<usize>) -> Result<(), TrackerError> {
-        Ok(())
-    }
-
-    fn stop(&self) {}
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::uffd::{RegisterMode, Uffd};
-use crate::{Mapping, page_size, resources};
+use crate::{Mapping, held, page_size};
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -66,7 +66,7 @@ pub(crate) fn probe_marker(uffd: &Uffd) -> Option<u64> {
     uffd.register(range.clone(), RegisterMode::WriteProtect)
         .ok()?;
     uffd.protect(range.clone()).ok()?;
-    let entry = entry(&resources::file(resources::PAGEMAP).ok()?, range.start)?;
+    let entry = entry(&held::file(held::PAGEMAP).ok()?, range.start)?;
     let marked = entry & (PRESENT | SWAPPED) == SWAPPED && entry & FRAME != 0;
     marked.then_some(entry & FRAME)
 }

@@ -32,7 +32,7 @@ use std::os::fd::AsFd;
 
 use linux_raw_sys::general as raw;
 
-use crate::{Host, Mapping, resources};
+use crate::{Host, Mapping, held};
 
 pub(crate) use entries::probe_marker;
 pub use file::{file_bytes, file_data, hugetlb, shared};
@@ -67,7 +67,7 @@ impl Pagemap {
     ///
     /// The host's: `/proc` is not mounted, or not any more ([`Resources`](crate::Resources)).
     pub fn open(host: &Host) -> io::Result<Self> {
-        let file = resources::file(resources::PAGEMAP)?;
+        let file = held::file(held::PAGEMAP)?;
         // The right to see frames is that of whoever opens, and may have been given up since.
         let marker = host.marker.filter(|_| entries::shows_frames(&file));
         Ok(Self {

@@ -8,7 +8,7 @@ use linux_raw_sys::general as raw;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl};
 
-use crate::{Mapping, resources};
+use crate::{Mapping, held};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`. Not in linux-raw-sys.
 const PAGEMAP_SCAN: Opcode = 0xC060_6610;
@@ -96,7 +96,7 @@ pub(crate) fn has_pagemap_scan(page: &Mapping) -> bool {
         any_of: raw::PAGE_IS_PRESENT,
         told: 0,
     };
-    resources::file(resources::PAGEMAP).is_ok_and(|file| {
+    held::file(held::PAGEMAP).is_ok_and(|file| {
         let range = page.range(0, page.len());
         walk(file.as_fd(), range, &query, &mut |_| Ok(())).is_ok()
     })

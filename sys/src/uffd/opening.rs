@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl};
 
 use super::{Features, Uffd, UffdError};
-use crate::resources;
+use crate::held;
 
 impl Uffd {
     /// Opens one through `/dev/userfaultfd`, then the system call, then (only faults taken in user
@@ -72,7 +72,7 @@ fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Features, UffdErr
 fn open_device(flags: i32) -> Option<OwnedFd> {
     /// `_IO(0xAA, 0)`: a new userfaultfd from the device. Not in linux-raw-sys.
     const NEW: libc::c_ulong = 0xAA00;
-    let device = resources::file(resources::USERFAULTFD).ok()?;
+    let device = held::file(held::USERFAULTFD).ok()?;
     // SAFETY: the ioctl takes flags by value and returns a new descriptor or -1.
     let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW as _, flags as libc::c_ulong) };
     // SAFETY: a descriptor that is not negative was just made for us.

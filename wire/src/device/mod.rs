@@ -10,6 +10,7 @@
 //! Variable parts (`buffer`, `array_u64`, `array_struct`) are preceded by a `u32` of their
 //! length, a field of its own named `NAME_count`. An empty one is described by its count alone.
 
+pub(crate) mod name;
 mod reader;
 mod writer;
 
@@ -18,11 +19,11 @@ use thiserror::Error;
 pub use reader::SectionReader;
 pub use writer::SectionWriter;
 
-use crate::globalstate;
 use crate::stream::description::{DeviceDescription, FieldDescription};
-use crate::stream::device_name::is_fit;
 
-pub use crate::stream::device_name::SECTION_NAME_MAX_BYTES;
+use name::{GLOBAL_STATE, is_fit};
+
+pub use name::SECTION_NAME_MAX_BYTES;
 
 /// The longest body of a device section that is written or read, in bytes.
 pub const BODY_MAX_BYTES: usize = 16 << 20;
@@ -56,7 +57,7 @@ impl DeviceSection {
     /// would otherwise be found out with the guest stopped.
     pub fn opaque(name: &str, version: u32, bytes: Vec<u8>) -> Result<Self, DeviceError> {
         const FIELD: &str = "bytes";
-        if !is_fit(name) || name == globalstate::NAME {
+        if !is_fit(name) || name == GLOBAL_STATE {
             return Err(DeviceError::BadName {
                 section: name.to_owned(),
                 name: name.to_owned(),

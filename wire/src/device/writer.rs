@@ -2,8 +2,8 @@
 
 use crate::NAME_MAX_BYTES;
 use crate::stream::description::{FieldDescription, StructDescription};
-use crate::stream::device_name::is_fit;
 
+use super::name::is_fit;
 use super::{BODY_MAX_BYTES, DeviceError, DeviceSection};
 
 /// Builds a [`DeviceSection`] field by field. The first error is kept and given by

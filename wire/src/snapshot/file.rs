@@ -11,7 +11,6 @@ use crate::{DecodeError, ReadAt};
 
 use super::Block;
 use super::extension::Extension;
-use super::walk::Walk;
 
 /// The structure of a snapshot file: everything but RAM's and the devices' bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,23 +70,6 @@ pub enum SectionKind {
 }
 
 impl SnapshotFile {
-    /// Reads the structure of a file, of paguro's or QEMU's, and checks it: all lengths, places
-    /// and names, that nothing overlaps, that every section has its footer, and the extension's
-    /// own checksums. Bitmaps, pages and device bodies are not read.
-    ///
-    /// Memory is bounded by the limits of this crate, whatever the file holds.
-    ///
-    /// # Errors
-    /// [`DecodeError`], which says what is wrong and where.
-    pub fn parse<R: ReadAt + ?Sized>(reader: &R) -> Result<Self, DecodeError> {
-        let file_bytes = reader.len_bytes().map_err(|source| DecodeError::Read {
-            what: "length of the file",
-            offset: 0,
-            source,
-        })?;
-        Walk::new(reader, file_bytes).run()
-    }
-
     /// The RAM block of this id and its place in the order.
     pub fn block(&self, id: &str) -> Option<(usize, &Block)> {
         self.blocks

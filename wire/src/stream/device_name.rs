@@ -5,27 +5,13 @@
 //! QEMU's, whose end nobody knows, and none of QEMU's for it. Each section has one name in a stream, and
 //! each name stands for one section.
 
-use crate::NAME_MAX_BYTES;
-use crate::globalstate;
+use crate::device::name::{GLOBAL_STATE, OF};
 
 /// What the names of sections begin with whose length stands before them.
 const OWN: &str = "paguro/";
-/// What the names of a VMM's sections begin with.
-const OF: &str = "paguro/of/";
-
-/// The longest name of a device section, in bytes: a stream has [`NAME_MAX_BYTES`] for it, of which
-/// `paguro/of/` needs some.
-pub const SECTION_NAME_MAX_BYTES: usize = NAME_MAX_BYTES - OF.len();
-
-/// Whether a section may be called so: not empty, not too long, no control characters.
-pub(crate) fn is_fit(name: &str) -> bool {
-    let length = 1..=SECTION_NAME_MAX_BYTES;
-    length.contains(&name.len()) && !name.chars().any(char::is_control)
-}
-
 /// What a section is called in a stream.
 pub(super) fn on_the_way(name: &str) -> String {
-    if name == globalstate::NAME || is_ours(name) {
+    if name == GLOBAL_STATE || is_ours(name) {
         name.to_owned()
     } else {
         format!("{OF}{name}")
@@ -40,7 +26,7 @@ pub(super) fn has_length(name: &str) -> bool {
 /// What a section is called that has this name in a stream; nothing if no section has.
 pub(super) fn arrived(name: &str) -> Option<&str> {
     match name.strip_prefix(OF) {
-        Some(name) if name.is_empty() || name == globalstate::NAME || is_ours(name) => None,
+        Some(name) if name.is_empty() || name == GLOBAL_STATE || is_ours(name) => None,
         Some(name) => Some(name),
         None => Some(name),
     }
@@ -54,6 +40,8 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NAME_MAX_BYTES;
+    use crate::device::name::{SECTION_NAME_MAX_BYTES, is_fit};
 
     #[test]
     fn every_name_comes_back_and_has_one_form() {
@@ -65,7 +53,7 @@ mod tests {
         assert_eq!(on_the_way("paguro/cpu"), "paguro/cpu");
         assert_eq!(on_the_way("x"), "paguro/of/x");
         assert_eq!(on_the_way("paguro/of/x"), "paguro/of/paguro/of/x");
-        assert_eq!(on_the_way(globalstate::NAME), globalstate::NAME);
+        assert_eq!(on_the_way(GLOBAL_STATE), GLOBAL_STATE);
     }
 
     #[test]

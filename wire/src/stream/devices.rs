@@ -23,8 +23,9 @@ use crate::{DecodeError, PAGE_BYTES};
 
 use super::configuration::Configuration;
 use super::description::{DESCRIPTION_MAX_BYTES, Description, DeviceDescription, FieldDescription};
-use super::device_name::{self, SECTION_NAME_MAX_BYTES};
+use super::device_name;
 use super::section::{self, SectionHeader};
+use crate::device::name::{SECTION_NAME_MAX_BYTES, is_fit};
 
 /// The most device sections of a stream.
 pub const DEVICES_MAX: usize = 4096;
@@ -203,7 +204,7 @@ fn check(devices: &[DeviceSection]) -> Result<(), EncodeError> {
                 });
             }
         }
-        if !device_name::is_fit(&name) {
+        if !is_fit(&name) {
             return Err(EncodeError::BadName { name });
         }
         if name == globalstate::NAME && bytes != GLOBALSTATE_BYTES {

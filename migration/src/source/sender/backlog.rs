@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use paguro_wire::stream::order::Order;
 
-use super::{LOOK, Sender, Stopped};
+use super::Sender;
 use crate::channel::ChannelError;
+use crate::source::command::{LOOK, Stopped};
 use crate::source::forecast::{Outlook, is_short, is_worth_a_wait};
 use crate::source::{Inner, MigrateError};
 use crate::stream::BREATH;

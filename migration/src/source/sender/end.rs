@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use paguro_wire::device::DeviceSection;
 use paguro_wire::stream::order::Order;
 
-use super::{Command, Ending, Sender, Slowed, Stopped};
+use super::{Ending, Sender, Slowed};
 use crate::channel::Address;
 use crate::progress::Progress;
 use crate::source::MigrateError;
+use crate::source::command::{Command, Stopped};
 use crate::source::outstanding::Due;
 use crate::stream::{EofError, table_of};
 use crate::switchover::SourceEvent;

@@ -10,8 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use paguro_wire::device::DeviceSection;
-
+use super::command::{Command, Stopped};
 use super::transfer::{Job, Transfer};
 use super::way::{Main, Way, is_told_to_stop};
 use super::{MigrateError, answers};
@@ -22,43 +21,12 @@ use crate::switchover::outcome::PING_OPEN;
 use crate::switchover::{SourceEvent, Unexpected};
 use crate::time::micros;
 
-/// Waits are looked into that often.
-pub(super) const LOOK: Duration = Duration::from_millis(20);
-
-/// What the control side has it do.
-pub(super) enum Command {
-    /// The guest is stopped: send what is left, and these.
-    Rest(Vec<DeviceSection>),
-    /// Send PING with this value.
-    Ping(u32),
-    /// Send the permission to run.
-    Eof,
-    /// Tell the destination to forget it.
-    Forget,
-    /// End the channel as a whole one.
-    Finish,
-}
-
-/// Why the thread ends before it is told to.
-pub(super) enum Stopped {
-    /// It was told to, or the channel is being closed.
-    Told,
-    /// It failed.
-    Failed(MigrateError),
-}
-
 /// What is left to do when all is sent.
 enum Ending {
     /// Nothing: it was confirmed.
     Whole,
     /// The permission to run, which nobody will confirm.
     Eof,
-}
-
-impl From<MigrateError> for Stopped {
-    fn from(error: MigrateError) -> Self {
-        Self::Failed(error)
-    }
 }
 
 /// What sends over one connection.

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use paguro_sys::page_size;
 
-use super::{Sender, Stopped};
+use super::Sender;
 use crate::progress::Progress;
 use crate::source::MigrateError;
+use crate::source::command::Stopped;
 use crate::source::forecast::Outlook;
 use crate::source::options::AtTimeout;
 use crate::time::micros;

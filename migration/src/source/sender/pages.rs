@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Sender, Stopped};
+use super::Sender;
 use crate::source::MigrateError;
+use crate::source::command::Stopped;
 use crate::source::outstanding::{Due, TakeError};
 use crate::source::way::is_told_to_stop;
 use crate::stream::BREATH;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use paguro_sys::{RateLimit, page_size};
 
-use super::{LOOK, Sender, Stopped};
+use super::Sender;
 use crate::progress::Progress;
+use crate::source::command::{LOOK, Stopped};
 use crate::source::forecast::is_worth_a_pass;
 use crate::source::outstanding::Due;
 use crate::source::way::Told;

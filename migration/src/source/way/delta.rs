@@ -15,9 +15,9 @@ use paguro_wire::stream::xbzrle::{self, Encoded};
 use super::{Main, Way};
 use crate::Allowance;
 use crate::source::MigrateError;
+use crate::source::command::Stopped;
 use crate::source::hooks::Hooks;
 use crate::source::outstanding::Due;
-use crate::source::sender::Stopped;
 use crate::source::tally::Tally;
 use crate::stream::Stream;
 

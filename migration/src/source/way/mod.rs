@@ -27,8 +27,8 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use super::MigrateError;
+use super::command::{Command, Stopped};
 use super::outstanding::Due;
-use super::sender::{Command, Stopped};
 use super::tally::Tally;
 use crate::stream::Bandwidth;
 use crate::stream::{BREATH, Stream};

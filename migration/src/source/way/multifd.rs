@@ -20,9 +20,9 @@ use paguro_sys::page_size;
 use super::packet::Batch;
 use super::queue::{Done, Lanes, Queue, Tried};
 use super::{Main, Told, Way};
+use crate::source::command::{LOOK, Stopped};
 use crate::source::hooks::Hooks;
 use crate::source::outstanding::Due;
-use crate::source::sender::{LOOK, Stopped};
 use crate::source::tally::Tally;
 use crate::stream::{Bandwidth, Packing};
 

@@ -1,8 +1,8 @@
 //! Pages in the stream, each as a whole.
 
 use super::{Main, Way};
+use crate::source::command::Stopped;
 use crate::source::outstanding::Due;
-use crate::source::sender::Stopped;
 
 /// The main channel and nothing else.
 pub(in crate::source) struct Plain;

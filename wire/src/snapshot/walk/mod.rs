@@ -20,7 +20,26 @@ use crate::{DecodeError, Medium, ReadAt};
 use super::closing::Closing;
 use super::{Block, RAM_MAX_BYTES, SECTIONS_MAX, Section, SectionKind, SnapshotFile, extension};
 
-pub(super) struct Walk<'r, R: ?Sized> {
+impl SnapshotFile {
+    /// Reads the structure of a file, of paguro's or QEMU's, and checks it: all lengths, places
+    /// and names, that nothing overlaps, that every section has its footer, and the extension's
+    /// own checksums. Bitmaps, pages and device bodies are not read.
+    ///
+    /// Memory is bounded by the limits of this crate, whatever the file holds.
+    ///
+    /// # Errors
+    /// [`DecodeError`], which says what is wrong and where.
+    pub fn parse<R: ReadAt + ?Sized>(reader: &R) -> Result<Self, DecodeError> {
+        let file_bytes = reader.len_bytes().map_err(|source| DecodeError::Read {
+            what: "length of the file",
+            offset: 0,
+            source,
+        })?;
+        Walk::new(reader, file_bytes).run()
+    }
+}
+
+struct Walk<'r, R: ?Sized> {
     reader: &'r R,
     file_bytes: u64,
     input: FileInput<'r, R>,
