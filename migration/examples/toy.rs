@@ -108,7 +108,9 @@ impl Machine for Toy {
     fn pause(&self) -> Result<Box<dyn Paused + '_>, MachineError> {
         self.pausing.store(true, Ordering::Release);
         let cpu = self.cpu.lock().unwrap();
-        Ok(Box::new(AtRest { toy: self, cpu }))
+        let stopped = cpu.stopped;
+        let toy = self;
+        Ok(Box::new(AtRest { toy, cpu, stopped }))
     }
 }
 
@@ -116,6 +118,8 @@ impl Machine for Toy {
 struct AtRest<'t> {
     toy: &'t Toy,
     cpu: MutexGuard<'t, Cpu>,
+    /// It was before.
+    stopped: bool,
 }
 
 impl Paused for AtRest<'_> {
@@ -132,7 +136,7 @@ impl Paused for AtRest<'_> {
     }
 
     fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
-        self.cpu.stopped = false;
+        self.cpu.stopped = self.stopped;
         Ok(())
     }
 

@@ -103,6 +103,9 @@ fn bring_back(file: RestoreFile, host: Host) -> Result<(Vmm, Arc<Filler>), Box<d
         }
         Waiters::LetGo
     }));
+    if filler.has_failed() {
+        return Err("pages of it are lost".into());
+    }
     vmm.vm.go()?;
     Ok((vmm, filler))
 }
@@ -308,7 +311,8 @@ impl Paused for AtRest<'_> {
     }
 
     fn resume(mut self: Box<Self>) -> Result<(), MachineError> {
-        self.stays = None;
+        // As it was before this pause: who stays for another reason stays.
+        self.stays = self.run.stays;
         Ok(()) // Dropping it opens the gates. What can fail in that is to be told here.
     }
 

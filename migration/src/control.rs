@@ -111,6 +111,7 @@ pub struct Control {
     took_us: AtomicU64,
     error: Mutex<Option<String>>,
     page_buffer_bound: Mutex<Option<String>>,
+    not_resumed: Mutex<Option<String>>,
     hook: Option<StatusHook>,
     /// Numbers so far.
     pub counters: Counters,
@@ -140,6 +141,7 @@ impl Control {
             took_us: AtomicU64::new(0),
             error: Mutex::new(None),
             page_buffer_bound: Mutex::new(None),
+            not_resumed: Mutex::new(None),
             hook,
             counters: Counters::default(),
         }
@@ -176,7 +178,8 @@ impl Control {
     /// [`SnapshotOptions::max_bandwidth`](crate::SnapshotOptions::max_bandwidth), whether the snapshot
     /// has begun or not. Any thread.
     pub fn set_max_bandwidth(&self, bytes_per_s: u64) {
-        self.max_bandwidth.store(bytes_per_s, Ordering::Relaxed);
+        let limit = bytes_per_s.min(AS_ASKED - 1);
+        self.max_bandwidth.store(limit, Ordering::Relaxed);
     }
 
     /// The limit that counts now, for one that was begun with such a limit.
@@ -201,6 +204,17 @@ impl Control {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone()
+    }
+
+    /// Why the guest stands still although it was to run on, whatever became of the snapshot.
+    pub fn not_resumed(&self) -> Option<String> {
+        let why = self.not_resumed.lock();
+        why.unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    pub(crate) fn set_not_resumed(&self, why: String) {
+        let before = self.not_resumed.lock();
+        *before.unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(why);
     }
 
     /// What made the page buffer smaller than it would be.

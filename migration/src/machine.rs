@@ -182,7 +182,8 @@ pub enum Stay {
     /// Its RAM was [handed over](crate::handover) to another process, whose guest writes it from now on: it
     /// must never run or be saved here again, whoever asks for that.
     HandedOver,
-    /// Its copy may run elsewhere, or be run from a file, and nobody knows. As [`Stay::MigratedAway`].
+    /// Its copy may run elsewhere, or be run from a file, and nobody knows. As [`Stay::MigratedAway`]; but
+    /// RAM that was being handed over may have been written there, and then it can never run here.
     InDoubt,
     /// Pages of its RAM are lost: it is to run nowhere.
     Spoilt,

@@ -46,7 +46,7 @@
 //! | `restore/read` | reads a file at once | | `pread64` `statx` `clock_nanosleep` |
 //! | `restore/watch` | looks after a mapped file | | `ppoll` `read` `write` |
 //! | `restore/ask` | asks whether it was changed | | `pread64` `statx` |
-//! | `migrate/send` | sends the stream, and all that has no way of its own | | `ppoll` `sendmsg` `recvfrom` `shutdown` `write` `openat` `pread64` `ioctl` `clock_nanosleep` |
+//! | `migrate/send` | sends the stream, and all that has no way of its own | | `ppoll` `sendmsg` `recvfrom` `shutdown` `write` `openat` `pread64` `ioctl` `lseek` `mincore` `statx` `clock_nanosleep` |
 //! | `migrate/answers` | hears the destination | | `ppoll` `recvfrom` `sendmsg` `shutdown` `write` |
 //! | `migrate/lane` | sends pages, one a multifd channel | | `ppoll` `sendmsg` `recvfrom` `shutdown` `write` |
 //! | `migrate/ask` | asks the destination how it went, where that is in doubt | `resolve` | `socket` `connect` `getsockopt` `setsockopt` `ppoll` `sendmsg` `recvfrom` `shutdown` `write` `openat` `read` `statx` `ioctl` `eventfd2` |
@@ -54,9 +54,9 @@
 //! | `receive` | takes in what comes over a connection | | `ppoll` `recvfrom` `recvmsg` `sendmsg` `shutdown` `write` |
 //! | `receive/door` | accepts connections | `receive` | `ppoll` `accept4` `recvfrom` `sendmsg` `shutdown` `eventfd2` `getsockopt` `setsockopt` `write` `ioctl` `openat` `read` `statx` `unlink` |
 //! | `receive/hang-up` | ends a connection after last words | | `ppoll` `recvfrom` `shutdown` `write` |
-//! | `call/snapshot` | [`snapshot`](crate::snapshot()) | `faults` `save` `save/cancel` | `openat` `read` `pread64` `pwrite64` `lseek` `fstat` `fstatfs` `statx` `fsync` `ftruncate` `linkat` `renameat` `ioctl` `userfaultfd` `eventfd2` `write` `prctl` `getpriority` `setpriority` `clock_nanosleep` |
-//! | `call/restore` | [`RestoreFile::open`](crate::restore::RestoreFile::open), [`restore_ram`](crate::restore::restore_ram) | `faults` `pager` `pager/fill` `pager/look` `restore/read` `restore/watch` `restore/ask` | `openat` `read` `pread64` `lseek` `fstat` `statx` `ioctl` `userfaultfd` `eventfd2` `rt_sigaction` |
-//! | `call/migrate` | [`migrate`](crate::source::migrate) | `resolve` `migrate/send` `migrate/answers` `migrate/lane` `migrate/ask` | `socket` `connect` `getsockopt` `setsockopt` `ppoll` `sendmsg` `recvfrom` `shutdown` `openat` `read` `pread64` `write` `statx` `ioctl` `userfaultfd` `eventfd2` |
+//! | `call/snapshot` | [`snapshot`](crate::snapshot()) | `faults` `save` `save/cancel` | `openat` `read` `pread64` `pwrite64` `lseek` `fstat` `fstatfs` `statx` `fsync` `ftruncate` `linkat` `renameat` `unlinkat` `ioctl` `userfaultfd` `eventfd2` `write` `prctl` `getpriority` `setpriority` `clock_nanosleep` |
+//! | `call/restore` | [`RestoreFile::open`](crate::restore::RestoreFile::open), [`fill`](crate::restore::fill), [`restore_ram`](crate::restore::restore_ram) | `faults` `pager` `pager/fill` `pager/look` `restore/read` `restore/watch` `restore/ask` | `openat` `read` `pread64` `lseek` `mincore` `fstat` `statx` `memfd_create` `ftruncate` `ioctl` `userfaultfd` `eventfd2` `rt_sigaction` |
+//! | `call/migrate` | [`migrate`](crate::source::migrate) | `resolve` `migrate/send` `migrate/answers` `migrate/lane` `migrate/ask` | `socket` `connect` `getsockopt` `setsockopt` `ppoll` `sendmsg` `recvfrom` `shutdown` `openat` `read` `pread64` `lseek` `mincore` `write` `statx` `ioctl` `userfaultfd` `eventfd2` |
 //! | `call/receive` | [`Incoming::listen`](crate::channel::Incoming::listen), [`receive`](crate::destination::receive) | `receive/door` `receive/hang-up` | `socket` `bind` `listen` `getsockname` `setsockopt` `sendmsg` `shutdown` `openat` `read` `statx` `unlink` `write` `eventfd2` |
 
 pub use paguro_sys::{HookTaken, on_thread_start};

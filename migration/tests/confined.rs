@@ -21,7 +21,7 @@ use paguro_migration::restore::{RestoreFile, RestoreMode, RestoreOptions, restor
 use paguro_migration::source::{MigrateOptions, Migration, Mode, Pages, migrate};
 use paguro_migration::threads::on_thread_start;
 use paguro_migration::{Control, Memory, SnapshotOptions, snapshot};
-use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
+use paguro_ram::{Backing, BlockConfig, PageKind};
 use paguro_sys::{Fallbacks, Host, NewThread};
 use paguro_testkit::{must_end, skipped};
 use paguro_wire::device::DeviceSection;
@@ -51,12 +51,17 @@ fn every_thread_keeps_to_the_calls_of_its_role() {
     .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("picture");
-    saves(host, &path);
-    for mode in [RestoreMode::Lazy, RestoreMode::Eager, RestoreMode::Map] {
-        restores(host, &path, mode);
-    }
-    for way in Way::ALL {
-        migrates(way, dir.path());
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        saves(&path, backing);
+        for mode in [RestoreMode::Lazy, RestoreMode::Eager, RestoreMode::Map] {
+            // Another one is no kind of memory for a mapped file.
+            if mode != RestoreMode::Map || backing == Backing::Anonymous {
+                restores(host, &path, mode, backing);
+            }
+        }
+        for way in Way::ALL {
+            migrates(way, dir.path(), backing);
+        }
     }
 }
 
@@ -117,20 +122,19 @@ fn calls<T: Send>(role: &str, body: impl FnOnce() -> Result<T, Failed> + Send) -
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-fn layout() -> Vec<BlockConfig> {
+fn layout(backing: Backing) -> Vec<BlockConfig> {
     vec![BlockConfig {
         id: "ram".into(),
         guest_address: 0,
         bytes: PAGES * PAGE,
-        backing: Backing::Anonymous,
+        backing,
         pages: PageKind::Small,
     }]
 }
 
 /// A machine that runs, in the background.
-fn saves(host: Host, path: &Path) {
-    let blocks = layout().into_iter().map(|it| RamBlock::new(it).unwrap());
-    let memory = Memory::new(host, GuestRam::new(blocks.collect()));
+fn saves(path: &Path, backing: Backing) {
+    let memory = memory(PAGES * PAGE, backing);
     let machine = ThreadMachine::start(memory, 2, PAGES);
     machine.run_on(10_000);
     let control = Control::default();
@@ -141,14 +145,14 @@ fn saves(host: Host, path: &Path) {
     machine.run_on(1000);
 }
 
-fn restores(host: Host, path: &Path, mode: RestoreMode) {
+fn restores(host: Host, path: &Path, mode: RestoreMode, backing: Backing) {
     let options = RestoreOptions {
         faults_in_kernel: false,
         ..RestoreOptions::new(mode)
     };
     let restored = calls("restore", || {
         let file = Arc::new(RestoreFile::open(path)?);
-        let restored = restore_ram(&file, layout(), host, &options)?;
+        let restored = restore_ram(&file, layout(backing), host, &options)?;
         restored.on_failure(Box::new(|error| panic!("{error}")));
         Ok(restored)
     });
@@ -192,14 +196,14 @@ impl Way {
     }
 }
 
-fn migrates(way: Way, dir: &Path) {
+fn migrates(way: Way, dir: &Path, backing: Backing) {
     let channel = || channel::Options::new(Stop::new().unwrap());
     let at = match way {
         Way::Tcp => "tcp:127.0.0.1:0".parse().unwrap(),
         _ => Address::Unix(dir.join("socket")),
     };
     let (tell, told) = std::sync::mpsc::channel();
-    let memory_there = memory(PAGES * PAGE);
+    let memory_there = memory(PAGES * PAGE, backing);
     let recipient = Arriving {
         memory: memory_there.clone(),
         name: "leaving",
@@ -211,7 +215,7 @@ fn migrates(way: Way, dir: &Path) {
     receiving.mode = ReceiveMode::Precopy {
         multifd: way.mode().multifd(),
     };
-    let (source, marks) = (memory(PAGES * PAGE), Marks::default());
+    let (source, marks) = (memory(PAGES * PAGE, backing), Marks::default());
     let mapping = source.ram().blocks()[0].mapping();
     mapping.copy_in(0, &vec![7; PAGES * PAGE / 2]);
     let leaving = Leaving {

@@ -12,6 +12,7 @@ use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::machine::{Board, DeviceCost, Machine, MachineError, Paused, Stay, Writer};
 use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
+use paguro_ram::Backing;
 use paguro_ram::PageSet;
 use paguro_testkit::{ends, run};
 use paguro_wire::device::{DeviceSection, SectionWriter};
@@ -35,7 +36,7 @@ struct Slow {
 
 impl Slow {
     fn new(says: Option<DeviceCost>) -> Arc<Self> {
-        let memory = memory(BYTES);
+        let memory = memory(BYTES, Backing::Anonymous);
         for page in 0..100 {
             let mapping = memory.ram().blocks()[0].mapping();
             mapping.copy_in(page * 4096, &[1; 4096]);
@@ -144,7 +145,7 @@ fn moves(machine: &Arc<Slow>, limit: Duration) -> (Result<MigrateReport, Migrate
     sending.linger = Duration::ZERO;
     sending.convergence.timeout = Some(Duration::from_secs(1));
     let recipient = Arriving {
-        memory: memory(BYTES),
+        memory: memory(BYTES, Backing::Anonymous),
         name: "slow",
         loading: SAVING,
         device: None,

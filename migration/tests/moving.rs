@@ -16,6 +16,7 @@ use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{
     MigrateError, MigrateOptions, MigrateReport, Migration, Mode, Pages, migrate,
 };
+use paguro_ram::Backing;
 use paguro_ram::{GuestRam, PageSet, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
@@ -219,7 +220,10 @@ fn tried_of(
     before: impl FnOnce(&Guest),
     act: Act,
 ) -> (GuestRam, GuestRam, Sent, Vec<Stay>) {
-    let (memory, other) = (memory(PAGES * PAGE), memory(PAGES * PAGE));
+    let (memory, other) = (
+        memory(PAGES * PAGE, Backing::Anonymous),
+        memory(PAGES * PAGE, Backing::Anonymous),
+    );
     let (here, there) = (memory.ram().clone(), other.ram().clone());
     let marks = Marks::default();
     let source = Arc::new(Source {

@@ -10,12 +10,12 @@ use paguro_sys::{Fallbacks, Host};
 use paguro_wire::device::DeviceSection;
 
 /// One block of so many bytes.
-pub fn memory(bytes: usize) -> Arc<Memory> {
+pub fn memory(bytes: usize, backing: Backing) -> Arc<Memory> {
     let block = RamBlock::new(BlockConfig {
         id: "ram".into(),
         guest_address: 0,
         bytes,
-        backing: Backing::Anonymous,
+        backing,
         pages: PageKind::Small,
     });
     let host = Host::probe(&Fallbacks::default());

@@ -283,10 +283,14 @@ fn stopped(now: &Value, uri: Option<&str>) -> Value {
         Some("cancelled") => "the migration was cancelled",
         _ => "no reason given",
     };
+    let otherwise = match now["x-paguro-not-resumed"].as_str() {
+        Some(why) => format!("{otherwise}, and the guest does not run on: {why}"),
+        None => otherwise.to_owned(),
+    };
     json!({
         "status": now["status"],
         "uri": uri,
-        "error": now["x-paguro-error"].as_str().unwrap_or(otherwise),
+        "error": now["x-paguro-error"].as_str().unwrap_or(&otherwise),
         "hint": now["x-paguro-hint"],
         "advice": now["x-paguro-advice"],
     })

@@ -233,7 +233,10 @@ impl Control {
         if let Some(why) = stay {
             inner.wanted = false;
             inner.halted = None;
-            inner.stays = Some(why);
+            // Of two who leave it at rest the one counts after whom it can never run.
+            if !matches!(inner.stays, Some(Stay::HandedOver | Stay::Spoilt)) {
+                inner.stays = Some(why);
+            }
             inner.stopped_as = RunState::PostMigrate;
             return Ok(());
         }

@@ -70,7 +70,11 @@ impl Ear {
     /// An error of one's own.
     fn keep(&self, error: &SourceError) -> SourceError {
         match error {
-            error if error.may_pass() && self.early == Waiters::LetGo => self.lost(),
+            error if error.may_pass() && self.early == Waiters::LetGo => self.lost(error),
+            SourceError::Lost { pages, what } => SourceError::Lost {
+                pages: *pages,
+                what: what.clone(),
+            },
             SourceError::Read {
                 block,
                 first,
@@ -106,14 +110,15 @@ impl Ear {
             },
             SourceError::Bug => SourceError::Bug,
             // No page of a mapping is placed, and what else there may be one day is not worse.
-            _ => self.lost(),
+            error => self.lost(error),
         }
     }
 
-    fn lost(&self) -> SourceError {
+    fn lost(&self, error: &SourceError) -> SourceError {
+        let why = crate::error::with_causes(error);
         SourceError::Lost {
             pages: 1,
-            what: self.what.clone(),
+            what: format!("{} ({why})", self.what),
         }
     }
 
@@ -173,6 +178,7 @@ mod tests {
         ear.hear(&read());
         let (said, may_pass) = listen(&ear).recv().unwrap();
         assert!(said.starts_with("1 pages of a.snap") && !may_pass, "{said}");
+        assert!(said.contains("Input/output error"), "{said}");
     }
 
     #[test]

@@ -115,6 +115,14 @@ fn conclude(
         _ if control.is_cancelled() => SnapshotError::Cancelled,
         error => error,
     });
+    let not_resumed = match &result {
+        Ok(report) => report.not_resumed.clone(),
+        Err(SnapshotError::NotResumed { source, .. }) => Some(with_causes(source)),
+        Err(_) => None,
+    };
+    if let Some(why) = not_resumed {
+        control.set_not_resumed(why);
+    }
     match &result {
         Ok(_) => control.finish(Status::Completed, None),
         Err(SnapshotError::Cancelled) => control.finish(Status::Cancelled, None),

@@ -2,7 +2,8 @@
 //!
 //! It is made by [`connect`], [closed](Connection::close) as a whole one or as one that is of no use any
 //! more, and over when it is dropped. What is sent over it is lent to it: a [`Transfer`] is as it was left
-//! when the connection is over, whatever became of that, and another one can take its place.
+//! when the connection is over, whatever became of that, and another one can take its place. What was on its
+//! way when one broke is in no set of pages any more: which of it came only the other side knows.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;

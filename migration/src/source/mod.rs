@@ -240,7 +240,14 @@ impl Migration {
     pub fn advice(&self) -> Advice {
         let inner = self.lock();
         let ram = self.mode.advice(inner.source.state());
-        ram.unwrap_or_else(|| inner.source.advice())
+        let advice = ram.unwrap_or_else(|| inner.source.advice());
+        match inner.error.as_deref() {
+            Some(MigrateError::NotResumed { .. }) => Advice {
+                is: "the guest was to run on here, could not be resumed, and stands still",
+                ..advice
+            },
+            _ => advice,
+        }
     }
 
     /// Why it failed, or why its outcome is in doubt.

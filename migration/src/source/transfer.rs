@@ -105,10 +105,11 @@ impl Transfer {
     ///
     /// The tracker's.
     pub(super) fn track(&mut self) -> Result<(), MigrateError> {
-        if std::mem::replace(&mut self.is_tracked, true) {
-            return Ok(());
+        if !self.is_tracked {
+            self.tracker.start().map_err(MigrateError::Tracker)?;
+            self.is_tracked = true;
         }
-        self.tracker.start().map_err(MigrateError::Tracker)
+        Ok(())
     }
 }
 

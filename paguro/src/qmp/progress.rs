@@ -51,7 +51,7 @@ fn of_job(job: &Job) -> Value {
     if let Some(warning) = report.and_then(|report| report["warning"].as_str()) {
         all["x-paguro-warning"] = warning.into();
     }
-    if let Some(why) = not_resumed(&job.work, report) {
+    if let Some(why) = not_resumed(&job.work) {
         all["x-paguro-not-resumed"] = why.into();
     }
     if let Some(failure) = failure.filter(|_| status != "cancelled") {
@@ -85,12 +85,10 @@ fn unfinished(migration: &Migration) -> Outcome {
 }
 
 /// Why the guest stands still although it was to run on here.
-fn not_resumed(work: &Work, report: Option<&Value>) -> Option<String> {
-    if let Some(why) = report.and_then(|report| report["not_resumed"].as_str()) {
-        return Some(why.to_owned());
-    }
-    let Work::Migration(migration) = work else {
-        return None;
+fn not_resumed(work: &Work) -> Option<String> {
+    let migration = match work {
+        Work::Snapshot { control, .. } => return control.not_resumed(),
+        Work::Migration(migration) => migration,
     };
     match &*migration.error()? {
         MigrateError::NotResumed { source, .. } => Some(with_causes(source)),

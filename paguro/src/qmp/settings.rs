@@ -16,7 +16,7 @@ use crate::cli::{CompressionArg, MultifdArgs};
 /// Parameters of snapshots and migrations.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Those of snapshots; of them `max_bandwidth` and `channels` count for migrations too.
+    /// Those of snapshots; of them `max_bandwidth` and `threads` count for migrations too.
     pub snapshot: SnapshotOptions,
     /// `downtime-limit`
     pub downtime_limit_ms: u64,

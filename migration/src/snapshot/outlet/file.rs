@@ -209,9 +209,6 @@ impl FileOutlet {
         let rest = || {
             let rate = picture.max_bandwidth();
             let done = self.limited_bytes.load(Ordering::Relaxed);
-            if rate == 0 {
-                return None;
-            }
             let limit = self.limit.lock();
             limit
                 .unwrap_or_else(PoisonError::into_inner)

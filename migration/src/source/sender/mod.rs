@@ -7,7 +7,7 @@ mod pages;
 mod passes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use super::command::{Command, Stopped};
@@ -87,6 +87,8 @@ impl<'a> Sender<'a> {
             Err(Stopped::Told) => return,
             Err(Stopped::Failed(error)) => error,
         };
+        // Nobody is to count on a command that would be done no more.
+        self.commands = channel().1;
         answers::last_words(self.job.migration, self.job.silence(), &error);
         self.job.migration.fail(error);
     }

@@ -43,6 +43,10 @@ impl Lane<'_> {
             }
             Ok(Ending::Broken) => {}
             Err(error) => {
+                // What the other side closed may as well end here.
+                if error.is_closed_by_peer() {
+                    self.queue.give_up();
+                }
                 answers::last_words(self.migration, self.silence, &error);
                 self.migration.fail(error);
                 self.queue.give_up();
