@@ -60,17 +60,22 @@ impl Arrivals {
     ///
     /// # Errors
     ///
-    /// [`FaultsError::Register`]; [`Self::end`] undoes what was done.
+    /// [`FaultsError::Register`], `Thread`; [`Self::end`] undoes what was done. `Served`, if it was called
+    /// before.
     pub fn serve(
         &self,
         faults: &Arc<Faults>,
         handler: Arc<dyn MissingHandler>,
     ) -> Result<(), FaultsError> {
-        let _ = self.served.set(Arc::downgrade(faults));
+        if self.served.set(Arc::downgrade(faults)).is_err() {
+            return Err(FaultsError::Served);
+        }
+        // Before anything is registered, and before anybody reads of those who wait already.
+        faults.barrier().missing = Some(handler);
+        faults.listen()?;
         for block in 0..self.received.len() {
             faults.register(block, Use::Missing)?;
         }
-        faults.barrier().missing = Some(handler);
         Ok(())
     }
 
@@ -246,11 +251,15 @@ impl Arrivals {
     ) -> Result<(), FaultsError> {
         let _landing = self.landing.read();
         let (received, mut due) = (&self.received[block], Vec::new());
-        if faults.block(block).unit_pages() == 1 {
-            received.gaps(pages, |gap| due.push(gap));
-        } else if !received.contains(pages.start) {
+        match faults.block(block).unit_pages() {
+            1 => received.gaps(pages, |gap| due.push(gap)),
             // Of the pool a whole one is given back, or nothing of it.
-            due.push(pages);
+            unit => due.extend(
+                pages
+                    .step_by(unit)
+                    .filter(|&first| !received.contains(first))
+                    .map(|first| first..first + unit),
+            ),
         }
         for part in due {
             place(part.clone())?;

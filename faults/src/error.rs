@@ -31,6 +31,9 @@ pub enum FaultsError {
         #[source]
         source: UffdError,
     },
+    /// The caller's: this RAM is served already.
+    #[error("guest RAM is served already")]
+    Served,
     /// A range cannot be protected or released.
     #[error("cannot change the protection of {count} pages of RAM block {block} at page {first}")]
     Protect {

@@ -55,7 +55,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -133,6 +133,8 @@ pub struct Faults {
     /// An eventfd that counts the backlog.
     bell: OwnedFd,
     readers: Mutex<Vec<JoinHandle<()>>>,
+    /// Those that are still to be started.
+    unstarted: AtomicUsize,
     failed_answers: AtomicU64,
     /// When it was traced last that one failed.
     told: Mutex<Option<Instant>>,
@@ -153,13 +155,16 @@ impl Faults {
     /// [`FaultsError::Zeros`].
     pub fn open(host: &Host, ram: GuestRam, readers: usize) -> Result<Arc<Self>, FaultsError> {
         let uffd = host.open_uffd().map_err(FaultsError::Open)?;
-        Self::over(Some(*host), uffd, ram.spans().clone(), readers)
+        let faults = Self::over(Some(*host), uffd, ram.spans().clone(), readers)?;
+        faults.listen()?;
+        Ok(faults)
     }
 
     /// The same over a userfaultfd that somebody else has opened ([`Uffd::adopt`]), and spans of his
     /// memory as he names them. He may be another process: then pages of its memory are watched,
     /// protected, placed and released, all as if they were here. Whoever adopts reads all events; so
-    /// nobody else may.
+    /// nobody else may. They are read from [`Faults::listen`] on: who waits already, because the owner
+    /// registered his memory and ran on, waits until there is somebody with an answer.
     ///
     /// Who opened it may keep a descriptor of his own. Then dropping this ends nothing, and whoever faults
     /// waits on: what is registered is to be [unregistered](Faults::unregister) before
@@ -168,7 +173,7 @@ impl Faults {
     ///
     /// # Errors
     ///
-    /// [`FaultsError::Thread`], [`FaultsError::Zeros`].
+    /// [`FaultsError::Zeros`], [`FaultsError::Thread`].
     pub fn adopt(uffd: Uffd, spans: Spans, readers: usize) -> Result<Arc<Self>, FaultsError> {
         Self::over(None, uffd, spans, readers)
     }
@@ -198,14 +203,25 @@ impl Faults {
             backlog: Mutex::default(),
             bell,
             readers: Mutex::default(),
+            unstarted: AtomicUsize::new(readers.max(1)),
             failed_answers: AtomicU64::new(0),
             told: Mutex::default(),
         });
-        for index in 0..readers.max(1) {
-            let thread = reader::spawn(&faults, index).map_err(FaultsError::Thread)?;
-            faults.readers.lock().push(thread);
-        }
         Ok(faults)
+    }
+
+    /// From now on events are read. [`Arrivals::serve`] calls it; who has other handlers over an adopted
+    /// one calls it when they are [there](Faults::barrier). Calling it again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultsError::Thread`].
+    pub fn listen(self: &Arc<Self>) -> Result<(), FaultsError> {
+        for index in 0..self.unstarted.swap(0, Ordering::AcqRel) {
+            let thread = reader::spawn(self, index).map_err(FaultsError::Thread)?;
+            self.readers.lock().push(thread);
+        }
+        Ok(())
     }
 
     /// The RAM it watches: a span a block.

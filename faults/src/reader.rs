@@ -114,21 +114,29 @@ pub(crate) fn note_removed(
     start: usize,
     end: usize,
 ) -> Option<Broken> {
-    let at = faults.spans.locate(start)?;
-    let pages = at.page..at.page + (end - start).div_ceil(page_size());
-    let pages = pages.start..pages.end.min(faults.block(at.block).max_pages());
-    let broken = Broken {
-        at,
-        missing: handlers
-            .missing
-            .as_ref()
-            .is_some_and(|handler| !returns(|| handler.removed(faults, at.block, pages.clone()))),
-        protected: handlers
-            .protected
-            .as_ref()
-            .is_some_and(|handler| !returns(|| handler.removed(at.block, pages.clone()))),
-    };
-    (broken.missing || broken.protected).then_some(broken)
+    let mut broken = None;
+    for (block, span) in faults.spans.all().iter().enumerate() {
+        // A mapping may be larger than what of it is RAM, and have several spans.
+        let here = span.addresses_of(&(0..span.max_pages()));
+        let (from, to) = (start.max(here.start), end.min(here.end));
+        if from >= to {
+            continue;
+        }
+        let page = (from - here.start) / page_size();
+        let pages = page..(to - here.start).div_ceil(page_size());
+        let missing = (handlers.missing.as_ref())
+            .is_some_and(|handler| !returns(|| handler.removed(faults, block, pages.clone())));
+        let protected = (handlers.protected.as_ref())
+            .is_some_and(|handler| !returns(|| handler.removed(block, pages.clone())));
+        if missing || protected {
+            broken = Some(Broken {
+                at: Located { block, page },
+                missing,
+                protected,
+            });
+        }
+    }
+    broken
 }
 
 /// Handlers that panicked over what was given back.

@@ -191,10 +191,17 @@ impl Limits {
     fn cgroup(&self, path: PathBuf, version: Version) -> Option<Free> {
         let read = |name: &str| self.read(path.join(name));
         let number = |name: &str| -> Option<u64> { read(name)?.trim().parse().ok() };
+        // All of them are looked at, whatever the first one says: they are held open from then on, and a
+        // limit may come later.
+        let used = number(match version {
+            Version::One => "memory.usage_in_bytes",
+            Version::Two => "memory.current",
+        });
+        let stat = read("memory.stat").unwrap_or_default();
         let (limit_bytes, used, prefix) = match version {
             Version::One => (
                 number("memory.limit_in_bytes").filter(|&limit| limit < UNLIMITED_BYTES)?,
-                number("memory.usage_in_bytes")?,
+                used?,
                 "total_",
             ),
             Version::Two => (
@@ -203,11 +210,10 @@ impl Limits {
                     (Some(max), Some(high)) => max.min(high),
                     (max, high) => max.or(high)?,
                 },
-                number("memory.current")?,
+                used?,
                 "",
             ),
         };
-        let stat = read("memory.stat").unwrap_or_default();
         let of_files = |name: &str| -> u64 {
             let value = stat
                 .lines()

@@ -38,7 +38,7 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `Tables`, `Buffer`, `BufferTooSmall`, `Presence`.
+    /// `Tables`, `Buffer`, `BufferTooSmall`, `Pagemap`.
     pub(super) fn new(
         faults: Option<Arc<Faults>>,
         ram: GuestRam,

@@ -90,8 +90,8 @@ impl Freeze {
     ///
     /// # Errors
     ///
-    /// [`FreezeError::Unprotectable`], `Faults`, `Pagemap`, `Tables`, `Buffer`, `BufferTooSmall`: nothing is left
-    /// registered then. `Busy`: another one was not ended yet, and goes on.
+    /// [`FreezeError::Unprotectable`], `Mergeable`, `Presence`, `Faults`, `Pagemap`, `Tables`, `Buffer`,
+    /// `BufferTooSmall`: nothing is left registered then. `Busy`: another one was not ended yet, and goes on.
     pub fn new(
         faults: Option<Arc<Faults>>,
         ram: GuestRam,

@@ -80,6 +80,13 @@ impl Bitmaps {
                 });
             }
         }
+        let blocks = ram.blocks().len();
+        if bits.len() != blocks {
+            return Err(TrackerError::Bitmaps {
+                bitmaps: bits.len(),
+                blocks,
+            });
+        }
         Ok(Self {
             ram,
             bits,

@@ -92,6 +92,14 @@ pub enum TrackerError {
         /// Pages of the block.
         of: usize,
     },
+    /// The caller's: there must be a bitmap for each RAM block, and no more.
+    #[error("there are {bitmaps} bitmaps for {blocks} RAM blocks")]
+    Bitmaps {
+        /// Bitmaps that were given.
+        bitmaps: usize,
+        /// Blocks that there are.
+        blocks: usize,
+    },
     /// A tracker that is not of this crate failed; its source says whose fault it is.
     #[error("{tracker} cannot {doing}")]
     Other {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use paguro_faults::{Arrivals, Faults, Use};
-use paguro_ram::{Backing, GuestRam};
+use paguro_faults::{Arrivals, Faults, FaultsError, Use};
+use paguro_ram::{Backing, BlockConfig, GuestRam, PageKind, RamBlock};
 use paguro_sys::Advice;
 
 use crate::common::*;
@@ -171,4 +171,36 @@ fn nothing_is_registered_behind_the_end() {
     // What comes to a machine that is gone is nobody's.
     drop(faults);
     arrivals.land(0, 0, &[5; PAGE], |_| {}).unwrap();
+}
+
+#[test]
+fn huge_pages_that_come_together_land_one_by_one() {
+    let _alone = alone();
+    let Some(_pool) = HugePages::take(2) else {
+        return;
+    };
+    let Some(host) = host() else { return };
+    let block = RamBlock::new(BlockConfig {
+        id: "ram".into(),
+        guest_address: 0,
+        bytes: 4 << 20,
+        backing: Backing::Memfd,
+        pages: PageKind::Huge,
+    });
+    let ram = GuestRam::new(vec![block.unwrap()]);
+    let faults = Faults::open(&host, ram.clone(), 1).unwrap();
+    let arrivals = Arc::new(Arrivals::new(ram.spans().clone()));
+    let handler = Arc::new(Does(|_: &Faults, at| panic!("{at:?} is wanted")));
+    arrivals.serve(&faults, handler.clone()).unwrap();
+    arrivals.land(0, 0, &[5; 2 << 20], |_| {}).unwrap();
+    let mut noted = 0..0;
+    arrivals
+        .land(0, 0, &[6; 4 << 20], |pages| noted = pages)
+        .unwrap();
+    assert_eq!(noted, 512..1024);
+    let mapping = ram.blocks()[0].mapping();
+    assert!(mapping.is_equal(0, &[5; PAGE]) && mapping.is_equal(2 << 20, &[6; PAGE]));
+    // Nor is it served by two.
+    let twice = arrivals.serve(&faults, handler);
+    assert!(matches!(twice, Err(FaultsError::Served)));
 }

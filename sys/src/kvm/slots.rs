@@ -219,7 +219,7 @@ impl DirtySlots {
     ///
     /// # Errors
     ///
-    /// KVM's: EINVAL without manual protection or for pages beyond the slot.
+    /// KVM's: EINVAL for pages beyond the slot.
     pub fn clear(&self, index: usize, first_page: usize, words: &[u64]) -> io::Result<()> {
         let slot = &self.slots[index];
         let left = (slot.bytes / page_size()).saturating_sub(first_page);

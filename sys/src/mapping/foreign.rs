@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::mm::MapFlags;
+use rustix::mm::{MapFlags, ProtFlags};
 
 use super::{Mapping, Owner};
 use crate::{HUGE_PAGE_BYTES, page_size, smaps};
@@ -51,6 +51,9 @@ pub enum ForeignError {
         /// Bytes in a page.
         page_bytes: usize,
     },
+    /// The caller's: it cannot be read and written.
+    #[error("it is not mapped to be read and written")]
+    Access,
     /// The host's: it does not say how large the pages are. Taken for small ones, huge pages would be
     /// protected and placed wrongly.
     #[error("it cannot be found out how large its pages are")]
@@ -62,13 +65,17 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`ForeignError::NotOwned`], for a region that was made of a pointer; `Pages`; `Unknown`.
+    /// [`ForeignError::NotOwned`], for a region that was made of a pointer; `Access`; `Pages`; `Unknown`.
     pub fn of_region<B>(region: Arc<vm_memory::MmapRegion<B>>) -> Result<Self, ForeignError>
     where
         B: vm_memory::bitmap::Bitmap + Send + Sync + 'static,
     {
         if !region.owned() {
             return Err(ForeignError::NotOwned);
+        }
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        if region.prot() as u32 & access.bits() != access.bits() {
+            return Err(ForeignError::Access);
         }
         let (address, bytes) = (region.as_ptr() as usize, region.size());
         // An owned region was mapped with its flags and its file, so these are to be believed.
