@@ -1,6 +1,9 @@
-//! Times as they are reported.
+//! Times as they are reported, and one that both sides keep.
 
 use std::time::Duration;
+
+/// A side that may be silent for ever has so long to say its last words, and to take those of the other.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Whole microseconds.
 pub(crate) fn micros(time: Duration) -> u64 {

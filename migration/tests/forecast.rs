@@ -12,8 +12,7 @@ use paguro_migration::channel::{self, Address, Incoming, Stop};
 use paguro_migration::destination::{Arrival, ReceiveOptions, receive};
 use paguro_migration::machine::{Board, DeviceCost, Machine, MachineError, Paused, Stay, Writer};
 use paguro_migration::source::{MigrateError, MigrateOptions, MigrateReport, Migration, migrate};
-use paguro_ram::Backing;
-use paguro_ram::PageSet;
+use paguro_ram::{Backing, PageSet};
 use paguro_testkit::{ends, run};
 use paguro_wire::device::{DeviceSection, SectionWriter};
 

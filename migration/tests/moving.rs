@@ -16,8 +16,7 @@ use paguro_migration::multifd::{Compression, Multifd};
 use paguro_migration::source::{
     MigrateError, MigrateOptions, MigrateReport, Migration, Mode, Pages, migrate,
 };
-use paguro_ram::Backing;
-use paguro_ram::{GuestRam, PageSet, presence};
+use paguro_ram::{Backing, GuestRam, PageSet, presence};
 use paguro_sys::presence::Pagemap;
 use paguro_sys::{Advice, Fallbacks, Host};
 use paguro_testkit::{ends, run};

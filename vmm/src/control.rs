@@ -552,6 +552,18 @@ mod tests {
         );
     }
 
+    /// Two who paused it, of whom one gave its RAM away.
+    #[test]
+    fn who_was_left_at_rest_for_good_stays_so_whoever_leaves_it_last() {
+        let (control, _light, _events) = control();
+        control.hold().unwrap();
+        control.hold().unwrap();
+        control.release(Some(Stay::HandedOver)).unwrap();
+        control.release(Some(Stay::Stopped)).unwrap();
+        assert_eq!(control.stays(), Some(Stay::HandedOver));
+        assert!(control.cont().is_err());
+    }
+
     #[test]
     fn a_paused_machine_stays_paused() {
         let (control, light, events) = control();

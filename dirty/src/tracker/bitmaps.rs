@@ -247,6 +247,16 @@ mod tests {
         let bits = AtomicBitmap::new(2 * PAGES * PAGE, large);
         assert_eq!(bits.len(), PAGES);
         assert!(refused(vec![Box::new(bits)]));
+        // One too many: the order of all may be another one than is thought.
+        let two: Vec<Box<dyn WrittenBits>> = vec![Box::new(bitmap()), Box::new(bitmap())];
+        let error = Bitmaps::new(ram(), two).unwrap_err();
+        assert!(matches!(
+            error,
+            TrackerError::Bitmaps {
+                bitmaps: 2,
+                blocks: 1
+            }
+        ));
     }
 
     /// A page is written once, and then looked at: a later mark would hide that one was lost.

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use paguro_ram::{Backing, GuestRam, HUGE_PAGES, PageKind, PageSet, RamBlock};
 use paguro_sys::presence::Pagemap;
-use paguro_sys::{Features, Host, RegisterMode, Uffd, UffdError, page_size};
+use paguro_sys::{Features, Host, RegisterMode, Uffd, UffdError, Waiting, page_size};
 use parking_lot::Mutex;
 
 use super::report::{check, report, sets};
@@ -81,7 +81,7 @@ impl Watch {
             },
         };
         let addresses = ram_block.addresses_of(&new);
-        retry(|| {
+        self.retry(|| {
             self.uffd
                 .register(addresses.clone(), RegisterMode::WriteProtect)
         })
@@ -89,7 +89,8 @@ impl Watch {
         self.registered[block] = new.end;
         for part in steps(new) {
             let addresses = ram_block.addresses_of(&part);
-            retry(|| self.uffd.protect(addresses.clone())).map_err(failed)?;
+            self.retry(|| self.uffd.protect(addresses.clone()))
+                .map_err(failed)?;
         }
         Ok(())
     }
@@ -118,12 +119,23 @@ impl Watch {
             })
     }
 
+    /// The address space may be changing: then it is tried again.
+    fn retry(&self, mut call: impl FnMut() -> Result<(), UffdError>) -> Result<(), UffdError> {
+        let mut waiting = Waiting::default();
+        loop {
+            match call() {
+                Err(UffdError::Again) => waiting.step(&self.uffd),
+                done => return done,
+            }
+        }
+    }
+
     /// Ends protection and registration in steps: at once they would hold up all who fault.
     fn end(&self, ram: &GuestRam) {
         for (block, &pages) in ram.blocks().iter().zip(&self.registered) {
             for part in steps(0..pages) {
                 let addresses = block.addresses_of(&part);
-                if let Err(error) = retry(|| self.uffd.unregister(addresses.clone())) {
+                if let Err(error) = self.retry(|| self.uffd.unregister(addresses.clone())) {
                     // Closing the descriptor does the rest.
                     tracing::debug!(block = block.id(), %error, "not unregistered in steps");
                     break;
@@ -218,14 +230,4 @@ fn steps(pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     pages
         .step_by(HUGE_PAGES)
         .map(move |start| start..end.min(start + HUGE_PAGES))
-}
-
-/// The address space may be changing: then it is tried again.
-fn retry(mut call: impl FnMut() -> Result<(), UffdError>) -> Result<(), UffdError> {
-    loop {
-        match call() {
-            Err(UffdError::Again) => std::thread::yield_now(),
-            done => return done,
-        }
-    }
 }

@@ -1,17 +1,19 @@
 //! Mappings that change under a placement: the page is dropped, the waiter is not.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 
-use paguro_faults::{Faults, Outcome, Use};
-use paguro_ram::{Backing, Located};
-use paguro_sys::Advice;
+use paguro_faults::{Faults, MissingHandler, Outcome, Use};
+use paguro_ram::{Backing, Located, Span, Spans};
+use paguro_sys::{Advice, RegisterMode};
+use paguro_testkit::wait_until;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::common::*;
 
 /// Maps fresh memory, which nobody has registered, over pages of the block.
-fn map_over(faults: &Faults, pages: std::ops::Range<usize>) {
+fn map_over(faults: &Faults, pages: Range<usize>) {
     let mapping = faults.block(0).mapping().unwrap();
     let range = mapping.range(pages.start * PAGE, pages.len() * PAGE);
     let (access, flags) = (
@@ -112,4 +114,49 @@ fn releasing_what_lost_its_registration_wakes_the_writer() {
     faults.release(0, 2..3).unwrap();
     ends(&writer);
     assert_eq!(ends(&read(&faults, 2)), 5);
+}
+
+/// What is given back, block by block.
+#[derive(Default)]
+struct Given(Mutex<Vec<(usize, Range<usize>)>>);
+
+impl MissingHandler for Given {
+    fn missing(&self, faults: &Faults, at: Located) {
+        faults.answer_with_zeros(at);
+    }
+
+    fn removed(&self, _: &Faults, block: usize, pages: Range<usize>) {
+        self.0.lock().unwrap().push((block, pages));
+    }
+
+    fn broken(&self, _: &Faults, at: Located) {
+        panic!("nothing panics over {at:?}");
+    }
+}
+
+/// Of a mapping of eight pages two spans are RAM; what is given back begins before both.
+#[test]
+fn what_is_given_back_counts_in_every_span_that_it_is_in() {
+    let _alone = alone();
+    let Some(host) = host() else { return };
+    let theirs = block("ram", 8, Backing::Anonymous);
+    let (uffd, start) = (host.open_uffd().unwrap(), theirs.mapping().addr());
+    uffd.register(start..start + 8 * PAGE, RegisterMode::Missing)
+        .unwrap();
+    let span = |id, first: usize, pages: usize| {
+        let at = start + first * PAGE;
+        Span::elsewhere(id, at, pages * PAGE, 1, Backing::Anonymous).unwrap()
+    };
+    let spans = Spans::elsewhere(vec![span("low", 2, 2), span("high", 4, 4)]).unwrap();
+    let faults = Faults::adopt(uffd, spans, 1).unwrap();
+    let given = Arc::new(Given::default());
+    faults.barrier().missing = Some(given.clone());
+    faults.listen().unwrap();
+    theirs
+        .mapping()
+        .advise(0, 6 * PAGE, Advice::DontNeed)
+        .unwrap();
+    // The call returns when its event is read, which is a moment before it is told.
+    wait_until("it is told", || given.0.lock().unwrap().len() == 2);
+    assert_eq!(*given.0.lock().unwrap(), [(0, 0..2), (1, 0..2)]);
 }

@@ -15,11 +15,10 @@ use crate::reason::Ended;
 use crate::switchover::{
     Answer, DestinationAction, DestinationEvent, DestinationState, Query, Reason,
 };
+use crate::time::LAST_WORDS;
 
 /// How often it is looked whether the time to linger is over.
 const LOOK: Duration = Duration::from_millis(200);
-/// A source that may be silent for ever has so long to take the last words.
-const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Waits at `listener` for a machine, and lets it in. Blocks until it is decided where it runs and
 /// nobody can ask any more; to be called in a thread of its own, while `arrival` is watched and

@@ -9,9 +9,7 @@ use super::{Inner, MigrateError, Migration};
 use crate::channel::Reader;
 use crate::switchover::SourceEvent;
 use crate::switchover::outcome::PING_OPEN;
-
-/// A destination that may be silent for ever has so long for its last words.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+use crate::time::LAST_WORDS;
 
 /// Hears until SHUT, or until the channel ends.
 pub(super) fn hear(migration: &Migration, reader: Reader) {

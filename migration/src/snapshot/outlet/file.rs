@@ -207,6 +207,7 @@ impl FileOutlet {
         drop(copied);
         self.limited_bytes.fetch_add(bytes, Ordering::Relaxed);
         let rest = || {
+            // Also where there is none: what is written without a limit counts under no later one.
             let rate = picture.max_bandwidth();
             let done = self.limited_bytes.load(Ordering::Relaxed);
             let limit = self.limit.lock();

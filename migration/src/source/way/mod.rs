@@ -30,8 +30,7 @@ use super::MigrateError;
 use super::command::{Command, Stopped};
 use super::outstanding::Due;
 use super::tally::Tally;
-use crate::stream::Bandwidth;
-use crate::stream::{BREATH, Stream};
+use crate::stream::{BREATH, Bandwidth, Stream};
 
 pub(super) use delta::{Deltas, affordable};
 pub(super) use lane::{Lane, introduce};
